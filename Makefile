@@ -1,0 +1,38 @@
+# Every target sets itself up in .venv: a fresh clone needs python3, a C++ compiler and nothing else. nvcc is used if found.
+#
+#   make demo    train AlexNet on handwritten digits with two processes, then show where the pictures are
+#   make test    lint, then every test   (PYTEST="--slow" adds the tests that install a second torch)
+#   make bench   time the operators on this machine
+#   make lint    ruff and clang-format, checking only
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST ?=
+BIN := $(VENV)/bin
+NATIVE := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
+
+.PHONY: demo test bench lint clean
+
+demo: $(VENV)/installed
+	$(BIN)/alexnet-fast train digits --nproc 2 --out runs/demo-$$(date +%Y%m%d-%H%M%S)
+
+test: lint
+	$(BIN)/pytest $(PYTEST)
+
+bench: $(VENV)/installed
+	$(BIN)/pytest benchmarks --benchmark-only
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+
+# torch first and on its own: the extension is built against it, without pip's isolation.
+$(VENV)/installed: $(NATIVE)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch pybind11 'setuptools>=77'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev,demo]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build alexnet_fast/_C*.so *.egg-info

@@ -1,0 +1,9 @@
+"""AlexNet and its stages as custom PyTorch operators, with CPU, CUDA and Triton kernels."""
+
+from alexnet_fast import ops, reference
+from alexnet_fast.backends import BackendError, backend
+from alexnet_fast.models import AlexNet, alexnet
+from alexnet_fast.nn import FusedSequential, fuse
+
+__version__ = "0.1.0"
+__all__ = ["AlexNet", "BackendError", "FusedSequential", "alexnet", "backend", "fuse", "ops", "reference"]

@@ -1,0 +1,154 @@
+"""Which implementation of an operator runs: what is here, why one is missing, and what ``auto`` takes.
+
+``reference``  plain PyTorch, everywhere
+``cpu``        C++ of this package; convolutions through the oneDNN that torch carries
+``cuda``       CUDA C++ of this package, where it was built with nvcc and torch sees a GPU
+``triton``     Triton kernels of this package; on a CPU through its interpreter (TRITON_INTERPRET=1)
+``auto``       the fastest of them for the operator and the device, by the table ``AUTO``
+
+The choice, first wins: an operator's ``backend=`` argument, ``with alexnet_fast.backend(name):``, the environment
+variable ALEXNET_FAST_BACKEND, ``auto``. A named backend never falls back: it raises :class:`BackendError` and says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from alexnet_fast import _C
+
+NAMES = ("reference", "cpu", "cuda", "triton")
+HALF = (torch.float16, torch.bfloat16)
+DTYPES = {
+    "reference": (torch.float32, torch.float64, *HALF),
+    "cpu": (torch.float32, torch.float64, *HALF),
+    "cuda": (torch.float32, *HALF),
+    "triton": (torch.float32, *HALF),
+}
+
+# What ``auto`` takes, per device type and operator. cpu: measured (docs/performance.md). cuda: no GPU has measured
+# these rows yet; they follow the byte counts (the pointwise kernels move fewer) and leave convolutions to cuDNN.
+AUTO = {
+    "cpu": {
+        "lrn": "cpu",
+        "max_pool": "cpu",
+        "epilogue": "cpu",
+        "conv_relu": "cpu",
+        "conv_stage": "cpu",
+        "linear_relu_dropout": "reference",
+    },
+    "cuda": {
+        "lrn": "cuda",
+        "max_pool": "cuda",
+        "epilogue": "cuda",
+        "conv_relu": "cuda",
+        "conv_stage": "cuda",
+        "linear_relu_dropout": "triton",
+    },
+}
+
+
+class BackendError(RuntimeError):
+    """A named backend is unknown, missing here, or does not cover the call; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """One row of :func:`report`: ``reason`` says why the backend is not ``available`` here ('' where it is)."""
+
+    name: str
+    available: bool
+    reason: str
+
+
+_build = _C.build_info()
+_chosen = threading.local()
+_environment = os.environ.get("ALEXNET_FAST_BACKEND") or "auto"
+
+
+def _check_name(name: str) -> None:
+    if name not in NAMES and name != "auto":
+        raise BackendError(f"backend: unknown backend {name!r}; known are auto, {', '.join(NAMES)}")
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Within the block, operators called by this thread run on backend ``name``: one of ``NAMES``, or ``auto``.
+
+    Backward runs on the backend that forward ran on, wherever it is called.
+    """
+    _check_name(name)
+    before = current()
+    _chosen.name = name
+    try:
+        yield
+    finally:
+        _chosen.name = before
+
+
+def current() -> str:
+    """The name in force in this thread."""
+    return getattr(_chosen, "name", _environment)
+
+
+def missing(name: str) -> str:
+    """Why backend ``name`` cannot run on this machine; '' if it can."""
+    if name == "cuda":
+        if _build["cuda"] is None:
+            return "built without CUDA: no nvcc was found, or ALEXNET_FAST_CUDA=0"
+        if torch.version.cuda is None:
+            return "this torch is a build without CUDA"
+        if not torch.cuda.is_available():
+            return "torch sees no CUDA device"
+    if name == "triton":
+        if importlib.util.find_spec("triton") is None:
+            return "the package triton is not installed"
+        if importlib.util.find_spec("alexnet_fast.triton_kernels") is None:
+            return "this version has no Triton kernels"
+        if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
+            return "torch sees no CUDA device (TRITON_INTERPRET=1 runs the kernels on a CPU, slowly)"
+    return ""
+
+
+def report() -> list[Status]:
+    """All backends, with the reason for each that cannot run here."""
+    return [Status(name, not (reason := missing(name)), reason) for name in NAMES]
+
+
+def choose(operator: str, input: Tensor, named: str | None, refusal: str = "") -> str:
+    """The backend that a call of ``operator`` (a stem, such as ``lrn``) on ``input`` runs on.
+
+    ``named`` is the call's ``backend=``; ``refusal`` says what in its arguments only the reference covers, if anything.
+    """
+    name = current() if named is None else named
+    device = input.device.type
+    if torch._C._are_functorch_transforms_active():  # operators registered from Python have no rules for them
+        refusal = "torch.func transforms"
+    if name == "auto":
+        name = AUTO.get(device, {}).get(operator, "reference")
+        absent = (name == "cuda" and _build["cuda"] is None) or (name == "triton" and missing(name))
+        if refusal or absent or input.dtype not in DTYPES[name]:
+            return "reference"
+        return name
+    _check_name(name)
+    if name == "reference":
+        return name
+    if refusal:
+        raise BackendError(f"{operator}: backend {name!r} does not cover {refusal}; 'reference' and 'auto' do")
+    if device != name and not (name == "triton" and device in ("cuda", "cpu")):
+        raise BackendError(f"{operator}: backend {name!r} does not run on {device} tensors")
+    if reason := missing(name):
+        raise BackendError(f"{operator}: backend {name!r} is missing: {reason}")
+    if name == "triton" and device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise BackendError(f"{operator}: backend 'triton' runs on cpu tensors under TRITON_INTERPRET=1 alone")
+    if input.dtype not in DTYPES[name]:
+        wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES[name])
+        raise BackendError(f"{operator}: backend {name!r} takes {wanted}, got {input.dtype}")
+    return name

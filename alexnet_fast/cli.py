@@ -1,0 +1,203 @@
+"""``alexnet-fast train [DATA] | eval | predict IMAGE… | doctor``
+
+Exit codes: 0 done; 1 the run broke off; 2 the input cannot be used (one line on standard error says why); 130 and 143
+stopped by Ctrl-C or SIGTERM, after a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from alexnet_fast import _C, __version__, backends
+from alexnet_fast.backends import BackendError
+from alexnet_fast.errors import InputError, RunError
+from alexnet_fast.models import VARIANTS
+
+app = typer.Typer(
+    help="AlexNet: train it, evaluate it, use it.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DATA_HELP = "digits, fashion-mnist:DIR, or a folder with train/CLASS/* and val/CLASS/*"
+BACKEND_HELP = ", ".join(("auto", *backends.NAMES))
+NET, RUN, RANKS = "Net", "Run", "Ranks and loading"
+
+
+def _option(help: str, *names: str, panel: str | None = None) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False)
+
+
+@app.command()
+def train(
+    data: Annotated[str | None, typer.Argument(help=f"{DATA_HELP} (digits)", show_default=False)] = None,
+    epochs: Annotated[int | None, _option("passes over the training set (digits 6, folders 90)")] = None,
+    batch_size: Annotated[
+        int | None, _option("images a step, over all ranks (digits 64, folders 256)", "--batch-size", "-b")
+    ] = None,
+    lr: Annotated[float | None, _option("learning rate (digits 0.003, folders 0.01)")] = None,
+    schedule: Annotated[
+        str | None, _option("step, cosine or constant (digits cosine, folders step)", "--schedule", "--sched")
+    ] = None,
+    warmup: Annotated[
+        float | None, _option("epochs of linear warm-up (digits 1, folders 0)", "--warmup", "--warmup-epochs")
+    ] = None,
+    lr_step: Annotated[
+        float | None, _option("epochs between cuts of schedule step (30)", "--lr-step", "--lr-step-size")
+    ] = None,
+    lr_gamma: Annotated[float | None, _option("factor of each cut (0.1)")] = None,
+    momentum: Annotated[float | None, _option("of SGD (0.9)")] = None,
+    weight_decay: Annotated[
+        float | None, _option("of SGD (digits 5e-4, folders 1e-4)", "--weight-decay", "--wd")
+    ] = None,
+    label_smoothing: Annotated[float | None, _option("share of the target spread over all classes (0)")] = None,
+    variant: Annotated[str | None, _option(f"{', '.join(VARIANTS)} (torchvision)", panel=NET)] = None,
+    image_size: Annotated[
+        int | None,
+        _option("side in pixels (digits 64, folders the variant's)", "--image-size", "--img-size", panel=NET),
+    ] = None,
+    num_classes: Annotated[int | None, _option("outputs (as many as DATA has classes)", panel=NET)] = None,
+    dropout: Annotated[float | None, _option("of fc6 and fc7 (digits 0.2, folders 0.5)", panel=NET)] = None,
+    init: Annotated[str | None, _option("variant (as it states) or kaiming (digits kaiming)", panel=NET)] = None,
+    weights: Annotated[
+        str | None,
+        _option("pretrained: DEFAULT, a file, a checkpoint's folder or a URL; a new head if classes differ", panel=NET),
+    ] = None,
+    freeze_features: Annotated[
+        bool | None, _option("train the classifier alone", "--freeze-features", panel=NET)
+    ] = None,
+    out: Annotated[
+        str | None, _option("output folder (runs/DATA-VARIANT-TIME)", "--out", "--output", panel=RUN)
+    ] = None,
+    resume: Annotated[
+        str | None, _option("go on with the run in this folder, or from this checkpoint of it", panel=RUN)
+    ] = None,
+    max_steps: Annotated[int | None, _option("stop after so many steps in all", panel=RUN)] = None,
+    checkpoint_steps: Annotated[
+        int | None, _option("steps between checkpoints inside an epoch, 0 for none (digits 0, folders 1000)", panel=RUN)
+    ] = None,
+    log_steps: Annotated[int | None, _option("steps between rows of metrics.jsonl (10)", panel=RUN)] = None,
+    seed: Annotated[int | None, _option("of everything drawn (0)", panel=RUN)] = None,
+    tensorboard: Annotated[
+        bool | None, _option("TensorBoard logs in the output folder", "--tensorboard", panel=RUN)
+    ] = None,
+    nproc: Annotated[int | None, _option("ranks to start here: NCCL with GPUs, gloo without (1)", panel=RANKS)] = None,
+    precision: Annotated[str | None, _option("fp32 or bf16 autocast (fp32)", panel=RANKS)] = None,
+    backend: Annotated[str | None, _option(f"{BACKEND_HELP} (auto)", panel=RANKS)] = None,
+    workers: Annotated[
+        int | None, _option("loader processes a rank (digits 0, folders up to 4)", "--workers", "-j", panel=RANKS)
+    ] = None,
+    synthetic: Annotated[
+        bool | None, _option("noise instead of DATA: times all but reading", "--synthetic", panel=RANKS)
+    ] = None,
+    max_bad: Annotated[float | None, _option("share of a set's files that may be unusable (0.05)", panel=RANKS)] = None,
+) -> None:
+    """Train AlexNet. Defaults follow DATA; config.json in the output folder holds them all."""
+    given = {name: value for name, value in locals().items() if value is not None and name != "resume"}
+    from alexnet_fast.train import train as run
+
+    raise typer.Exit(run(given, resume))
+
+
+@app.command("eval")
+def evaluate(
+    checkpoint: Annotated[str, typer.Argument(help="a run's folder (its best checkpoint), or one of its checkpoints")],
+    data: Annotated[str | None, typer.Argument(help=f"{DATA_HELP} (the run's own)", show_default=False)] = None,
+    batch_size: Annotated[int | None, _option("images at a time, over all ranks", "--batch-size", "-b")] = None,
+    workers: Annotated[int | None, _option("loader processes a rank", "--workers", "-j")] = None,
+    nproc: Annotated[int | None, _option("ranks to start here (1)")] = None,
+    precision: Annotated[str | None, _option("fp32 or bf16")] = None,
+    backend: Annotated[str | None, _option(BACKEND_HELP)] = None,
+    as_json: Annotated[bool, _option("print JSON", "--json")] = False,
+) -> None:
+    """Loss, top-1 and top-5 accuracy on held-out images."""
+    from alexnet_fast.train import evaluate_checkpoint
+
+    named = {"batch_size": batch_size, "workers": workers, "nproc": nproc, "precision": precision, "backend": backend}
+    options = {name: value for name, value in named.items() if value is not None}
+    raise typer.Exit(evaluate_checkpoint(checkpoint, data, options, as_json))
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="picture files")],
+    weights: Annotated[str, _option("a run's folder (its best checkpoint), or one of its checkpoints")],
+    top: Annotated[int, typer.Option(min=1, help="classes to name for each picture")] = 5,
+    backend: Annotated[str | None, _option(f"{BACKEND_HELP} (auto)")] = None,
+    as_json: Annotated[bool, _option("print JSON", "--json")] = False,
+) -> None:
+    """The likeliest classes of pictures, with their probabilities."""
+    from alexnet_fast.train import predict as run
+
+    raise typer.Exit(run(images, weights, top, backend or backends.current(), as_json))
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, _option("print JSON", "--json")] = False) -> None:
+    """What is installed, what was built, and which backends work here."""
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    facts: dict[str, Any] = {
+        "alexnet_fast": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **{name: _version(name) for name in ("triton", "numpy", "pillow", "safetensors")},
+        **{f"{name} (extra)": _version(name) for name in ("scikit-learn", "matplotlib", "tensorboard")},
+        "cores": len(os.sched_getaffinity(0)),
+        "gpus": ", ".join(gpus) or "none",
+    }
+    facts |= {f"built: {name}": value for name, value in _C.build_info().items()}
+    report = backends.report()
+    if as_json:
+        states = {status.name: {"available": status.available, "reason": status.reason} for status in report}
+        print(json.dumps({"facts": facts, "backends": states}, default=str))
+        return
+    console = Console()
+    about = Table(show_header=False)
+    for name, value in facts.items():
+        about.add_row(name, escape(", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)))
+    console.print(about)
+    table = Table("backend", "works here", "reason")
+    for status in report:
+        table.add_row(status.name, "yes" if status.available else "no", escape(status.reason))
+    console.print(table)
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def main() -> None:
+    """The command's entry point: turns errors into one line and an exit code."""
+    usage_error = typer.BadParameter.__base__  # of every misuse of the command line; typer exports it under no name
+    try:
+        code = app(standalone_mode=False)
+    except usage_error as error:
+        code = _fail(2, error.format_message() or "no command given; see alexnet-fast --help")
+    except (InputError, BackendError) as error:
+        code = _fail(2, error)
+    except (RunError, OSError) as error:
+        code = _fail(1, error)
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    sys.exit(code)
+
+
+def _fail(code: int, error: object) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code

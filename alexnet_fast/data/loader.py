@@ -1,0 +1,143 @@
+"""Batches for one rank. The order of images, their share-out and their augmentation depend on (seed, epoch, image)
+alone.
+
+A batch of the whole run is split over ranks by stride: rank r of w takes its images r, r + w, r + 2w and so on. No
+image is dropped and none is counted twice, whatever the sizes: a place that must not count carries the label
+``NOT_COUNTED``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from alexnet_fast.data.images import BadImage
+from alexnet_fast.data.random import Draws, mix
+from alexnet_fast.data.sources import Split
+from alexnet_fast.data.transforms import Transform
+from alexnet_fast.errors import RunError
+
+NOT_COUNTED = -100  # cross_entropy's default ignore_index: no loss, no gradient
+REPLACEMENTS = 16  # with at most a tenth of the files bad, sixteen bad ones in a row do not happen
+WORKER_DIED = "a loader worker process died (killed, or out of memory)"
+
+
+class Batch(NamedTuple):
+    """One rank's part of a batch.
+
+    ``images`` uint8 (n, 3, side, side) channels_last, ``labels`` int64 (n,), ``counted`` images of the batch over all
+    ranks, ``bad`` (path, reason) of files that could not be used.
+    """
+
+    images: Tensor
+    labels: Tensor
+    counted: int
+    bad: list[tuple[str, str]]
+
+
+class _Images(torch.utils.data.Dataset):
+    """Decodes and crops. An unusable file is replaced while training, and left out of an evaluation."""
+
+    def __init__(self, split: Split, transform: Transform, key: tuple[int, int] | None):
+        self.split, self.transform, self.key = split, transform, key
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int, list[tuple[str, str]]]:
+        bad = []
+        draws = Draws(*self.key, index) if self.key else None
+        for _ in range(REPLACEMENTS):
+            try:
+                image, label = self.split.read(index)
+                return self.transform(image, draws), label, bad
+            except BadImage as error:
+                bad.append((error.path, error.reason))
+            if draws is None:
+                break
+            index = draws.below(len(self.split))
+        return np.zeros((self.transform.side, self.transform.side, 3), np.uint8), NOT_COUNTED, bad
+
+
+def _collate(items: list[tuple[np.ndarray, int, list]]) -> tuple[Tensor, Tensor, list[tuple[str, str]]]:
+    images = torch.from_numpy(np.stack([image for image, _, _ in items])).permute(0, 3, 1, 2)
+    return images, torch.tensor([label for _, label, _ in items]), [bad for _, _, bads in items for bad in bads]
+
+
+def _ignore_signals(worker: int) -> None:
+    # Ctrl-C reaches the whole process group; the rank still needs its workers to finish the step and save.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _load(images: _Images, batches: list[list[int]], workers: int) -> Iterator[tuple[Tensor, Tensor, list]]:
+    loader = DataLoader(
+        images,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_collate,
+        worker_init_fn=_ignore_signals,
+        pin_memory=torch.cuda.is_available(),
+    )
+    try:
+        yield from loader
+    except (EOFError, ConnectionError, FileNotFoundError) as error:  # the worker died while handing over a batch
+        raise RunError(WORKER_DIED) from error
+
+
+@contextlib.contextmanager
+def worker_deaths_named() -> Iterator[None]:
+    """Turns torch's error about a dead loader worker, which a signal handler may raise anywhere, into a RunError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise again while the loader is put away
+        raise RunError(WORKER_DIED) from error
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Batches in an epoch; the last one may be smaller."""
+    return -(-images // batch_size)
+
+
+def training_batches(
+    split: Split,
+    transform: Transform,
+    *,
+    seed: int,
+    epoch: int,
+    first: int,
+    batch_size: int,
+    rank: int,
+    world: int,
+    workers: int,
+) -> Iterator[Batch]:
+    """The epoch's batches from number ``first`` on, in its own permutation; ``batch_size`` counts all ranks.
+
+    A rank for which the last batch leaves no image gets one that does not count.
+    """
+    generator = torch.Generator().manual_seed(mix(seed, epoch) >> 1)
+    order = torch.randperm(len(split), generator=generator)
+    whole = order.split(batch_size)[first:]
+    shares = [(part[rank::world] if len(part) > rank else part[:1]).tolist() for part in whole]
+    loaded = _load(_Images(split, transform, (seed, epoch)), shares, workers)
+    for part, (images, labels, bad) in zip(whole, loaded, strict=True):
+        if len(part) <= rank:
+            labels = torch.full_like(labels, NOT_COUNTED)
+        yield Batch(images, labels, len(part), bad)
+
+
+def evaluation_batches(
+    split: Split, transform: Transform, *, batch_size: int, rank: int, world: int, workers: int
+) -> Iterator[Batch]:
+    """The rank's share of the set, in order, ``batch_size`` / ``world`` images at a time."""
+    share, size = list(range(rank, len(split), world)), max(1, batch_size // world)
+    parts = [share[start : start + size] for start in range(0, len(share), size)]
+    for images, labels, bad in _load(_Images(split, transform, None), parts, workers):
+        yield Batch(images, labels, int((labels != NOT_COUNTED).sum()), bad)

@@ -1,0 +1,195 @@
+"""Where labelled images come from.
+
+``digits``             scikit-learn's 1,797 handwritten digits, 8x8; 1,438 to train on, always the same 359 held out
+``fashion-mnist:DIR``  the four IDX files of Fashion-MNIST, gzipped or not
+``DIR``                ImageFolder: DIR/train/CLASS/* and DIR/val/CLASS/*, classes in sorted order
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from alexnet_fast.data.images import read_image
+from alexnet_fast.data.random import Draws
+from alexnet_fast.errors import InputError
+
+FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+FASHION_FILES = (
+    ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+)
+IDX_LIMIT = 1 << 31  # bytes; Fashion-MNIST's largest file holds 47 million
+
+
+class Split(Protocol):
+    """Images by number."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        """The picture and its label; raises :class:`alexnet_fast.data.BadImage`."""
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """Pictures in memory: uint8 (n, height, width[, 3]), and their labels (n,)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self.images[index]), int(self.labels[index])
+
+
+@dataclass(frozen=True)
+class FolderImages:
+    """Pictures in files."""
+
+    paths: list[Path]
+    labels: list[int]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        return read_image(self.paths[index]), self.labels[index]
+
+
+@dataclass(frozen=True)
+class SyntheticImages:
+    """Noise of the net's own size, from a pool of 64 pictures: a run with it times everything but the reading of
+    files.
+    """
+
+    length: int
+    num_classes: int
+    pool: np.ndarray
+
+    def __len__(self) -> int:
+        return self.length
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self.pool[index % len(self.pool)]), index % self.num_classes
+
+
+@dataclass(frozen=True)
+class Data:
+    """A training set and a held-out set over the same ``classes``."""
+
+    classes: list[str]
+    train: Split
+    val: Split
+
+
+def kind_of(data: str) -> str:
+    """``digits``, ``fashion-mnist`` or ``folder``."""
+    return "digits" if data == "digits" else "fashion-mnist" if data.startswith("fashion-mnist:") else "folder"
+
+
+def open_data(data: str) -> Data:
+    """The two sets behind a DATA argument; raises :class:`InputError` where they are missing or do not fit together."""
+    kind = kind_of(data)
+    if kind == "digits":
+        return _digits()
+    return _fashion_mnist(Path(data.removeprefix("fashion-mnist:"))) if kind == "fashion-mnist" else _folder(Path(data))
+
+
+def synthetic_data(num_classes: int, side: int) -> Data:
+    """12,800 noise pictures to train on, 1,280 held out."""
+    pool = np.random.default_rng(0).integers(0, 256, (64, side, side, 3), np.uint8)
+    names = [f"class {number}" for number in range(num_classes)]
+    return Data(names, SyntheticImages(12_800, num_classes, pool), SyntheticImages(1_280, num_classes, pool))
+
+
+def _digits() -> Data:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise InputError("digits: needs scikit-learn, from the extra demo: pip install 'alexnet-fast[demo]'") from None
+    digits = load_digits()
+    images = (digits.images * (255 / 16)).round().astype(np.uint8)
+    held_out = np.zeros(len(images), bool)
+    for digit in range(10):  # a fifth of each digit, drawn by a key of its own so that --seed does not move it
+        members = np.flatnonzero(digits.target == digit).tolist()
+        draws = Draws(digit)
+        for _ in range(round(len(members) / 5)):
+            held_out[members.pop(draws.below(len(members)))] = True
+    train, val = (ArrayImages(images[rows], digits.target[rows]) for rows in (~held_out, held_out))
+    return Data([str(digit) for digit in range(10)], train, val)
+
+
+def _fashion_mnist(folder: Path) -> Data:
+    splits = []
+    for image_file, label_file in FASHION_FILES:
+        images, labels = _read_idx(folder, image_file, 3), _read_idx(folder, label_file, 1)
+        if len(images) != len(labels):
+            raise InputError(f"{folder}: {image_file} holds {len(images)} images, {label_file} {len(labels)} labels")
+        if len(labels) == 0 or labels.max() > 9:
+            raise InputError(f"{folder / label_file}: expected labels from 0 to 9")
+        splits.append(ArrayImages(images, labels))
+    return Data(list(FASHION), *splits)
+
+
+def _read_idx(folder: Path, name: str, dimensions: int) -> np.ndarray:
+    """An IDX file of bytes: 0, 0, 8 (unsigned byte), the number of dimensions; their lengths, big-endian; the bytes."""
+    path = next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+    if path is None:
+        raise InputError(f"{folder / name}: no such file, gzipped or not")
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            if file.read(4) != bytes((0, 0, 8, dimensions)):
+                raise InputError(f"{path}: not an IDX file of bytes in {dimensions} dimensions")
+            shape = tuple(np.frombuffer(file.read(4 * dimensions), ">u4").tolist())
+            size = np.prod(shape, dtype=object)
+            if len(shape) != dimensions or size > IDX_LIMIT:
+                raise InputError(f"{path}: header asks for {size} bytes; the limit is {IDX_LIMIT}")
+            content = file.read(size)
+    except (OSError, EOFError, gzip.zlib.error, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: {' '.join(str(error).split())}") from None
+    if len(content) != size:
+        raise InputError(f"{path}: truncated: {len(content)} bytes of {size}")
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _folder(folder: Path) -> Data:
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder}: no such folder (DATA is digits, fashion-mnist:DIR, or a folder with train/ and val/)"
+        )
+    classes = {}
+    for part in ("train", "val"):
+        if not (folder / part).is_dir():
+            raise InputError(f"{folder}: has no folder {part}/ (wanted: train/CLASS/*.jpg and val/CLASS/*.jpg)")
+        classes[part] = {entry.name for entry in (folder / part).iterdir() if entry.is_dir() and entry.name[0] != "."}
+        if not classes[part]:
+            raise InputError(f"{folder / part}: holds no class folders")
+    for part, other in (("val", "train"), ("train", "val")):
+        if missing := sorted(classes[other] - classes[part]):
+            raise InputError(f"{folder / part}: class {', '.join(missing)} of {other}/ is missing")
+    names = sorted(classes["train"])
+    return Data(names, *(_files(folder / part, names) for part in ("train", "val")))
+
+
+def _files(folder: Path, classes: list[str]) -> FolderImages:
+    paths, labels = [], []
+    for label, name in enumerate(classes):
+        before = len(paths)
+        for parent, folders, files in os.walk(folder / name, followlinks=True):
+            folders.sort()
+            paths += [Path(parent, file) for file in sorted(files) if file[0] != "."]
+        if len(paths) == before:
+            raise InputError(f"{folder / name}: holds no images")
+        labels += [label] * (len(paths) - before)
+    return FolderImages(paths, labels)

@@ -1,0 +1,163 @@
+"""AlexNet: torchvision's module by default, and its other variants."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alexnet_fast.models.variants import VARIANTS, Conv, Layer, Relu, SpatialLRN, ZeroPad
+from alexnet_fast.models.weights import AlexNet_Weights, read
+from alexnet_fast.nn import FusedSequential, GroupedLocalResponseNorm, SpatialResponseNorm
+from alexnet_fast.ops import LRN, Pool
+
+HEAD = "classifier.6"  # in every variant
+
+
+def _module(layer: Layer, channels: int) -> nn.Module:
+    """The module of ``layer`` on an input of so many channels."""
+    match layer:
+        case Conv():
+            return nn.Conv2d(
+                channels, layer.channels, layer.kernel, layer.stride, padding=layer.padding, groups=layer.groups
+            )
+        case Relu():
+            return nn.ReLU(inplace=True)
+        case LRN(groups=1):
+            return nn.LocalResponseNorm(*layer[:-1])
+        case LRN():
+            return GroupedLocalResponseNorm(*layer)
+        case SpatialLRN():
+            return SpatialResponseNorm(*layer)
+        case Pool():
+            return nn.MaxPool2d(layer.kernel_size, layer.stride, layer.padding, ceil_mode=layer.ceil_mode)
+        case ZeroPad():
+            return nn.ZeroPad2d((0, layer.pixels, 0, layer.pixels))
+
+
+class AlexNet(nn.Module):
+    """AlexNet, called and built as ``torchvision.models.AlexNet``: same modules, state_dict keys and initial weights.
+
+    Args:
+        num_classes: outputs of the last layer.
+        dropout: probability of zeroing an input (an output, in variants other than torchvision) of fc6 and fc7.
+        variant: a name in :data:`alexnet_fast.models.VARIANTS`. Those that state an initialization start from it.
+
+    ``features`` is a :class:`alexnet_fast.FusedSequential`. ``avgpool`` brings its output to the side that fc6 expects,
+    6 pixels (keras: 5). At the variant's own image size it changes nothing; it lets every variant take other sizes.
+
+    Shape: (N, 3, H, W) to (N, num_classes); H and W at least ``variant.min_image_size``.
+
+    Raises:
+        ValueError: an argument is wrong, or an image has another number of channels or is too small.
+    """
+
+    def __init__(self, num_classes: int = 1000, dropout: float = 0.5, *, variant: str = "torchvision") -> None:
+        super().__init__()
+        if variant not in VARIANTS:
+            raise ValueError(f"variant: expected one of {', '.join(VARIANTS)}, got {variant!r}")
+        if num_classes < 1:
+            raise ValueError(f"num_classes: expected a positive int, got {num_classes!r}")
+        self.variant = VARIANTS[variant]
+        layers, channels = [], 3
+        for layer in self.variant.features:
+            layers.append(_module(layer, channels))
+            channels = layer.channels if isinstance(layer, Conv) else channels
+        self.features = FusedSequential(*layers)
+        side = self.variant.feature_side(self.variant.image_size)
+        self.avgpool = nn.AdaptiveAvgPool2d((side, side))
+        fc6, fc7 = nn.Linear(channels * side * side, 4096), nn.Linear(4096, 4096)
+        fc8 = nn.Linear(4096, num_classes)
+        drop6, drop7 = nn.Dropout(p=dropout), nn.Dropout(p=dropout)
+        relu6, relu7 = nn.ReLU(inplace=True), nn.ReLU(inplace=True)
+        if self.variant.dropout_first:
+            self.classifier = nn.Sequential(drop6, fc6, relu6, drop7, fc7, relu7, fc8)
+        else:
+            self.classifier = nn.Sequential(fc6, relu6, drop6, fc7, relu7, drop7, fc8)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        modules = [module for module in self.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+        starts = [layer for layer in self.variant.features if isinstance(layer, Conv)] + list(self.variant.linear or ())
+        for module, start in zip(modules, starts, strict=False):
+            if start.std is not None:
+                nn.init.normal_(module.weight, 0.0, start.std)
+                nn.init.constant_(module.bias, start.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Tensor):  # torch.fx passes a proxy, which has no shape to check
+            self._check(x)
+        x = self.features(x)
+        x = self.avgpool(x)
+        x = torch.flatten(x, 1)
+        return self.classifier(x)
+
+    def _check(self, x: Tensor) -> None:
+        first = next((module for module in self.features.children() if module._parameters), None)
+        channels = getattr(first, "in_channels", x.shape[1])  # users put other modules in conv1's place
+        if x.dim() != 4 or x.shape[1] != channels:
+            raise ValueError(f"input: expected (N, {channels}, H, W), got shape {tuple(x.shape)}")
+        least = self.variant.min_image_size
+        if x.shape[2] < least or x.shape[3] < least:
+            raise ValueError(
+                f"input: variant {self.variant.name!r} takes images of at least {least}x{least} pixels, "
+                f"got {x.shape[2]}x{x.shape[3]}"
+            )
+
+
+def alexnet(
+    *,
+    weights: AlexNet_Weights | str | PathLike[str] | None = None,
+    progress: bool = True,
+    num_classes: int | None = None,
+    variant: str | None = None,
+    replace_head: bool = False,
+    freeze_features: bool = False,
+    **kwargs: Any,
+) -> AlexNet:
+    """An :class:`AlexNet`, with trained weights if ``weights`` names some::
+
+        alexnet(weights="DEFAULT")                                                           # 1000 ImageNet classes
+        alexnet(weights="DEFAULT", num_classes=10, replace_head=True, freeze_features=True)  # transfer learning
+
+    Args:
+        weights: a member of :class:`AlexNet_Weights` or torchvision's enum of that name, or its name; the path of a
+            .safetensors, .pth or .pt file, or of a folder with ``model.safetensors``; or an http, https or file URL of
+            such a file, kept in torch.hub's cache and checked where its name ends in a hash as torch.hub's do.
+        progress: show the download's progress.
+        num_classes: outputs of the last layer; those of the weights if not given, or 1000.
+        variant: the net's variant; the one that the weights name if not given, or torchvision.
+        replace_head: leave out the weights' last layer: the net's own, new one, has ``num_classes`` outputs.
+        freeze_features: ``requires_grad=False`` for all of ``features``.
+        kwargs: passed on to :class:`AlexNet`.
+
+    Raises:
+        ValueError: the weights are no state_dict or do not fit, with the keys and shapes that differ; ``num_classes``
+            is not the weights' and ``replace_head`` is not set; ``variant`` is not the one that they name.
+        OSError: there is no such file, or it cannot be downloaded.
+    """
+    if weights is None:
+        if replace_head:
+            raise ValueError("replace_head: without weights there is no head to replace")
+        model = AlexNet(1000 if num_classes is None else num_classes, variant=variant or "torchvision", **kwargs)
+    else:
+        checkpoint = read(weights, progress)
+        if variant is None:
+            variant = checkpoint.variant or "torchvision"
+        elif checkpoint.variant not in (None, variant):
+            raise ValueError(f"variant: {checkpoint.name} is for {checkpoint.variant!r}, got {variant!r}")
+        stored = checkpoint.state[f"{HEAD}.weight"].shape[0] if f"{HEAD}.weight" in checkpoint.state else 1000
+        if num_classes is None:
+            num_classes = stored
+        elif num_classes != stored and not replace_head:
+            raise ValueError(
+                f"num_classes: {checkpoint.name} has {stored} outputs, got {num_classes}; "
+                "replace_head=True gives the net a new last layer"
+            )
+        model = AlexNet(num_classes, variant=variant, **kwargs)
+        checkpoint.load_into(model, without=HEAD if replace_head else None)
+    if freeze_features:
+        model.features.requires_grad_(False)
+    return model

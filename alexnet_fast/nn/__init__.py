@@ -1,0 +1,6 @@
+"""Modules: what turns an ``nn.Sequential`` into fused stages, and the normalizations that torch.nn lacks."""
+
+from alexnet_fast.nn.fused import FusedSequential, fuse
+from alexnet_fast.nn.norm import GroupedLocalResponseNorm, SpatialResponseNorm
+
+__all__ = ["FusedSequential", "GroupedLocalResponseNorm", "SpatialResponseNorm", "fuse"]

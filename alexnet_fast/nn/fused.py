@@ -1,0 +1,152 @@
+"""``nn.Sequential`` whose runs of convolution, ReLU, local response normalization and max-pooling are fused stages.
+
+The modules stay where they are: keys, slices, freezing and hooks are those of ``nn.Sequential``. What runs as one
+operator is decided in each call, from what each module is at that moment: a plan kept from an earlier call would have
+to be checked against every module's type, hooks and options, and that check is the decision. It costs about as much as
+the module calls that it saves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules import module as torch_module
+
+from alexnet_fast import ops
+from alexnet_fast.nn.norm import GroupedLocalResponseNorm
+from alexnet_fast.ops.arguments import FLOATS
+
+# A subclass may compute something else (parametrized, quantized, sharded and lazy modules are subclasses too), so the
+# type has to be exactly one of these. The letter stands for the module in RUNS.
+KINDS: dict[type, str] = {
+    nn.Conv2d: "c",
+    nn.ReLU: "r",
+    nn.LocalResponseNorm: "n",
+    GroupedLocalResponseNorm: "n",
+    nn.MaxPool2d: "p",
+}
+RUNS = ("crnp", "crn", "crp", "cr", "n", "p")  # longest first
+
+
+def _kind(module: nn.Module) -> str:
+    """The module's letter, or '.' for one that has to be called: of another type, hooked, or beyond the operators."""
+    kind = KINDS.get(type(module))
+    if kind is None:
+        return "."
+    own = module.__dict__
+    if (
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own  # replaced on the instance, as accelerate does to move weights in
+    ):
+        return "."
+    if kind == "c" and own["padding_mode"] != "zeros":
+        return "."
+    if kind == "p" and (own["return_indices"] or own["dilation"] not in (1, (1, 1))):
+        return "."
+    return kind
+
+
+def _run(kinds: str, start: int) -> str:
+    """The longest run of modules from ``start`` on that one operator computes; '.' if a module stands alone."""
+    for run in RUNS:
+        if kinds.startswith(run, start):
+            return run
+    return "."
+
+
+def _global_hooks() -> bool:
+    """Whether hooks for all modules are set (FLOP counters, module trackers): each module then has to be called."""
+    return bool(
+        torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
+    )
+
+
+def _plain(x: object) -> bool:
+    """A dense floating-point tensor, not a wrapper such as DTensor, and not the proxy of torch.fx."""
+    return (
+        isinstance(x, Tensor)
+        and x.dtype in FLOATS
+        and x.layout == torch.strided
+        and not hasattr(x, "__tensor_flatten__")
+    )
+
+
+def _lrn(norm: nn.LocalResponseNorm) -> ops.LRN:
+    return ops.LRN(norm.size, norm.alpha, norm.beta, norm.k, getattr(norm, "groups", 1))
+
+
+def _call(run: str, members: list[nn.Module], x: Any) -> Any:
+    """``x`` through the modules of a run: by one operator, or one by one where that would compute something else."""
+    first, last = members[0], members[-1]
+    if run != "." and _plain(x):
+        if run == "n":
+            *parameters, groups = _lrn(first)
+            return ops.local_response_norm(x, *parameters, groups=groups)
+        if run == "p":
+            return ops.max_pool2d(x, first.kernel_size, first.stride, first.padding, ceil_mode=first.ceil_mode)
+        weight = first.weight
+        # Of an unbatched image nn.LocalResponseNorm takes dimension 1, the height, for channels.
+        if _plain(weight) and (x.dim() == 4 or "n" not in run):
+            lrn = _lrn(members[2]) if "n" in run else None
+            pool = ops.Pool(last.kernel_size, last.stride, last.padding, last.ceil_mode) if "p" in run else None
+            geometry = first.stride, first.padding, first.dilation, first.groups
+            return ops.conv_stage(x, weight, first.bias, *geometry, lrn=lrn, pool=pool)
+    for module in members:
+        x = module(x)
+    return x
+
+
+class FusedSequential(nn.Sequential):
+    """An ``nn.Sequential`` that runs these successions of its modules as one operator each::
+
+        Conv2d, ReLU [, LocalResponseNorm] [, MaxPool2d]     ops.conv_stage
+        LocalResponseNorm                                    ops.local_response_norm
+        MaxPool2d                                            ops.max_pool2d
+
+    All others are called as they are, and so is, alone, each module that
+
+    - has a hook of any kind (its neighbours then see and give true values), or any module while global hooks are set;
+    - is of a subclass, so parametrized, pruned, quantized and sharded modules; or whose ``forward`` was replaced;
+    - has an option that no operator has: ``padding_mode`` other than zeros, ``return_indices``, a dilated window.
+
+    A run whose input or weight is no dense floating-point tensor (integers, DTensor, torch.fx proxies) is called module
+    by module as well, and so are all modules under forward-mode differentiation. Results and gradients are those of
+    ``nn.Sequential`` within rounding; second derivatives need ``with alexnet_fast.backend("reference")``.
+
+    Which backend runs is chosen as for the operators (:mod:`alexnet_fast.backends`). Slices are FusedSequential too.
+    """
+
+    def forward(self, input: Any) -> Any:
+        if _global_hooks() or forward_ad._current_level >= 0:  # the operators have no rules for forward mode
+            return super().forward(input)
+        modules = list(self._modules.values())
+        kinds = "".join([_kind(module) for module in modules])
+        start = 0
+        while start < len(modules):
+            run = _run(kinds, start)
+            input = _call(run, modules[start : start + len(run)], input)
+            start += len(run)
+        return input
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """Makes every ``nn.Sequential`` in ``model``, itself included, a :class:`FusedSequential`; returns ``model``.
+
+    Works in place. Only those objects' class changes: children, parameters, keys, hooks and references to them stay.
+    Subclasses of ``nn.Sequential`` are left alone: their ``forward`` may be their own. Calling it twice does no more.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    for module in model.modules():
+        if type(module) is nn.Sequential:
+            module.__class__ = FusedSequential
+    return model

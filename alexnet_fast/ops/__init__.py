@@ -1,0 +1,20 @@
+"""The operators. Each page holds one: formula, schema, fake, gradient and the public function."""
+
+from alexnet_fast.ops.arguments import LRN, Pool
+from alexnet_fast.ops.conv_relu import conv_relu
+from alexnet_fast.ops.conv_stage import conv_stage
+from alexnet_fast.ops.epilogue import epilogue
+from alexnet_fast.ops.linear_relu_dropout import linear_relu_dropout
+from alexnet_fast.ops.lrn import local_response_norm
+from alexnet_fast.ops.max_pool import max_pool2d
+
+__all__ = [
+    "LRN",
+    "Pool",
+    "conv_relu",
+    "conv_stage",
+    "epilogue",
+    "linear_relu_dropout",
+    "local_response_norm",
+    "max_pool2d",
+]

@@ -1,0 +1,127 @@
+"""Checks that every operator makes of its arguments. Messages name the argument, what came and what is wanted."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+IntPair = int | tuple[int, int]
+INT32_MAX = 2**31 - 1
+
+
+class LRN(NamedTuple):
+    """Local response normalization inside :func:`epilogue` and :func:`conv_stage`; fields as in
+    :func:`alexnet_fast.ops.local_response_norm`."""
+
+    size: int
+    alpha: float = 1e-4
+    beta: float = 0.75
+    k: float = 1.0
+    groups: int = 1
+
+
+class Pool(NamedTuple):
+    """Max-pooling inside :func:`epilogue` and :func:`conv_stage`; fields as in :func:`alexnet_fast.ops.max_pool2d`."""
+
+    kernel_size: IntPair
+    stride: IntPair | None = None
+    padding: IntPair = 0
+    ceil_mode: bool = False
+
+
+def check_tensor(name: str, x: object, dims: tuple[int, ...], like: Tensor | None = None) -> None:
+    """x is a dense floating-point tensor of so many dimensions, on ``like``'s device and of its dtype."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a Tensor, got {type(x).__name__}")
+    if x.dim() not in dims:
+        wanted = " or ".join(str(d) for d in dims)
+        raise ValueError(f"{name}: expected {wanted} dimensions, got {x.dim()} (shape {tuple(x.shape)})")
+    if x.dtype not in FLOATS:
+        raise TypeError(f"{name}: expected float32, float16, bfloat16 or float64, got {x.dtype}")
+    if like is not None:
+        if x.device != like.device:
+            raise ValueError(f"{name}: is on {x.device}, but input is on {like.device}")
+        if x.dtype != like.dtype and not torch.is_autocast_enabled(like.device.type):
+            raise TypeError(f"{name}: is {x.dtype}, but input is {like.dtype}")
+
+
+def check_bias(bias: object, channels: int, like: Tensor) -> None:
+    check_tensor("bias", bias, (1,), like)
+    if bias.shape[0] != channels:
+        raise ValueError(f"bias: expected one element for each of {channels} channels, got {bias.shape[0]}")
+
+
+def pair(name: str, value: object, least: int) -> list[int]:
+    """[height, width] of an int or a pair of ints, each at least ``least``."""
+    values = [value, value] if isinstance(value, (int, torch.SymInt)) else value
+    if not isinstance(values, (tuple, list)) or not all(isinstance(v, (int, torch.SymInt)) for v in values):
+        raise TypeError(f"{name}: expected an int or a pair of ints, got {value!r}")
+    if len(values) == 1:
+        values = [*values, *values]
+    if len(values) != 2:
+        raise ValueError(f"{name}: expected an int or a pair of ints, got {len(values)} values")
+    for v in values:
+        if not least <= v <= INT32_MAX:
+            raise ValueError(f"{name}: expected at least {least} and at most {INT32_MAX}, got {value!r}")
+    return list(values)
+
+
+def check_lrn(lrn: LRN, channels: int) -> None:
+    if not isinstance(lrn, LRN):
+        raise TypeError(f"lrn: expected alexnet_fast.ops.LRN or None, got {lrn!r}")
+    if not isinstance(lrn.size, int) or not 1 <= lrn.size <= INT32_MAX:
+        raise ValueError(f"size: expected a positive int of at most {INT32_MAX}, got {lrn.size!r}")
+    for name in ("alpha", "beta", "k"):
+        if not isinstance(value := getattr(lrn, name), (int, float)):
+            raise TypeError(f"{name}: expected a number, got {value!r}")
+    if not isinstance(lrn.groups, int) or lrn.groups < 1 or channels % lrn.groups:
+        raise ValueError(f"groups: expected a divisor of the {channels} channels, got {lrn.groups!r}")
+
+
+def out_side(name: str, side: int, kernel: int, stride: int, padding: int, ceil_mode: bool = False) -> int:
+    """Output side of a window that slides over ``side`` elements, as torch counts it."""
+    out = (side + 2 * padding - kernel + (stride - 1 if ceil_mode else 0)) // stride + 1
+    if ceil_mode and (out - 1) * stride >= side + padding:
+        out -= 1  # the last window must begin inside the image or its left padding
+    if out < 1:
+        raise ValueError(f"{name}: a window of {kernel} is larger than the input's side {side} with padding {padding}")
+    return out
+
+
+class Window(NamedTuple):
+    """A checked pooling window."""
+
+    kernel: list[int]
+    stride: list[int]
+    padding: list[int]
+    ceil_mode: bool
+
+    def out(self, height: int, width: int) -> list[int]:
+        sides = zip((height, width), self.kernel, self.stride, self.padding, strict=True)
+        return [out_side("kernel_size", *side, self.ceil_mode) for side in sides]
+
+
+def pool_window(pool: Pool, channels: int, height: int, width: int) -> Window:
+    """The window of ``pool``, checked against the images it slides over."""
+    if not isinstance(pool, Pool):
+        raise TypeError(f"pool: expected alexnet_fast.ops.Pool or None, got {pool!r}")
+    kernel = pair("kernel_size", pool.kernel_size, 1)
+    stride = kernel if pool.stride is None else pair("stride", pool.stride, 1)
+    padding = pair("padding", pool.padding, 0)
+    for p, side in zip(padding, kernel, strict=True):
+        if 2 * p > side:
+            raise ValueError(f"padding: expected at most half of kernel_size {pool.kernel_size}, got {pool.padding}")
+    if 0 in (channels, height, width):
+        raise ValueError(f"input: only the batch may be empty, got images of {channels} x {height} x {width}")
+    window = Window(kernel, stride, padding, bool(pool.ceil_mode))
+    window.out(height, width)
+    return window
+
+
+def refuse_window(window: Window) -> str:
+    """What of a pooling window only the reference covers: winners are stored as uint8, and 255 means none."""
+    rows, columns = window.kernel
+    return f"windows of more than 255 elements ({rows}x{columns})" if rows * columns > 255 else ""

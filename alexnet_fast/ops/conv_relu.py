@@ -1,0 +1,123 @@
+"""Convolution, bias and ReLU.
+
+    y = max(0, w * x + b)
+
+With m = ∂L/∂y where y > 0 and 0 elsewhere, ∂L/∂x and ∂L/∂w are the convolution's gradients at m, and ∂L/∂b is m's sum
+over images and pixels. Saved for backward: x, w and y, off which the mask is read; the raw convolution is not kept.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from alexnet_fast import reference
+from alexnet_fast.backends import choose
+from alexnet_fast.ops import convolution
+from alexnet_fast.ops.arguments import IntPair
+from alexnet_fast.ops.convolution import GEOMETRY
+from alexnet_fast.ops.epilogue import NO_LRN, NO_POOL
+from alexnet_fast.ops.registry import LIBRARY, NATIVE, Family, define, empty, family
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, weight, _bias, *ctx.geometry = inputs
+    ctx.save_for_backward(x, weight, output)
+
+
+def _backward(family: Family, ctx, dy: Tensor):
+    x, weight, y = ctx.saved_tensors
+    wanted = ctx.needs_input_grad[:3]
+    grads = family.conv_relu_backward(dy, x, weight, y, *ctx.geometry, wanted)
+    return *[g if want else None for g, want in zip(grads, wanted, strict=True)], *[None] * 4
+
+
+def _fake_backward(dy, x, weight, y, stride, padding, dilation, groups, wanted):
+    shapes = (x.shape, x), (weight.shape, weight), (weight.shape[:1], None)
+    return tuple(
+        (x.new_empty(size) if like is None else empty(x, size, layout_of=convolution.layout_of(x, weight)))
+        if want
+        else x.new_empty(0)
+        for (size, like), want in zip(shapes, wanted, strict=True)
+    )
+
+
+define(
+    "conv_relu",
+    f"(Tensor x, Tensor weight, Tensor? bias, {GEOMETRY}) -> Tensor",
+    fake=lambda x, weight, bias, *geometry: convolution.fake(x, weight, *geometry[:3]),
+    setup_context=_setup_context,
+    backward=_backward,
+    autocast=convolution.autocast,
+)
+# y None: dy is masked already. wanted: which of dx, dweight, dbias to compute; the others come back empty.
+define(
+    "conv_relu_backward",
+    f"(Tensor dy, Tensor x, Tensor weight, Tensor? y, {GEOMETRY}, bool[3] wanted)"
+    " -> (Tensor dx, Tensor dweight, Tensor dbias)",
+    fake=_fake_backward,
+)
+
+
+def _conv_relu_cpu(x, weight, bias, *geometry):
+    return convolution.library_convolution(x, weight, bias, *geometry, relu=True)
+
+
+def _conv_relu_cuda(x, weight, bias, *geometry):
+    """cuDNN's convolution, then bias and ReLU in one pass of ours: torch's own bias pass and ReLU pass are two."""
+    z = convolution.library_convolution(x, weight, None, *geometry)
+    return NATIVE.epilogue(z, bias, *NO_LRN, *NO_POOL, False)[0]
+
+
+def _conv_relu_backward(dy, x, weight, y, stride, padding, dilation, groups, wanted):
+    form = torch._prims_common.suggest_memory_format(convolution.layout_of(x, weight))
+    masked = dy if y is None else torch.ops.aten.threshold_backward.default(dy, y, 0)
+    grads = torch.ops.aten.convolution_backward.default(
+        masked, x, weight, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups, wanted
+    )
+    return tuple(
+        x.new_empty(0) if g is None else g.contiguous(memory_format=form) if g.dim() == 4 else g for g in grads
+    )
+
+
+LIBRARY.impl("conv_relu", _conv_relu_cpu, "CPU")
+LIBRARY.impl("conv_relu", _conv_relu_cuda, "CUDA")
+for _key in ("CPU", "CUDA"):
+    LIBRARY.impl("conv_relu_backward", _conv_relu_backward, _key)
+
+
+def conv_relu(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntPair = 1,
+    padding: IntPair | str = 0,
+    dilation: IntPair = 1,
+    groups: int = 1,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """relu(conv2d(...)), arguments as :func:`torch.nn.functional.conv2d`.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W), float32, float16, bfloat16 or float64.
+        weight: (K, C / groups, R, S), of input's dtype and device.
+        bias: (K,) or None.
+        stride, padding, dilation: an int or (vertical, horizontal); padding may be 'same' or 'valid'.
+        groups: input and output channels are split into so many independent convolutions.
+        backend: see :mod:`alexnet_fast.backends`.
+
+    Returns:
+        (N, K, P, Q), channels_last if input or weight is.
+
+    Raises:
+        ValueError, TypeError: an argument is wrong; the message names it.
+        BackendError: the named backend cannot run this call.
+    """
+    geometry, _sides, refusal = convolution.check(input, weight, bias, stride, padding, dilation, groups)
+    chosen = choose("conv_relu", input, backend, refusal)
+    if chosen == "reference":
+        return reference.conv_relu(input, weight, bias, stride, padding, dilation, groups)
+    x = input if input.dim() == 4 else input.unsqueeze(0)
+    y = family(chosen).conv_relu(x, weight, bias, *geometry)
+    return y if input.dim() == 4 else y.squeeze(0)

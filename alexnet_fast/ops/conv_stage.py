@@ -1,0 +1,102 @@
+"""A whole stage: convolution, bias, ReLU, and optionally LRN and max-pooling.
+
+    y = pool(lrn(max(0, w * x + b)))
+
+Saved for backward: x, w and what the epilogue keeps (see epilogue.py); without LRN no tensor of the convolution's
+output size. Backward is the epilogue's, then the convolution's at its result.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from alexnet_fast import reference
+from alexnet_fast.backends import choose
+from alexnet_fast.ops import convolution
+from alexnet_fast.ops.arguments import LRN, IntPair, Pool, Window
+from alexnet_fast.ops.conv_relu import conv_relu
+from alexnet_fast.ops.convolution import GEOMETRY
+from alexnet_fast.ops.epilogue import WINDOWS, gradient, plan, save
+from alexnet_fast.ops.epilogue import fake as fake_epilogue
+from alexnet_fast.ops.registry import LIBRARY, NATIVE, Family, define, family
+
+
+def _fake(x, weight, bias, stride, padding, dilation, groups, lrn_size, alpha, beta, k, lrn_groups, *rest):
+    z = convolution.fake(x, weight, stride, padding, dilation)
+    return fake_epilogue(z, lrn_size, Window(*rest[:4]), rest[4])
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, weight, _bias, *rest = inputs
+    ctx.geometry, windows, training = rest[:4], rest[4:12], rest[13]
+    sides = convolution.out_sides(x, weight, *ctx.geometry[:3])
+    ctx.save_for_backward(x, weight, *save(ctx, output, sides, windows, training))
+
+
+def _backward(family: Family, ctx, dy: Tensor, _dcode, _dr):
+    x, weight, *kept = ctx.saved_tensors
+    want_x, want_weight, want_bias = ctx.needs_input_grad[:3]
+    dz, db = gradient(family, ctx, dy, *kept, want_bias)
+    dx, dweight, _ = family.conv_relu_backward(dz, x, weight, None, *ctx.geometry, [want_x, want_weight, False])
+    return dx if want_x else None, dweight if want_weight else None, db, *[None] * 14
+
+
+define(
+    "conv_stage",
+    f"(Tensor x, Tensor weight, Tensor? bias, {GEOMETRY}, {WINDOWS}, bool ceil_mode, bool training)"
+    " -> (Tensor y, Tensor code, Tensor r)",
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+    autocast=convolution.autocast,
+)
+
+
+def _conv_stage(x, weight, bias, stride, padding, dilation, groups, *windows):
+    """The library's convolution, then everything else in one pass."""
+    z = convolution.library_convolution(x, weight, None, stride, padding, dilation, groups)
+    return NATIVE.epilogue(z, bias, *windows)
+
+
+for _key in ("CPU", "CUDA"):
+    LIBRARY.impl("conv_stage", _conv_stage, _key)
+
+
+def conv_stage(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntPair = 1,
+    padding: IntPair | str = 0,
+    dilation: IntPair = 1,
+    groups: int = 1,
+    *,
+    lrn: LRN | None = None,
+    pool: Pool | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """pool(lrn(relu(conv2d(...)))): one of AlexNet's stages.
+
+    Args:
+        input, weight, bias, stride, padding, dilation, groups: as in :func:`alexnet_fast.ops.conv_relu`.
+        lrn: :class:`alexnet_fast.ops.LRN`, or None for no normalization.
+        pool: :class:`alexnet_fast.ops.Pool`, or None for no pooling.
+        backend: see :mod:`alexnet_fast.backends`.
+
+    Raises:
+        ValueError, TypeError: an argument is wrong; the message names it.
+        BackendError: the named backend cannot run this call.
+    """
+    if lrn is None and pool is None:
+        return conv_relu(input, weight, bias, stride, padding, dilation, groups, backend=backend)
+    geometry, sides, refusal = convolution.check(input, weight, bias, stride, padding, dilation, groups)
+    windows, refused_window = plan(lrn, pool, weight.shape[0], *sides)
+    chosen = choose("conv_stage", input, backend, refusal or refused_window)
+    if chosen == "reference":
+        return reference.conv_stage(input, weight, bias, stride, padding, dilation, groups, lrn=lrn, pool=pool)
+    x = input if input.dim() == 4 else input.unsqueeze(0)
+    tensors = [t for t in (x, weight, bias) if t is not None]
+    training = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    y, _code, _r = family(chosen).conv_stage(x, weight, bias, *geometry, *windows, training)
+    return y if input.dim() == 4 else y.squeeze(0)

@@ -1,0 +1,116 @@
+"""What conv_relu and conv_stage share: checked arguments, output shapes, and the convolutions that torch carries."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from alexnet_fast.ops.arguments import IntPair, check_bias, check_tensor, out_side, pair
+from alexnet_fast.ops.registry import empty, memory_format
+
+GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation, int groups"
+
+
+class Geometry(NamedTuple):
+    """A convolution's checked stride, padding, dilation and groups."""
+
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
+
+
+def check(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: IntPair,
+    padding: IntPair | str,
+    dilation: IntPair,
+    groups: int,
+) -> tuple[Geometry, list[int], str]:
+    """The geometry, the output's sides, and what of the arguments only the reference covers."""
+    check_tensor("input", input, (3, 4))
+    check_tensor("weight", weight, (4,), input)
+    if not isinstance(groups, int) or groups < 1 or weight.shape[0] % groups:
+        raise ValueError(f"groups: expected a divisor of weight's {weight.shape[0]} output channels, got {groups!r}")
+    if input.shape[-3] != weight.shape[1] * groups:
+        raise ValueError(
+            f"weight: shape {tuple(weight.shape)} with groups={groups} takes {weight.shape[1] * groups} input "
+            f"channels, but input has {input.shape[-3]} (shape {tuple(input.shape)})"
+        )
+    if bias is not None:
+        check_bias(bias, weight.shape[0], input)
+    steps, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
+    refusal = ""
+    if padding == "valid":
+        padding = 0
+    elif padding == "same":
+        if steps != [1, 1]:
+            raise ValueError(f"padding: 'same' needs stride 1, got stride {stride}")
+        totals = [d * (side - 1) for d, side in zip(dilations, weight.shape[2:], strict=True)]
+        if any(total % 2 for total in totals):
+            refusal = "padding='same' with an even kernel, which pads one side more than the other"
+        padding = [(total + 1) // 2 for total in totals]
+    elif isinstance(padding, str):
+        raise ValueError(f"padding: expected 'same', 'valid', an int or a pair of ints, got {padding!r}")
+    pads = pair("padding", padding, 0)
+    return Geometry(steps, pads, dilations, groups), out_sides(input, weight, steps, pads, dilations), refusal
+
+
+def layout_of(x: Tensor, weight: Tensor) -> Tensor:
+    """The tensor whose layout the result takes: channels_last if input or weight is, as in torch."""
+    return weight if memory_format(weight) == torch.channels_last else x
+
+
+def out_sides(x: Tensor, weight: Tensor, stride, padding, dilation) -> list[int]:
+    """Height and width of the convolution's output."""
+    extents = [d * (side - 1) + 1 for d, side in zip(dilation, weight.shape[-2:], strict=True)]
+    return [out_side("weight", *side) for side in zip(x.shape[-2:], extents, stride, padding, strict=True)]
+
+
+def fake(x: Tensor, weight: Tensor, stride, padding, dilation) -> Tensor:
+    """The convolution's output, unwritten."""
+    sides = out_sides(x, weight, stride, padding, dilation)
+    return empty(x, [x.shape[0], weight.shape[0], *sides], layout_of=layout_of(x, weight))
+
+
+def autocast(dtype: torch.dtype, x: Tensor, weight: Tensor, bias: Tensor | None, *rest):
+    """Convolutions run in autocast's dtype; float64 stays, as in torch."""
+
+    def cast(t: Tensor | None) -> Tensor | None:
+        return t if t is None or t.dtype == torch.float64 else t.to(dtype)
+
+    return cast(x), cast(weight), cast(bias), *rest
+
+
+def _onednn_runs(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
+        return False
+    if dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if dtype == torch.float16:
+        return torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return dtype == torch.float32
+
+
+def library_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation, groups, *, relu: bool = False
+) -> Tensor:
+    """The convolution of the library that torch carries, then ReLU in place if asked for.
+
+    On CPUs oneDNN's operator; for dtypes and processors oneDNN leaves out, and on GPUs, torch's own convolution. ReLU
+    is not left to oneDNN's post-operation, which turns NaN into 0: a run that diverged would look alive.
+    """
+    form = memory_format(layout_of(x, weight))
+    x = x.contiguous(memory_format=form)
+    if x.device.type == "cpu" and x.numel() > 0 and _onednn_runs(x.dtype):
+        bias = None if bias is None else bias.contiguous()  # oneDNN reads it as dense, whatever its stride
+        onednn = torch.ops.mkldnn._convolution_pointwise.default
+        y = onednn(x, weight, bias, padding, stride, dilation, groups, "none", [], "")
+    else:
+        y = torch.ops.aten.convolution.default(x, weight, bias, stride, padding, dilation, False, [0, 0], groups)
+    y = y.relu_() if relu else y
+    return y.contiguous(memory_format=form)

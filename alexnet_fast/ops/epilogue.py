@@ -1,0 +1,142 @@
+"""What follows a raw convolution z in a stage, in one pass: bias, ReLU, and optionally LRN and max-pooling.
+
+    r = max(0, z + bias),    y = pool(lrn(r))
+
+Saved for backward, so that nothing of z's size is kept without LRN:
+
+    pool            one uint8 for each output: the winner's place in its window, or 255 where the maximum is 0 or less.
+                    That is the ReLU's mask too: a winner at 0 or below passes no gradient.
+    LRN             r
+    LRN and pool    r and the winner's place
+    neither         y, which is r
+
+Backward gives ∂L/∂z and ∂L/∂bias in one pass; the bias gradient is summed in a fixed order.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from alexnet_fast import reference
+from alexnet_fast.backends import choose
+from alexnet_fast.ops.arguments import (
+    LRN,
+    Pool,
+    Window,
+    check_bias,
+    check_lrn,
+    check_tensor,
+    pool_window,
+    refuse_window,
+)
+from alexnet_fast.ops.registry import Family, define, empty, family
+
+# lrn_size 0: no normalization. pool_kernel [0, 0]: no pooling.
+WINDOWS = (
+    "int lrn_size, float alpha, float beta, float k, int lrn_groups, "
+    "int[2] pool_kernel, int[2] pool_stride, int[2] pool_padding"
+)
+NO_LRN = LRN(0)
+NO_POOL = Window([0, 0], [1, 1], [0, 0], False)
+
+
+def fake(z: Tensor, lrn_size: int, window: Window, training: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, code, r) for a convolution output like z: what epilogue and conv_stage return."""
+    pooling = window.kernel[0] != 0
+    out = window.out(*z.shape[2:]) if pooling else z.shape[2:]
+    y = empty(z, [*z.shape[:2], *out])
+    code = empty(z, y.shape, dtype=torch.uint8) if training and pooling else z.new_empty(0, dtype=torch.uint8)
+    r = empty(z, z.shape) if training and lrn_size else z.new_empty(0)
+    return y, code, r
+
+
+def save(ctx, output: tuple[Tensor, Tensor, Tensor], sides, windows, training: bool) -> list[Tensor]:
+    """Keeps on ctx what :func:`gradient` reads beside tensors; returns the tensors to save."""
+    if not training:
+        raise RuntimeError("alexnet_fast: training=False is for inference; pass True to differentiate")
+    y, code, r = output
+    ctx.sides, ctx.windows = sides, windows
+    lrn_size, pool_kernel = windows[0], windows[5]
+    return [code, y if lrn_size == 0 and pool_kernel[0] == 0 else r]
+
+
+def gradient(family: Family, ctx, dy: Tensor, code: Tensor, r: Tensor, want_bias: bool) -> tuple[Tensor, Tensor | None]:
+    """(∂L/∂z, ∂L/∂bias or None)."""
+    dz, db = family.epilogue_backward(dy, code, r, *ctx.sides, want_bias, *ctx.windows)
+    return dz, db if want_bias else None
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    z, _bias, *windows, _ceil_mode, training = inputs
+    ctx.save_for_backward(*save(ctx, output, z.shape[2:], windows, training))
+
+
+def _backward(family: Family, ctx, dy: Tensor, _dcode, _dr):
+    dz, db = gradient(family, ctx, dy, *ctx.saved_tensors, ctx.needs_input_grad[1])
+    return dz, db, *[None] * 10
+
+
+def _fake_backward(dy, code, r, height, width, want_bias, lrn_size, alpha, beta, k, lrn_groups, pool_kernel, *_window):
+    kept = r if lrn_size or pool_kernel[0] == 0 else code
+    dz = empty(dy, [*dy.shape[:2], height, width], layout_of=kept)
+    return dz, dy.new_empty(dy.shape[1] if want_bias else 0)
+
+
+define(
+    "epilogue",
+    f"(Tensor z, Tensor? bias, {WINDOWS}, bool ceil_mode, bool training) -> (Tensor y, Tensor code, Tensor r)",
+    fake=lambda z, bias, lrn_size, alpha, beta, k, groups, *rest: fake(z, lrn_size, Window(*rest[:4]), rest[4]),
+    setup_context=_setup_context,
+    backward=_backward,
+    autocast=lambda dtype, z, bias, *rest: (z, None if bias is None else bias.to(z.dtype), *rest),
+)
+define(
+    "epilogue_backward",
+    f"(Tensor dy, Tensor code, Tensor r, SymInt height, SymInt width, bool want_bias, {WINDOWS})"
+    " -> (Tensor dz, Tensor db)",
+    fake=_fake_backward,
+)
+
+
+def plan(lrn: LRN | None, pool: Pool | None, channels: int, height: int, width: int) -> tuple[list, str]:
+    """The operators' window arguments (ceil_mode last), checked, and what of them only the reference covers."""
+    if lrn is not None:
+        check_lrn(lrn, channels)
+    window = NO_POOL if pool is None else pool_window(pool, channels, height, width)
+    return [*(lrn or NO_LRN), *window], refuse_window(window)
+
+
+def epilogue(
+    input: Tensor,
+    bias: Tensor | None = None,
+    *,
+    lrn: LRN | None = None,
+    pool: Pool | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """pool(lrn(relu(input + bias))) in one pass over a raw convolution output.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W), float32, float16, bfloat16 or float64; the result keeps its layout.
+        bias: (C,), of input's dtype and device, or None.
+        lrn: :class:`alexnet_fast.ops.LRN`, or None for no normalization.
+        pool: :class:`alexnet_fast.ops.Pool`, or None for no pooling.
+        backend: see :mod:`alexnet_fast.backends`.
+
+    Raises:
+        ValueError, TypeError: an argument is wrong; the message names it.
+        BackendError: the named backend cannot run this call.
+    """
+    check_tensor("input", input, (3, 4))
+    channels = input.shape[-3]
+    if bias is not None:
+        check_bias(bias, channels, input)
+    windows, refusal = plan(lrn, pool, channels, *input.shape[-2:])
+    chosen = choose("epilogue", input, backend, refusal)
+    if chosen == "reference":
+        return reference.epilogue(input, bias, lrn=lrn, pool=pool)
+    z = input if input.dim() == 4 else input.unsqueeze(0)
+    training = torch.is_grad_enabled() and (z.requires_grad or (bias is not None and bias.requires_grad))
+    y, _code, _r = family(chosen).epilogue(z, bias, *windows, training)
+    return y if input.dim() == 4 else y.squeeze(0)

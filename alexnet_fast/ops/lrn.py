@@ -1,0 +1,83 @@
+"""Local response normalization across channels.
+
+    y_c = x_c · t_c^-β,    t_c = k + α/n · Σ_{j = c-⌊n/2⌋ … c+⌊(n-1)/2⌋} x_j²
+
+(Krizhevsky, Sutskever, Hinton 2012, section 3.3, with torch's α: the paper's is α/n.) With g = ∂L/∂y,
+
+    ∂L/∂x_i = g_i · t_i^-β − 2αβ/n · x_i · Σ_{j: i in window of j} g_j · x_j · t_j^-(β+1)
+
+Saved for backward: x. t is computed again: 2n multiply-adds are cheaper than a second tensor's traffic.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from alexnet_fast import reference
+from alexnet_fast.backends import choose
+from alexnet_fast.ops.arguments import LRN, check_lrn, check_tensor
+from alexnet_fast.ops.registry import Family, define, empty, family
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, *ctx.parameters = inputs
+    ctx.save_for_backward(x)
+
+
+def _backward(family: Family, ctx, dy: Tensor):
+    (x,) = ctx.saved_tensors
+    return family.lrn_backward(dy, x, *ctx.parameters), None, None, None, None, None
+
+
+define(
+    "lrn",
+    "(Tensor x, int size, float alpha, float beta, float k, int groups) -> Tensor",
+    fake=lambda x, size, alpha, beta, k, groups: empty(x, x.shape),
+    setup_context=_setup_context,
+    backward=_backward,
+)
+define(
+    "lrn_backward",
+    "(Tensor dy, Tensor x, int size, float alpha, float beta, float k, int groups) -> Tensor",
+    fake=lambda dy, x, size, alpha, beta, k, groups: empty(x, x.shape),
+)
+
+
+def local_response_norm(
+    input: Tensor,
+    size: int,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 1.0,
+    *,
+    groups: int = 1,
+    backend: str | None = None,
+) -> Tensor:
+    """Local response normalization, as :func:`torch.nn.functional.local_response_norm`.
+
+    Args:
+        input: (N, C, *), float32, float16, bfloat16 or float64. 4-D inputs keep their layout, NCHW or channels_last;
+            others give a contiguous result.
+        size: channels in a window, odd or even.
+        alpha: coefficient of the window's mean square; the paper's and TensorFlow's coefficient is ``alpha / size``.
+        beta: exponent.
+        k: added to the mean square.
+        groups: windows end at the borders of ``groups`` equal parts of the channels, as where a layer is split over two
+            GPUs.
+        backend: see :mod:`alexnet_fast.backends`.
+
+    Returns:
+        A tensor of input's shape and dtype. float16 and bfloat16 are computed in float32: x² does not overflow.
+
+    Raises:
+        ValueError, TypeError: an argument is wrong; the message names it.
+        BackendError: the named backend cannot run this call.
+    """
+    check_tensor("input", input, (3, 4, 5))
+    check_lrn(LRN(size, alpha, beta, k, groups), input.shape[1])
+    chosen = choose("lrn", input, backend)
+    if chosen == "reference":
+        return reference.local_response_norm(input, size, alpha, beta, k, groups=groups)
+    x = input if input.dim() == 4 else input.flatten(2).unsqueeze(-1)
+    y = family(chosen).lrn(x, size, alpha, beta, k, groups)
+    return y if input.dim() == 4 else y.reshape(input.shape)

@@ -1,0 +1,96 @@
+"""Max-pooling over windows that may overlap.
+
+    y = max over the window, which is cut off at the image's borders
+
+Of equal elements the first in row order wins, and NaN wins over all, as in torch. Saved for backward: one uint8 for
+each output, the winner's place in its window (kernel width · row + column); torch keeps an int64. Backward gathers: an
+input adds up the gradients of those windows over it whose code names it, so there are no atomics and one order of sums.
+In inference no code is written.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from alexnet_fast import reference
+from alexnet_fast.backends import choose
+from alexnet_fast.ops.arguments import IntPair, Pool, Window, check_tensor, pair, pool_window, refuse_window
+from alexnet_fast.ops.registry import Family, define, empty, family
+
+
+def _fake(x, kernel_size, stride, padding, ceil_mode, keep_code):
+    out = Window(kernel_size, stride, padding, ceil_mode).out(*x.shape[2:])
+    y = empty(x, [*x.shape[:2], *out])
+    code = empty(y, y.shape, dtype=torch.uint8, layout_of=x) if keep_code else y.new_empty(0, dtype=torch.uint8)
+    return y, code
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, *ctx.window, _ceil_mode, keep_code = inputs
+    if not keep_code:
+        raise RuntimeError("alexnet_fast::max_pool: keep_code=False is for inference; pass True to differentiate")
+    ctx.sides = x.shape[2:]
+    ctx.save_for_backward(output[1])
+
+
+def _backward(family: Family, ctx, dy: Tensor, _dcode):
+    (code,) = ctx.saved_tensors
+    return family.max_pool_backward(dy, code, *ctx.sides, *ctx.window), None, None, None, None, None
+
+
+define(
+    "max_pool",
+    "(Tensor x, int[2] kernel_size, int[2] stride, int[2] padding, bool ceil_mode, bool keep_code)"
+    " -> (Tensor y, Tensor code)",
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+define(
+    "max_pool_backward",
+    "(Tensor dy, Tensor code, SymInt height, SymInt width, int[2] kernel_size, int[2] stride, int[2] padding)"
+    " -> Tensor",
+    fake=lambda dy, code, height, width, *window: empty(dy, [*dy.shape[:2], height, width], layout_of=code),
+)
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: IntPair,
+    stride: IntPair | None = None,
+    padding: IntPair = 0,
+    dilation: IntPair = 1,
+    ceil_mode: bool = False,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Max-pooling, as :func:`torch.nn.functional.max_pool2d`.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W), float32, float16, bfloat16 or float64; the result keeps its layout.
+        kernel_size: the window's sides, an int or (height, width).
+        stride: its step; ``kernel_size`` if None. Under ``kernel_size``, windows overlap, as AlexNet's 3/2.
+        padding: -inf on both sides, at most half of ``kernel_size``.
+        dilation: space between the window's elements; other than 1 on the reference alone.
+        ceil_mode: round the output's sides up, as Caffe and cuda-convnet do.
+        backend: see :mod:`alexnet_fast.backends`. Kernels cover windows of up to 255 elements.
+
+    Raises:
+        ValueError, TypeError: an argument is wrong; the message names it.
+        BackendError: the named backend cannot run this call.
+    """
+    check_tensor("input", input, (3, 4))
+    dilated = pair("dilation", dilation, 1) != [1, 1]
+    if dilated:
+        refusal = f"dilation {dilation}"
+    else:
+        window = pool_window(Pool(kernel_size, stride, padding, ceil_mode), *input.shape[-3:])
+        refusal = refuse_window(window)
+    chosen = choose("max_pool", input, backend, refusal)
+    if chosen == "reference":
+        return reference.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
+    x = input if input.dim() == 4 else input.unsqueeze(0)
+    keep_code = x.requires_grad and torch.is_grad_enabled()
+    y, _code = family(chosen).max_pool(x, *window, keep_code)
+    return y if input.dim() == 4 else y.squeeze(0)

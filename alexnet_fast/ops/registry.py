@@ -1,0 +1,89 @@
+"""How an operator gets its names: one schema, one fake and one autograd formula, shared by all implementations.
+
+The dispatcher has one slot for each device. Native code (or torch) fills the slots of ``alexnet_fast::NAME``; the
+Triton implementation is an operator of its own, ``alexnet_fast::NAME_triton``, registered here with the same schema,
+fake and formula. A formula reaches the backward operator of its own family through the ``family`` it is handed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+LIBRARY = torch.library.Library("alexnet_fast", "DEF")
+
+
+class Family:
+    """The operators of one kind of implementation, by stem: ``NATIVE.lrn_backward``, ``TRITON.lrn_backward``."""
+
+    def __init__(self, suffix: str):
+        self._suffix = suffix
+
+    def __getattr__(self, name: str):
+        overload = getattr(torch.ops.alexnet_fast, name + self._suffix).default
+        setattr(self, name, overload)
+        return overload
+
+
+NATIVE, TRITON = Family(""), Family("_triton")
+
+
+def family(backend: str) -> Family:
+    """The operators behind a backend that is not the reference."""
+    if backend == "triton":
+        import alexnet_fast.triton_kernels  # noqa: F401  registers the implementations
+
+        return TRITON
+    return NATIVE
+
+
+def define(
+    name: str,
+    schema: str,
+    *,
+    fake: Callable,
+    setup_context: Callable | None = None,
+    backward: Callable | None = None,
+    autocast: Callable | None = None,
+) -> None:
+    """Registers operator ``name`` for both families.
+
+    ``schema``: arguments and returns, in torch's schema language. ``fake``: shapes, dtypes and strides of the result.
+    ``backward(family, ctx, *grads)``: the autograd formula; without one, differentiating raises.
+    ``autocast(dtype, *args)``: the arguments in the dtype that autocast wants; without one, autocast passes by.
+    """
+    for member in (NATIVE, TRITON):
+        qualified = f"alexnet_fast::{name}{member._suffix}"
+        LIBRARY.define(f"{name}{member._suffix}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+        torch.library.register_fake(qualified, fake, lib=LIBRARY)
+        formula = partial(backward, member) if backward else partial(_no_second_derivative, name)
+        torch.library.register_autograd(qualified, formula, setup_context=setup_context, lib=LIBRARY)
+        if autocast:
+            for device in ("cpu", "cuda"):
+                kernel = partial(_autocast, member, name, device, autocast)
+                LIBRARY.impl(f"{name}{member._suffix}", kernel, f"Autocast{device.upper()}")
+
+
+def _no_second_derivative(name: str, ctx, *grads):
+    raise RuntimeError(f"alexnet_fast::{name} is not differentiable: use backend='reference' for second derivatives")
+
+
+def _autocast(member: Family, name: str, device: str, cast: Callable, *args):
+    with torch._C._ExcludeDispatchKeyGuard(
+        torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device.upper()}"))
+    ):
+        return getattr(member, name)(*cast(torch.get_autocast_dtype(device), *args))
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """The layout that every implementation gives its results: x's own order of axes, NCHW where that is ambiguous."""
+    return torch._prims_common.suggest_memory_format(x)
+
+
+def empty(like: Tensor, size, *, dtype: torch.dtype | None = None, layout_of: Tensor | None = None) -> Tensor:
+    """An unwritten tensor on ``like``'s device, dense in the layout of ``layout_of`` (``like`` itself if not given)."""
+    form = memory_format(like if layout_of is None else layout_of)
+    return torch.empty(size, dtype=dtype or like.dtype, device=like.device, memory_format=form)

@@ -1,0 +1,218 @@
+"""Checkpoints: tensors in safetensors, everything else in JSON, written whole or not at all.
+
+    OUT/checkpoints/
+        step-00000120/
+            model.safetensors        parameters, by state_dict key
+            optimizer.safetensors    momentum, by the same keys
+            state.json               position, sums, configuration, class names, sha256 of the two files and of itself
+        last -> step-00000120        two links, each replaced in one rename
+        best -> step-00000096
+
+A checkpoint is written under a temporary name, flushed to the disk and then renamed, so a kill or a full disk at any
+moment leaves the ones before it as they were. Kept are the last one, the one before it, and the best.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from alexnet_fast.errors import InputError, RunError
+from alexnet_fast.train.config import TrainConfig
+
+FORMAT = 1
+# Where a run stands, at its start. Sums are of loss, hits and images; JSON keeps every bit of a float.
+START: dict[str, Any] = {
+    "epoch": 0,
+    "position": 0,  # batches of the epoch that are done
+    "step": 0,
+    "evaluate": False,  # whether an epoch has ended that was not evaluated yet
+    "sums": [0.0, 0.0, 0.0],  # of the epoch
+    "logged": [0.0, 0.0, 0.0],  # since the last row of metrics.jsonl
+    "best": None,
+    "metrics_bytes": 0,
+    "seconds": 0.0,
+    "sizes": {},  # images of the two sets
+}
+TENSORS = ("model.safetensors", "optimizer.safetensors")
+UNFINISHED = ".unfinished-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read and found whole. ``state`` has the keys of ``START``."""
+
+    path: Path
+    config: TrainConfig
+    classes: list[str]
+    state: dict[str, Any]
+    model: dict[str, Tensor]
+    momentum: dict[str, Tensor]
+
+    @property
+    def run(self) -> Path:
+        """The run's output folder."""
+        return self.path.parent.parent
+
+
+def folder_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def save(
+    run: Path,
+    step: int,
+    model: dict[str, Tensor],
+    momentum: dict[str, Tensor],
+    *,
+    config: TrainConfig,
+    classes: list[str],
+    state: dict[str, Any],
+) -> None:
+    """Writes the checkpoint of ``step``, points ``last`` at it, and removes those that are no longer kept.
+
+    If ``last`` is at ``step`` already, as after a resume, nothing is left to do. Raises :class:`RunError` where the
+    disk is full or refuses; what was saved before stays.
+    """
+    folder = run / "checkpoints"
+    name = folder_name(step)
+    unfinished = folder / (UNFINISHED + name)
+    before = os.readlink(folder / "last") if (folder / "last").is_symlink() else ""
+    if before == name:
+        return
+    try:
+        folder.mkdir(exist_ok=True)
+        _clear_unfinished(folder)
+        unfinished.mkdir()
+        for file, tensors in zip(TENSORS, (model, momentum), strict=True):
+            plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+            save_file(plain, unfinished / file, metadata={"variant": config.variant})
+            _flush(unfinished / file)
+        body = {
+            "format": FORMAT,
+            "files": {file: _sha256(unfinished / file) for file in TENSORS},
+            "config": config.to_json(),
+            "classes": classes,
+            "state": state,
+        }
+        (unfinished / "state.json").write_text(json.dumps({**body, "sha256": _digest(body)}, indent=1))
+        _flush(unfinished / "state.json")
+        _flush(unfinished)
+        if (folder / name).exists():  # left by the same run before it was resumed from an earlier checkpoint
+            shutil.rmtree(folder / name)
+        os.rename(unfinished, folder / name)
+        point(run, "last", name)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            _clear_unfinished(folder)
+        reason = " ".join(str(error).split())
+        raise RunError(f"cannot save {folder / name}: {reason}; earlier checkpoints are untouched") from error
+    best = os.readlink(folder / "best") if (folder / "best").is_symlink() else ""
+    for path in folder.glob("step-*"):
+        if path.name not in (name, before, best):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def point(run: Path, link: str, name: str) -> None:
+    """Makes ``link`` (``last`` or ``best``) lead to checkpoint ``name``."""
+    folder = run / "checkpoints"
+    new = folder / f"{UNFINISHED}{link}"
+    new.unlink(missing_ok=True)
+    new.symlink_to(name)
+    os.replace(new, folder / link)
+    _flush(folder)
+
+
+def find(path: str | Path, *links: str) -> Path:
+    """The checkpoint that ``path`` names, or the first of ``links`` that the run in folder ``path`` has.
+
+    Raises :class:`InputError` if there is none.
+    """
+    path = Path(path)
+    own = (path / "state.json").exists() or path.absolute().parent.name == "checkpoints"
+    candidates = [path] if own else [path / "checkpoints" / link for link in links]
+    found = next((candidate for candidate in candidates if candidate.exists()), None)
+    if found is None:
+        raise InputError(f"{path}: no checkpoint there (wanted: a run's folder, or one of its checkpoints/step-*)")
+    return found.resolve()
+
+
+def load(path: Path, verify: bool = True) -> Checkpoint:
+    """Reads a checkpoint folder; ``verify`` compares hashes. A damaged one raises :class:`InputError`: what is wrong
+    with it, and which other one is whole.
+    """
+    try:
+        return _load(path, verify)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        reason = error.args[0] if isinstance(error, KeyError) else error
+        others = [
+            other for other in sorted(path.parent.glob("step-*"), reverse=True) if other != path and _whole(other)
+        ]
+        hint = f"; {others[0]} is whole" if others else ""
+        raise InputError(f"{path}: damaged checkpoint: {' '.join(str(reason).split())}{hint}") from None
+
+
+def _whole(path: Path) -> bool:
+    try:
+        _load(path, True)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return False
+    return True
+
+
+def _load(path: Path, verify: bool) -> Checkpoint:
+    record = json.loads((path / "state.json").read_bytes())
+    if not isinstance(record, dict):
+        raise ValueError("state.json: expected an object")
+    digest = record.pop("sha256", None)
+    if digest != _digest(record):
+        raise ValueError("state.json: sha256 differs from the one recorded")
+    if record["format"] != FORMAT:
+        raise ValueError(f"state.json: format {record['format']!r}; this version reads {FORMAT}")
+    for file in TENSORS if verify else ():
+        if _sha256(path / file) != record["files"][file]:
+            raise ValueError(f"{file}: sha256 differs from the one recorded")
+    if missing := START.keys() - record["state"].keys():
+        raise KeyError(f"state.json: without {', '.join(sorted(missing))}")
+    model, momentum = (load_file(path / file) for file in TENSORS)
+    config = TrainConfig.from_json(record["config"])
+    return Checkpoint(path, config, record["classes"], record["state"], model, momentum)
+
+
+def _clear_unfinished(folder: Path) -> None:
+    for path in folder.glob(UNFINISHED + "*"):
+        path.unlink() if path.is_symlink() else shutil.rmtree(path)
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:  # some file systems cannot flush a folder
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(handle)

@@ -1,0 +1,134 @@
+"""What the command train does: everything is checked before anything is written or a rank is started."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+import alexnet_fast
+from alexnet_fast.data import Data, open_data
+from alexnet_fast.data.loader import steps_per_epoch
+from alexnet_fast.data.sources import kind_of, synthetic_data
+from alexnet_fast.errors import InputError
+from alexnet_fast.parallel import Ranks, launch, plan_devices, ranks_given
+from alexnet_fast.train import checkpoint
+from alexnet_fast.train.checkpoint import Checkpoint
+from alexnet_fast.train.config import TrainConfig, check_choices, resolve, resumed
+from alexnet_fast.train.engine import Trainer
+from alexnet_fast.train.model import build_model
+
+
+def train(
+    given: dict[str, Any], resume: str | None = None, build: Callable[[TrainConfig], nn.Module] = build_model
+) -> int:
+    """Starts a run, or goes on with the one at ``resume``, and returns the exit code.
+
+    ``given`` holds fields of :class:`TrainConfig`; the others follow from DATA and the variant, or from the resumed
+    run. ``build`` makes the net. Raises InputError and RunError.
+    """
+    given = dict(given)
+    if ranks_given():
+        given["nproc"] = int(os.environ["WORLD_SIZE"])
+    if "data" in given:
+        given["data"] = absolute(given["data"])
+    if resume is None:
+        config, found = _new_run(given, build), None
+    else:
+        found = checkpoint.find(resume, "last")
+        config = _resumed_run(given, checkpoint.load(found))
+    if not ranks_given():
+        plan_devices(config.nproc)
+    return launch(train_rank, (config, found, build), config.nproc)
+
+
+def train_rank(ranks: Ranks, config: TrainConfig, found: Path | None, build: Callable[[TrainConfig], nn.Module]) -> int:
+    """One rank of :func:`train`, on a configuration that was checked."""
+    data = open_run_data(config)
+    resumed_from = checkpoint.load(found, verify=False) if found else None
+    console = Console()
+    if ranks.main:
+        run = Path(config.out)
+        run.mkdir(parents=True, exist_ok=True)
+        about = _about(ranks, data)
+        (run / "config.json").write_text(json.dumps({**config.to_json(), "about": about}, indent=2) + "\n")
+        _announce(console, config, ranks, data, found)
+    return Trainer(config, ranks, data, resumed=resumed_from, build=build, console=console).run()
+
+
+def _new_run(given: dict[str, Any], build: Callable[[TrainConfig], nn.Module]) -> TrainConfig:
+    check_choices(given)
+    given = {"data": "digits", **given}
+    variant = given.get("variant", "torchvision")
+    synthetic = given.get("synthetic", False)
+    if "out" not in given:
+        name = "synthetic" if synthetic else Path(given["data"]).name.replace(":", "-")
+        given["out"] = f"runs/{name}-{variant}-{time.strftime('%Y%m%d-%H%M%S')}"
+    classes = given.get("num_classes", 1000) if synthetic else len(open_data(given["data"]).classes)
+    config = resolve(given, classes)
+    if config.weights is not None:
+        build(config)
+    run = Path(config.out)
+    first = int(os.environ.get("RANK", 0)) == 0  # the other ranks of torchrun may find what the first one made
+    if first and (run.exists() and (not run.is_dir() or any(run.iterdir()))):
+        raise InputError(f"--out: {run} is not an empty folder (to go on with a run: --resume {run})")
+    return config
+
+
+def _resumed_run(given: dict[str, Any], found: Checkpoint) -> TrainConfig:
+    if "out" in given and Path(given.pop("out")).resolve() != found.run:
+        raise InputError(f"--out: a resumed run goes on in its own folder, {found.run}")
+    config = dataclasses.replace(resumed(found.config, given), out=str(found.run))
+    data = open_run_data(config)
+    sizes = {"train": len(data.train), "val": len(data.val)}
+    if data.classes != found.classes or sizes != found.state["sizes"]:
+        raise InputError(
+            f"--resume: DATA has changed: the run had {len(found.classes)} classes and {found.state['sizes']} images, "
+            f"{config.data} now has {len(data.classes)} and {sizes}"
+        )
+    return config
+
+
+def absolute(data: str) -> str:
+    """A DATA argument that means the same from any folder."""
+    kind = kind_of(data)
+    if kind == "digits":
+        return data
+    prefix, folder = ("fashion-mnist:", data.removeprefix("fashion-mnist:")) if kind == "fashion-mnist" else ("", data)
+    return prefix + os.path.abspath(folder)
+
+
+def open_run_data(config: TrainConfig) -> Data:
+    return synthetic_data(config.num_classes, config.image_size) if config.synthetic else open_data(config.data)
+
+
+def _about(ranks: Ranks, data: Data) -> dict[str, Any]:
+    device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu"
+    versions = {"alexnet_fast": alexnet_fast.__version__, "torch": torch.__version__}
+    images = {"training_images": len(data.train), "held_out_images": len(data.val), "classes": len(data.classes)}
+    return {**versions, "device": device, "threads_per_rank": torch.get_num_threads(), **images}
+
+
+def _announce(console: Console, config: TrainConfig, ranks: Ranks, data: Data, found: Path | None) -> None:
+    steps = steps_per_epoch(len(data.train), config.batch_size)
+    sizes = f"{len(data.train)} training and {len(data.val)} held-out images of {len(data.classes)} classes"
+    side, backend = config.image_size, config.backend
+    spread = f"{ranks.world} {'rank' if ranks.world == 1 else 'ranks'} on {ranks.device.type}"
+    lines = [
+        f"data   {'synthetic' if config.synthetic else config.data}: {sizes}",
+        f"net    {config.variant}, {side}x{side} pixels, {config.precision}, backend {backend}",
+        f"run    {config.epochs} epochs of {steps} steps, batch {config.batch_size} over {spread}",
+        f"       lr {config.lr:g}, schedule {config.schedule}, in {config.out}",
+    ]
+    if found:
+        lines.append(f"resume {found}")
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

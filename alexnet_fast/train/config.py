@@ -1,0 +1,163 @@
+"""What a run does, in full: every value is chosen here, checked, and written to config.json.
+
+Defaults follow DATA. A folder gets the recipe of torchvision's AlexNet (batch 256, lr 0.01 divided by 10 every 30 of
+90 epochs, weight decay 1e-4). The small grey sets start from Kaiming's initialization at a third of that rate: at
+64x64 pixels the last pooling leaves one, which fc6 sees 36 times; from torch's own initialization, or at lr 0.01, the
+loss stays near ln 10 (docs/training.md has the figures).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from alexnet_fast import backends
+from alexnet_fast.data.sources import kind_of
+from alexnet_fast.errors import InputError
+from alexnet_fast.models import VARIANTS
+
+CHOICES = {
+    "schedule": ("step", "cosine", "constant"),
+    "init": ("variant", "kaiming"),
+    "precision": ("fp32", "bf16"),
+    "variant": tuple(VARIANTS),
+    "backend": ("auto", *backends.NAMES),
+}
+# Options that a resumed run may change: none of them moves a weight by itself.
+CHANGEABLE = frozenset({"workers", "max_steps", "checkpoint_steps", "log_steps", "max_bad", "tensorboard"})
+
+_GREY = {"image_size": 64, "schedule": "cosine", "warmup": 1.0, "weight_decay": 5e-4, "init": "kaiming", "workers": 0}
+PRESETS: dict[str, dict[str, Any]] = {
+    "digits": {**_GREY, "epochs": 6, "batch_size": 64, "lr": 0.003, "dropout": 0.2},
+    "fashion-mnist": {**_GREY, "epochs": 10, "batch_size": 128, "lr": 0.004, "workers": 1, "checkpoint_steps": 200},
+    "folder": {"epochs": 90, "batch_size": 256, "lr": 0.01, "schedule": "step", "workers": 4, "checkpoint_steps": 1000},
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run. Lengths in epochs count passes over the training set; ``batch_size`` counts images over all ranks."""
+
+    data: str
+    out: str
+    num_classes: int
+    image_size: int
+    epochs: int
+    batch_size: int
+    lr: float
+    schedule: str
+    variant: str = "torchvision"
+    synthetic: bool = False
+    warmup: float = 0.0  # epochs in which lr rises linearly to its value
+    lr_step: float = 30.0  # epochs between two cuts of schedule "step"
+    lr_gamma: float = 0.1  # what each cut multiplies lr by
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    label_smoothing: float = 0.0
+    dropout: float = 0.5
+    init: str = "variant"  # as the variant states it, or Kaiming normal
+    weights: str | None = None  # pretrained weights to start from
+    freeze_features: bool = False
+    precision: str = "fp32"
+    backend: str = "auto"
+    workers: int = 0  # loader processes of each rank; 0 loads in the rank itself
+    seed: int = 0
+    nproc: int = 1
+    max_steps: int | None = None  # stop after so many steps in all; the schedule still ends with the last epoch
+    checkpoint_steps: int = 0  # steps between checkpoints inside an epoch; 0: after each epoch alone
+    log_steps: int = 10  # steps between two rows of metrics.jsonl
+    max_bad: float = 0.05  # share of a set's files that may be unusable before the run stops
+    tensorboard: bool = False
+    transform: str = "crop"  # see alexnet_fast.data.transforms
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> TrainConfig:
+        """Raises KeyError, TypeError or ValueError where ``record`` is not what :meth:`to_json` gave."""
+        if set(record) != {field.name for field in dataclasses.fields(cls)}:
+            raise KeyError("config: other fields than this version's")
+        return cls(**{**record, "mean": tuple(record["mean"]), "std": tuple(record["std"])})
+
+
+def preset(data: str, variant: str, synthetic: bool) -> dict[str, Any]:
+    """The defaults for a DATA argument that differ from :class:`TrainConfig`'s own."""
+    kind = "folder" if synthetic else kind_of(data)
+    chosen = VARIANTS[variant]
+    defaults = {"image_size": chosen.image_size, **PRESETS[kind]}
+    if kind == "folder":
+        return {**defaults, "transform": "crop", "mean": chosen.mean, "std": chosen.std}
+    return {**defaults, "image_size": max(defaults["image_size"], chosen.min_image_size), "transform": "shift"}
+
+
+def resolve(given: dict[str, Any], num_classes: int) -> TrainConfig:
+    """The run that ``given`` asks for: what was given, then DATA's preset, then the common defaults; checked.
+
+    ``num_classes`` is DATA's. Raises :class:`InputError`.
+    """
+    given = {"backend": backends.current(), **given}  # ALEXNET_FAST_BACKEND is the default here too
+    check_choices(given)
+    variant = given.get("variant", "torchvision")
+    defaults = preset(given["data"], variant, given.get("synthetic", False))
+    cores = len(os.sched_getaffinity(0)) // given.get("nproc", 1)
+    defaults["workers"] = min(defaults["workers"], max(1, cores))
+    config = TrainConfig(**{"num_classes": num_classes, **defaults, **given})
+    check(config, num_classes)
+    return config
+
+
+def check_choices(given: dict[str, Any]) -> None:
+    for name, known in CHOICES.items():
+        if name in given and given[name] not in known:
+            raise InputError(f"{option(name)}: unknown {name} {given[name]!r}; known are {', '.join(known)}")
+    if reason := backends.missing(given.get("backend", "auto")):
+        raise InputError(f"--backend: {given['backend']!r} is missing here: {reason}")
+
+
+def check(config: TrainConfig, num_classes: int) -> None:
+    least = VARIANTS[config.variant].min_image_size
+    if config.image_size < least:
+        raise InputError(f"--image-size: variant {config.variant} takes at least {least}, got {config.image_size}")
+    if config.num_classes < num_classes:
+        raise InputError(f"--num-classes: DATA has {num_classes} classes, got {config.num_classes}")
+    if config.batch_size < config.nproc:
+        raise InputError(f"--batch-size: {config.batch_size} images cannot be shared by {config.nproc} ranks")
+    for name in ("epochs", "batch_size", "nproc", "log_steps", "lr_step"):
+        _within(config, name, 1 if name != "lr_step" else 1e-9, math.inf)
+    for name in ("workers", "checkpoint_steps", "seed"):
+        _within(config, name, 0, math.inf)
+    for name in ("lr", "warmup", "lr_gamma", "weight_decay"):
+        _within(config, name, 0, math.inf)
+    for name in ("momentum", "dropout", "label_smoothing", "max_bad"):
+        _within(config, name, 0, 1)
+    if config.max_steps is not None:
+        _within(config, "max_steps", 1, math.inf)
+
+
+def _within(config: TrainConfig, name: str, least: float, most: float) -> None:
+    value = getattr(config, name)
+    if not (math.isfinite(value) and least <= value <= most):
+        wanted = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+        raise InputError(f"{option(name)}: expected {wanted}, got {value:g}")
+
+
+def resumed(stored: TrainConfig, given: dict[str, Any]) -> TrainConfig:
+    """``stored`` with what may change on resuming; raises :class:`InputError` where anything else differs."""
+    check_choices(given)
+    for name, value in given.items():
+        before = getattr(stored, name)
+        if name not in CHANGEABLE and value != before:
+            raise InputError(f"--resume: the run has {option(name)} {before}, got {value}")
+    config = dataclasses.replace(stored, **given)
+    check(config, 1)
+    return config
+
+
+def option(name: str) -> str:
+    return "DATA" if name == "data" else "--" + name.replace("_", "-")

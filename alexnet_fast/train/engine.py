@@ -1,0 +1,396 @@
+"""The training loop of one rank.
+
+A step depends on (weights, momentum, seed, epoch, position) alone: images, augmentation and dropout are drawn by
+counters, the learning rate is a function of the step, and every rank adds up the same numbers in the same order. So a
+run that was killed and resumed ends with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from alexnet_fast.data import NOT_COUNTED, BadImage, Batch, Data, Transform, read_image, training_batches
+from alexnet_fast.data.loader import steps_per_epoch, worker_deaths_named
+from alexnet_fast.data.random import mix
+from alexnet_fast.errors import InputError, RunError
+from alexnet_fast.parallel import Ranks
+from alexnet_fast.train import checkpoint, pictures
+from alexnet_fast.train.checkpoint import Checkpoint
+from alexnet_fast.train.config import TrainConfig
+from alexnet_fast.train.evaluate import Evaluation, autocast, evaluate, normalized, using
+from alexnet_fast.train.report import Report, read_rows
+from alexnet_fast.train.schedule import learning_rate
+
+DROPOUT_KEY = 0x64726F70  # keeps the dropout seeds apart from the keys of data/loader.py
+
+
+class Stopped(Exception):
+    """SIGINT or SIGTERM arrived where the newest checkpoint is the run's present state already."""
+
+
+class Trainer:
+    """A run on one rank, from its start or from ``resumed``; :meth:`run` carries it to its end.
+
+    ``build`` makes the net on the CPU, with the same weights on each rank.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        ranks: Ranks,
+        data: Data,
+        *,
+        resumed: Checkpoint | None = None,
+        build: Callable[[TrainConfig], nn.Module],
+        console: Console,
+    ):
+        self.config, self.ranks, self.data = config, ranks, data
+        self.transform = Transform(config.transform, config.image_size)
+        self.epoch_steps = steps_per_epoch(len(data.train), config.batch_size)
+        self.state = {**checkpoint.START, "sizes": {"train": len(data.train), "val": len(data.val)}}
+        self.resumed = resumed
+        model = build(dataclasses.replace(config, weights=None) if resumed else config)
+        if resumed:
+            self.state = dict(resumed.state)
+            model.load_state_dict(resumed.model)
+        self.model = model.to(ranks.device, memory_format=torch.channels_last)
+        self.names = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        self.optimizer = torch.optim.SGD(
+            self.names.values(), config.lr, config.momentum, weight_decay=config.weight_decay, fused=True
+        )
+        for name, buffer in (resumed.momentum if resumed else {}).items():
+            parameter = self.names[name]
+            self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter.detach()).copy_(buffer)
+        self.parallel = self._distributed()
+        self.pending: tuple[Tensor, int, float] | None = None  # sums of the newest step, its images, its lr
+        self.bad: dict[str, dict[str, str]] = {"training": {}, "held-out": {}}
+        self.new_bad: dict[str, str] = {}
+        self.result: Evaluation | None = None
+        self.told_no_matplotlib = False
+        self.signal = 0  # this rank's
+        self.stopping = False  # all ranks'
+        self.failure: InputError | None = None  # why they stop, if not for a signal
+        self.started = time.perf_counter() - self.state["seconds"]
+        self.report: Report | None = None
+        self.console = console
+
+    def run(self) -> int:
+        """Trains to the end; returns the exit code: 0, or 128 + the signal that stopped the run."""
+        with contextlib.ExitStack() as stack:
+            if self.ranks.main:
+                run = Path(self.config.out)
+                stack.enter_context(_locked(run))
+                if self.resumed:
+                    checkpoint.point(run, "last", self.resumed.path.name)
+                self.report = Report(
+                    self.config,
+                    self.console,
+                    step=self.state["step"],
+                    steps=self._last_step(),
+                    metrics_bytes=self.state["metrics_bytes"],
+                )
+                stack.callback(self.report.close)
+                for row in read_rows(run):
+                    if row["kind"] == "bad file" and not _readable(row["path"]):  # it may have been mended since
+                        self.bad[row["set"]][row["path"]] = row["reason"]
+            self.bad = self.ranks.gather(self.bad)[0]
+            for kind in self.bad:
+                self._check_bad_share(kind)
+            stack.enter_context(self._signals())
+            stack.enter_context(using(self.config.backend))
+            stack.enter_context(_deterministic())
+            stack.enter_context(worker_deaths_named())
+            try:
+                return self._run()
+            except Stopped:
+                return self._stopped()
+
+    # ------------------------------------------------------------------------ the course of a run
+
+    def _run(self) -> int:
+        if self.state["evaluate"]:
+            self._end_epoch()
+        while self.state["epoch"] < self.config.epochs and self.state["step"] < self._last_step():
+            self._train_epoch()
+            if self.state["position"] == self.epoch_steps:
+                self.state |= {"epoch": self.state["epoch"] + 1, "position": 0, "evaluate": True}
+                self._save()
+                if self.stopping:
+                    return self._stopped()
+                self._end_epoch()
+            else:
+                self._save()
+                if self.stopping:
+                    return self._stopped()
+        if self.state["position"]:
+            self._evaluate("stop", {"epoch": self.state["epoch"]})
+        self._say_result()
+        return 0
+
+    def _train_epoch(self) -> None:
+        """Trains from ``position`` to the end of the epoch, to --max-steps, or to a signal."""
+        state, config = self.state, self.config
+        self.parallel.train()
+        if self.report:
+            self.report.restart_clock()
+        batches = training_batches(
+            self.data.train,
+            self.transform,
+            seed=config.seed,
+            epoch=state["epoch"],
+            first=state["position"],
+            batch_size=config.batch_size,
+            rank=self.ranks.rank,
+            world=self.ranks.world,
+            workers=config.workers,
+        )
+        with contextlib.closing(batches):
+            for batch in batches:
+                self._settle()
+                if self.stopping:
+                    break
+                self._step(batch)
+                state["step"] += 1
+                state["position"] += 1
+                if state["step"] == self._last_step():
+                    break
+                if config.checkpoint_steps and state["step"] % config.checkpoint_steps == 0:
+                    self._settle()
+                    if state["position"] < self.epoch_steps and not self.stopping:
+                        self._save()
+        self._settle()
+
+    def _step(self, batch: Batch) -> None:
+        config, ranks, step = self.config, self.ranks, self.state["step"]
+        torch.manual_seed(mix(config.seed, step, ranks.rank, DROPOUT_KEY) >> 1)
+        lr = learning_rate(config, step, self.epoch_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        labels = batch.labels.to(ranks.device, non_blocking=True)
+        with autocast(config, ranks.device):
+            logits = self.parallel(normalized(batch.images, config, ranks.device)).float()
+        loss = F.cross_entropy(
+            logits, labels, reduction="sum", ignore_index=NOT_COUNTED, label_smoothing=config.label_smoothing
+        )
+        # DDP averages gradients over ranks, whose shares may differ by an image: this makes it the mean over images.
+        (loss * (ranks.world / batch.counted)).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.new_bad.update({path: reason for path, reason in batch.bad if path not in self.bad["training"]})
+        hits = (logits.detach().argmax(1) == labels).sum()
+        figures = [loss.detach().double(), hits, (labels != NOT_COUNTED).sum()]
+        flags = torch.tensor([len(self.new_bad), bool(self.signal)], dtype=torch.float64, device=ranks.device)
+        sums = torch.cat([torch.stack([figure.double() for figure in figures]), flags])
+        self.pending = (ranks.add(sums), batch.counted, lr)
+
+    def _settle(self) -> None:
+        """Reads the newest step's sums. One step late, so that a GPU is never waited for between two steps."""
+        if self.pending is None:
+            return
+        (values, images, lr), self.pending = self.pending, None
+        loss, hits, count, new_bad, signals = values.tolist()
+        state = self.state
+        if not math.isfinite(loss):
+            raise RunError(
+                f"the loss is {loss} at step {state['step']}, lr {lr:g}: lower --lr or lengthen --warmup; "
+                f"checkpoints in {self.config.out} are from before"
+            )
+        for sums in ("sums", "logged"):
+            state[sums] = [a + b for a, b in zip(state[sums], (loss, hits, count), strict=True)]
+        self.stopping = self.stopping or signals > 0
+        log = None
+        if state["step"] % self.config.log_steps == 0 or state["position"] == self.epoch_steps:
+            loss, hits, count = state["logged"]
+            log = {"loss": loss / max(count, 1), "top1": hits / max(count, 1), "lr": lr}
+            state["logged"] = [0.0, 0.0, 0.0]
+        if self.report:
+            self.report.step(state["epoch"], state["step"], images, log)
+        if new_bad:
+            found, self.new_bad = self.new_bad, {}
+            try:
+                self._share_bad(found, "training")
+            except InputError as error:
+                self.failure, self.stopping = error, True
+
+    def _end_epoch(self) -> None:
+        """Evaluates after an epoch; the checkpoint at its end is saved already."""
+        loss, hits, count = self.state["sums"]
+        trained = {"train_loss": loss / max(count, 1), "train_top1": hits / max(count, 1)}
+        result = self._evaluate("epoch", {"epoch": self.state["epoch"] - 1, **trained})
+        best = self.state["best"]
+        if best is None or result.top1 > best["val_top1"]:
+            self.state["best"] = {"step": self.state["step"], "val_top1": result.top1}
+            if self.ranks.main:
+                checkpoint.point(Path(self.config.out), "best", checkpoint.folder_name(self.state["step"]))
+        self.state |= {"sums": [0.0, 0.0, 0.0], "evaluate": False}
+
+    def _evaluate(self, kind: str, row: dict[str, Any]) -> Evaluation:
+        result, bad = evaluate(self.model, self.data.val, self.config, self.ranks, self._after_evaluating)
+        self._share_bad(bad, "held-out")
+        self.result = result
+        if self.report:
+            row |= {
+                "step": self.state["step"],
+                "val_loss": result.loss,
+                "val_top1": result.top1,
+                "val_top5": result.top5,
+            }
+            self.report.evaluated(kind, {**row, "count": result.count, "seconds": round(self._seconds(), 2)})
+            self._draw()
+        return result
+
+    # ------------------------------------------------------------------------ its pieces
+
+    def _distributed(self) -> nn.Module:
+        if self.ranks.world == 1:
+            return self.model
+        devices = [self.ranks.device] if self.ranks.device.type == "cuda" else None
+        parallel = DistributedDataParallel(self.model, device_ids=devices, gradient_as_bucket_view=True)
+        # DDP regroups gradients into buckets after the first backward. Among three ranks or more that changes the order
+        # of additions, so a resumed run would differ in its last bits: let it happen before the first step.
+        side = self.config.image_size
+        with autocast(self.config, self.ranks.device), using(self.config.backend):
+            parallel(torch.zeros(1, 3, side, side, device=self.ranks.device)).sum().backward()
+        self.optimizer.zero_grad()
+        return parallel
+
+    def _last_step(self) -> int:
+        steps = self.config.epochs * self.epoch_steps
+        return min(steps, self.config.max_steps or steps)
+
+    def _seconds(self) -> float:
+        """Time spent in this run, what came before a resume included."""
+        return time.perf_counter() - self.started
+
+    def _share_bad(self, found: dict[str, str], kind: str) -> None:
+        """All ranks learn what each found; raises :class:`InputError` where that is more than --max-bad allows."""
+        known = self.bad[kind]
+        shared = {
+            path: reason for part in self.ranks.gather(found) for path, reason in part.items() if path not in known
+        }
+        known |= shared
+        if self.report:
+            self.report.bad_files(shared, kind, self.state["step"])
+        self._check_bad_share(kind)
+
+    def _check_bad_share(self, kind: str) -> None:
+        bad, files = self.bad[kind], len(self.data.train if kind == "training" else self.data.val)
+        if len(bad) > self.config.max_bad * files:
+            path, reason = next(iter(bad.items()))
+            share = f"more than the share --max-bad {self.config.max_bad:g}"
+            raise InputError(f"{len(bad)} of {files} {kind} files are unusable, {share}; the first: {path}: {reason}")
+
+    def _save(self) -> None:
+        if not all(bool(parameter.isfinite().all()) for parameter in self.names.values()):
+            raise RunError(f"weights are not finite after step {self.state['step']}: lower --lr or lengthen --warmup")
+        if self.report:
+            self.state |= {"metrics_bytes": self.report.flushed(), "seconds": round(self._seconds(), 2)}
+            state = self.optimizer.state
+            momentum = {name: state[p].get("momentum_buffer") for name, p in self.names.items() if p in state}
+            checkpoint.save(
+                Path(self.config.out),
+                self.state["step"],
+                self.model.state_dict(),
+                {name: buffer for name, buffer in momentum.items() if buffer is not None},
+                config=self.config,
+                classes=self.data.classes,
+                state=self.state,
+            )
+            self.report.restart_clock()
+        self.ranks.wait()
+
+    def _draw(self) -> None:
+        run = Path(self.config.out)
+        pictures.draw_filters(self.model, run / "conv1.png")
+        try:
+            pictures.draw_curves(read_rows(run), run / "curves.png")
+        except ImportError:
+            if not self.told_no_matplotlib:
+                self.report.line("no curves.png: matplotlib is not installed (pip install 'alexnet-fast[demo]')")
+            self.told_no_matplotlib = True
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        def note(number: int, frame: object) -> None:
+            self.signal = number
+
+        numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, note) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _after_evaluating(self, images: int) -> None:
+        if self.signal:
+            raise Stopped
+        if self.report:
+            self.report.evaluating(images * self.ranks.world, len(self.data.val))
+
+    def _stopped(self) -> int:
+        if self.failure:
+            raise self.failure
+        number = self.signal or signal.SIGTERM
+        if self.report:
+            name = signal.Signals(number).name
+            self.report.line(f"stopped by {name} at step {self.state['step']}; go on with --resume {self.config.out}")
+        return 128 + number
+
+    def _say_result(self) -> None:
+        if not self.report:
+            return
+        run, result = self.config.out, self.result
+        hits, course = (
+            f"{result.top1_count} of {result.count}",
+            f"{self.state['step']} steps in {self._seconds():.0f} s",
+        )
+        self.report.line(f"held-out accuracy {result.top1:.2%} ({hits}) after {course}")
+        if bad := sum(map(len, self.bad.values())):
+            self.report.line(
+                f"{bad} bad files were replaced (training) or left out (held-out); metrics.jsonl names them"
+            )
+        self.report.line(f"pictures {run}/curves.png {run}/conv1.png; checkpoints {run}/checkpoints/best and last")
+
+
+@contextlib.contextmanager
+def _locked(run: Path) -> Iterator[None]:
+    """Refuses a folder that another process is training in. The lock ends with the process, however it ends."""
+    with open(run / ".lock", "w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{run}: another run is writing there") from None
+        yield
+
+
+def _readable(path: str) -> bool:
+    try:
+        read_image(path)
+    except BadImage:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _deterministic() -> Iterator[None]:
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before

@@ -1,0 +1,45 @@
+"""The net a run starts from."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from alexnet_fast.data.random import mix
+from alexnet_fast.errors import InputError
+from alexnet_fast.models import alexnet
+from alexnet_fast.models.weights import read
+from alexnet_fast.train.config import TrainConfig
+
+
+def build_model(config: TrainConfig) -> nn.Module:
+    """AlexNet as ``config`` says, on the CPU; the same weights for the same seed on every rank.
+
+    Pretrained weights keep their last layer if it has ``num_classes`` outputs, and get a new one otherwise. Raises
+    :class:`InputError` for weights that are missing or do not fit.
+    """
+    torch.manual_seed(mix(config.seed) >> 1)
+    net = {"num_classes": config.num_classes, "dropout": config.dropout, "variant": config.variant}
+    if config.weights is None:
+        model = alexnet(**net, freeze_features=config.freeze_features)
+        if config.init == "kaiming":
+            kaiming(model)
+        return model
+    try:
+        head = read(config.weights).state.get("classifier.6.weight")
+        new_head = head is not None and len(head) != config.num_classes
+        return alexnet(weights=config.weights, replace_head=new_head, freeze_features=config.freeze_features, **net)
+    except (ValueError, OSError) as error:
+        raise InputError("--" + " ".join(str(error).split())) from None
+
+
+def kaiming(model: nn.Module) -> None:
+    """Weights N(0, 2 / fan-in) ahead of ReLUs (He et al., arXiv 1502.01852), N(0, 0.01) in the last layer, biases 0.
+
+    The last layer is small so that the first loss is ln(classes): no class is favoured before anything is learnt.
+    """
+    layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    for layer in layers:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.zeros_(layer.bias)
+    nn.init.normal_(layers[-1].weight, 0.0, 0.01)

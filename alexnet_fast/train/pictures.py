@@ -1,0 +1,57 @@
+"""What a run looks like: its curves, and the filters of its first layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor, nn
+
+FILTER_PIXEL = 4  # edge of one weight in conv1.png, in pixels
+FILTER_ROWS = 8
+
+
+def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
+    """Loss, accuracy and learning rate over steps, from the rows of metrics.jsonl; raises ImportError without
+    matplotlib.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    panels = dict(zip(("loss", "top1", "lr"), figure.subplots(1, 3), strict=True))
+    steps = [row for row in rows if row["kind"] == "step"]
+    evaluations = [row for row in rows if row["kind"] in ("epoch", "stop")]
+    for name, title in (("loss", "cross-entropy"), ("top1", "top-1 accuracy"), ("lr", "learning rate")):
+        panel = panels[name]
+        panel.plot([row["step"] for row in steps], [row[name] for row in steps], color="tab:blue", label="training")
+        if name != "lr":
+            values = [row[f"val_{name}"] for row in evaluations]
+            panel.plot([row["step"] for row in evaluations], values, "o-", color="tab:orange", label="held out")
+            panel.legend(loc="upper right" if name == "loss" else "lower right")
+        panel.set(title=title, xlabel="step")
+        panel.set_ylim(bottom=0)
+        panel.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+def draw_filters(model: nn.Module, path: Path) -> None:
+    """The first convolution's filters as RGB pictures, each scaled to its own range, 8 in a column."""
+    weight = next(module.weight for module in model.modules() if isinstance(module, nn.Conv2d))
+    filters = _scaled(weight.detach().float().cpu())
+    count, height, width, _ = filters.shape
+    columns = -(-count // FILTER_ROWS)
+    sheet = np.full((FILTER_ROWS * (height + 1) + 1, columns * (width + 1) + 1, 3), 255, np.uint8)
+    for number, picture in enumerate(filters):
+        top, left = number // columns * (height + 1) + 1, number % columns * (width + 1) + 1
+        sheet[top : top + height, left : left + width] = picture
+    size = (sheet.shape[1] * FILTER_PIXEL, sheet.shape[0] * FILTER_PIXEL)
+    Image.fromarray(sheet).resize(size, Image.Resampling.NEAREST).save(path)
+
+
+def _scaled(weight: Tensor) -> np.ndarray:
+    """(filters, 3, h, w) to uint8 (filters, h, w, 3), the smallest weight of each filter black, the largest white."""
+    low, high = weight.amin((1, 2, 3), keepdim=True), weight.amax((1, 2, 3), keepdim=True)
+    scaled = (weight - low) / (high - low).clamp_min(1e-12)
+    return (scaled * 255).round().byte().permute(0, 2, 3, 1).numpy()

@@ -1,0 +1,134 @@
+"""What a run tells: rows of metrics.jsonl, a progress bar on a terminal, plain lines elsewhere, TensorBoard on request.
+
+Kinds of row in metrics.jsonl: ``step`` (mean training loss and accuracy since the row before), ``epoch`` (training and
+held-out figures), ``stop`` (held-out figures where --max-steps ended the run), ``bad file``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from alexnet_fast.errors import InputError
+from alexnet_fast.train.config import TrainConfig
+
+METRICS = "metrics.jsonl"
+
+
+def read_rows(run: Path) -> list[dict[str, Any]]:
+    path = run / METRICS
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def tensorboard_writer(config: TrainConfig, step: int):
+    """None unless asked for; raises :class:`InputError` where the extra is not installed."""
+    if not config.tensorboard:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError(
+            "--tensorboard: needs the extra tensorboard: pip install 'alexnet-fast[tensorboard]'"
+        ) from None
+    return SummaryWriter(str(Path(config.out) / "tensorboard"), purge_step=step)
+
+
+class Report:
+    """The main rank's. ``steps`` is how many the run is going to make in all, ``step`` where it stands."""
+
+    def __init__(self, config: TrainConfig, console: Console, *, step: int, steps: int, metrics_bytes: int):
+        self.config, self.console, self.steps = config, console, steps
+        self.writer = tensorboard_writer(config, step)
+        self.metrics = open(Path(config.out) / METRICS, "ab")  # noqa: SIM115  open as long as the run
+        self.metrics.truncate(metrics_bytes)  # rows after the checkpoint that the run goes on from
+        self.bar = None
+        if console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=console,
+            )
+            self.task = self.bar.add_task("", total=steps, completed=step, rate="", note="")
+            self.bar.start()
+        self._since = time.perf_counter()
+        self._images = 0
+
+    def line(self, text: str) -> None:
+        """A line for the user; above the bar, if there is one."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def row(self, kind: str, **values: Any) -> None:
+        self.metrics.write(json.dumps({"kind": kind, **values}).encode() + b"\n")
+        self.metrics.flush()
+
+    def flushed(self) -> int:
+        """The length of metrics.jsonl, once it is on the disk."""
+        os.fsync(self.metrics.fileno())
+        return self.metrics.tell()
+
+    def restart_clock(self) -> None:
+        """Leaves the time since the last call out of the rate: the run did something other than train."""
+        self._since, self._images = time.perf_counter(), 0
+
+    def step(self, epoch: int, step: int, images: int, log: dict[str, float] | None) -> None:
+        """After each step; ``images`` counts all ranks; ``log`` holds loss, top1 and lr where a row is due."""
+        self._images += images
+        rate = self._images / max(1e-9, time.perf_counter() - self._since)
+        name = f"epoch {epoch + 1}/{self.config.epochs}"
+        if self.bar:
+            note = {"note": f"loss {log['loss']:.3f}"} if log else {}
+            self.bar.update(self.task, completed=step, description=name, rate=f"{rate:.0f} images/s", **note)
+        if log is None:
+            return
+        self.row("step", step=step, epoch=epoch, **log, images_per_second=round(rate, 2))
+        if not self.bar:
+            seconds = round((self.steps - step) * self.config.batch_size / rate)
+            eta = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+            figures = f"loss {log['loss']:.3f}  lr {log['lr']:.3g}  {rate:.1f} images/s  eta {eta}"
+            self.line(f"{name}  step {step}/{self.steps}  {figures}")
+        self._scalars(step, {"train/loss": log["loss"], "train/top1": log["top1"], "lr": log["lr"]})
+        self.restart_clock()
+
+    def evaluated(self, kind: str, row: dict[str, Any]) -> None:
+        """``row``: as it goes into metrics.jsonl, with val_loss, val_top1, val_top5 and count, and for an epoch
+        train_loss, train_top1.
+        """
+        self.row(kind, **row)
+        trained = f"train loss {row['train_loss']:.4f} top-1 {row['train_top1']:.2%}  " if "train_loss" in row else ""
+        held_out = f"held-out loss {row['val_loss']:.4f} top-1 {row['val_top1']:.2%} top-5 {row['val_top5']:.2%}"
+        self.line(f"epoch {row['epoch'] + 1}/{self.config.epochs}  {trained}{held_out}  ({row['count']} images)")
+        self._scalars(row["step"], {f"val/{key}": row[f"val_{key}"] for key in ("loss", "top1", "top5")})
+
+    def evaluating(self, images: int, of: int) -> None:
+        """After a batch of an evaluation; ``images`` over all ranks."""
+        if self.bar:
+            self._images += images
+            self.bar.update(self.task, rate=f"evaluating {min(self._images, of)}/{of}")
+
+    def bad_files(self, files: dict[str, str], kind: str, step: int) -> None:
+        """``kind``: ``training`` or ``held-out``."""
+        for path, reason in files.items():
+            self.row("bad file", set=kind, step=step, path=path, reason=reason)
+            self.line(f"bad file {path}: {reason}")
+
+    def close(self) -> None:
+        if self.bar:
+            self.bar.stop()
+        if self.writer:
+            self.writer.close()
+        self.metrics.close()
+
+    def _scalars(self, step: int, values: dict[str, float]) -> None:
+        if self.writer:
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)

@@ -1,0 +1,222 @@
+"""Local response normalization across channels.
+
+    y_c  = x_c · t_c^-β,    t_c = k + α/n · Σ_{j = c-⌊n/2⌋ … c+⌊(n-1)/2⌋} x_j²
+    dx_c = dy_c · t_c^-β − 2αβ/n · x_c · Σ_{j: c in window of j} dy_j · x_j · t_j^-(β+1)
+
+every window cut off at the ends of c's group.
+
+Tile: 1024 pairs of pixel and channel. A window's other channels are loaded again, shifted: from the cache, as they
+belong to this tile or to its neighbour. Backward computes t at each of the n channels whose window holds c; the
+compiler merges the loads that those windows share, 2n - 1 of x and n of dy.
+Bytes: forward reads x and writes y, backward reads x and dy and writes dx, each once.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from alexnet_fast.ops.arguments import LRN
+from alexnet_fast.ops.registry import memory_format
+from alexnet_fast.triton_kernels.launch import accumulator, dense, implements
+from alexnet_fast.triton_kernels.tiles import Sheet, add_up, rectify, tile_of
+
+
+@triton.jit
+def powers(t, BETA: tl.constexpr):
+    """(t^-β, t^-1), without a power function for the exponents in use."""
+    if BETA == 0.75:
+        r = tl.rsqrt(t)
+        power, inverse = r * tl.sqrt(r), r * r
+    elif BETA == 0.5:
+        power = tl.rsqrt(t)
+        inverse = power * power
+    else:
+        inverse = 1.0 / t
+        if BETA == 1.0:
+            power = inverse
+        elif BETA == 0.0:
+            power = tl.full(t.shape, 1.0, t.dtype)
+        else:
+            power = tl.exp2(-BETA * tl.log2(t))
+    return power, inverse
+
+
+@triton.jit
+def neighbour(
+    row_ptr,
+    channel,
+    mask,
+    group,
+    channel_stride,
+    bias_ptr,
+    bias_channels,
+    J: tl.constexpr,
+    RELU: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """x at `channel + J` of each pixel (whose memory begins at row_ptr), 0 beyond the ends of the channel's group; with
+    RELU, max(0, x + bias)."""
+    first = channel // group * group
+    inside = mask & (channel + J >= first) & (channel + J < first + group)
+    x = tl.load(row_ptr + (channel + J).to(tl.int64) * channel_stride, inside, other=0)
+    if RELU:
+        return tl.where(inside, rectify(x, bias_ptr, channel + J, inside, bias_channels, ACC), 0.0)
+    return x.to(ACC)
+
+
+# ---- Forward ---------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _forward_kernel(
+    x_ptr,
+    y_ptr,
+    r_ptr,
+    bias_ptr,
+    pixels,
+    channels,
+    pixel_stride,
+    channel_stride,
+    group,
+    bias_channels,
+    BEFORE: tl.constexpr,
+    AFTER: tl.constexpr,
+    SCALE: tl.constexpr,
+    BETA: tl.constexpr,
+    K: tl.constexpr,
+    RELU: tl.constexpr,
+    ACC: tl.constexpr,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    _, pixel, channel, mask = tile_of(pixels, channels, PIXELS, CHANNELS, INDEX)
+    row = pixel.to(tl.int64) * pixel_stride
+    total = tl.zeros((PIXELS, CHANNELS), ACC)
+    for j in tl.static_range(-BEFORE, AFTER + 1):
+        x = neighbour(x_ptr + row, channel, mask, group, channel_stride, bias_ptr, bias_channels, j, RELU, ACC)
+        total += x * x
+    x = neighbour(x_ptr + row, channel, mask, group, channel_stride, bias_ptr, bias_channels, 0, RELU, ACC)
+    here = row + channel.to(tl.int64) * channel_stride
+    if r_ptr is not None:
+        tl.store(r_ptr + here, x, mask)
+    power, _ = powers(K + SCALE * total, BETA)
+    tl.store(y_ptr + here, x * power, mask)
+
+
+def forward(
+    x: Tensor, form: torch.memory_format, lrn: LRN, bias: Tensor | None = None, relu: bool = False, keep_r: bool = False
+) -> tuple[Tensor, Tensor]:
+    """(y, r) for a dense x in layout ``form``: y = lrn(r) with r = max(0, x + bias) if ``relu``, else x. r comes back
+    empty without ``keep_r``."""
+    y = torch.empty_like(x)
+    r = torch.empty_like(x) if keep_r else x.new_empty(0)
+    if x.numel():
+        sheet = Sheet.of(x, form)
+        _forward_kernel[sheet.grid](
+            x, y, r if keep_r else None, bias, *sheet, *_window(x, lrn), RELU=relu, **_constants(x, lrn), **sheet.tile
+        )
+    return y, r
+
+
+# ---- Backward --------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _backward_kernel(
+    dy_ptr,
+    x_ptr,
+    dx_ptr,
+    sum_ptr,
+    pixels,
+    channels,
+    pixel_stride,
+    channel_stride,
+    group,
+    bias_channels,
+    BEFORE: tl.constexpr,
+    AFTER: tl.constexpr,
+    SCALE: tl.constexpr,
+    BETA: tl.constexpr,
+    K: tl.constexpr,
+    RELU: tl.constexpr,
+    ACC: tl.constexpr,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    tile_row, pixel, channel, mask = tile_of(pixels, channels, PIXELS, CHANNELS, INDEX)
+    row = pixel.to(tl.int64) * pixel_stride
+    first = channel // group * group
+    dx = tl.zeros((PIXELS, CHANNELS), ACC)
+    through = tl.zeros((PIXELS, CHANNELS), ACC)  # Σ dy_j · x_j · t_j^-(β+1)
+    for j in tl.static_range(-AFTER, BEFORE + 1):
+        total = tl.zeros((PIXELS, CHANNELS), ACC)
+        for i in tl.static_range(j - BEFORE, j + AFTER + 1):
+            x = neighbour(x_ptr + row, channel, mask, group, channel_stride, None, bias_channels, i, False, ACC)
+            total += x * x
+        power, inverse = powers(K + SCALE * total, BETA)
+        x = neighbour(x_ptr + row, channel, mask, group, channel_stride, None, bias_channels, j, False, ACC)
+        dy = neighbour(dy_ptr + row, channel, mask, group, channel_stride, None, bias_channels, j, False, ACC)
+        direct = dy * power
+        inside = (channel + j >= first) & (channel + j < first + group)
+        through += tl.where(inside, direct * x * inverse, 0.0)
+        if j == 0:
+            dx = direct
+    x = neighbour(x_ptr + row, channel, mask, group, channel_stride, None, bias_channels, 0, False, ACC)
+    dx -= 2 * SCALE * BETA * x * through
+    if RELU:
+        dx = tl.where(x <= 0, 0.0, dx)
+    tl.store(dx_ptr + row + channel.to(tl.int64) * channel_stride, dx, mask)
+    if sum_ptr is not None:
+        column = tl.sum(tl.where(mask, dx, 0.0), 0, keep_dims=True)
+        tl.store(sum_ptr + tile_row.to(tl.int64) * channels + channel, column, channel < channels)
+
+
+def backward(
+    dy: Tensor, x: Tensor, form: torch.memory_format, lrn: LRN, relu: bool = False, want_bias: bool = False
+) -> tuple[Tensor, Tensor]:
+    """(dx, db) for dense dy and x. With ``relu``, x is max(0, z + bias), dx is ∂L/∂z, and db, if wanted, ∂L/∂bias."""
+    dx = torch.empty_like(x)
+    if not x.numel():
+        return dx, dx.new_zeros(x.shape[1] if want_bias else 0)
+    sheet = Sheet.of(x, form)
+    sums = sheet.partial_sums(x) if want_bias else None
+    _backward_kernel[sheet.grid](
+        dy, x, dx, sums, *sheet, *_window(x, lrn), RELU=relu, **_constants(x, lrn), **sheet.tile
+    )
+    return dx, dx.new_empty(0) if sums is None else add_up(sums, x)
+
+
+def _window(x: Tensor, lrn: LRN) -> tuple[int, int]:
+    return x.shape[1] // lrn.groups, x.shape[1]
+
+
+def _constants(x: Tensor, lrn: LRN) -> dict:
+    reach = x.shape[1] // lrn.groups - 1  # a window never sees more than its group
+    return {
+        "BEFORE": min(lrn.size // 2, reach),
+        "AFTER": min((lrn.size - 1) // 2, reach),
+        "SCALE": lrn.alpha / lrn.size,
+        "BETA": lrn.beta,
+        "K": lrn.k,
+        "ACC": accumulator(x),
+    }
+
+
+# ---- Operators -------------------------------------------------------------------------------------------------------
+
+
+@implements("lrn")
+def _lrn(x: Tensor, *lrn) -> Tensor:
+    form = memory_format(x)
+    return forward(*dense(form, x), form, LRN(*lrn))[0]
+
+
+@implements("lrn_backward")
+def _lrn_backward(dy: Tensor, x: Tensor, *lrn) -> Tensor:
+    form = memory_format(x)
+    return backward(*dense(form, dy, x), form, LRN(*lrn))[0]

@@ -1,0 +1,23 @@
+"""What follows a raw convolution output, in one pass: torchvision's stages have no LRN, the 2012 net's first two do."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.ops.samples import OVERLAPPING, PAPER, epilogue
+
+from .cases import backends, forms, passes
+
+SAMPLES = [
+    epilogue("bias, ReLU", (32, 384, 13, 13)),
+    epilogue("bias, ReLU, pool", (32, 64, 55, 55), pool=OVERLAPPING),
+    epilogue("bias, ReLU, LRN, pool", (32, 96, 55, 55), lrn=PAPER, pool=OVERLAPPING),
+]
+
+
+@backends
+@passes
+@forms
+@pytest.mark.parametrize("sample", SAMPLES, ids=str)
+def test_epilogue(measure, sample, dtype, layout, training, backend):
+    measure(sample, dtype, layout, training, backend)

@@ -1,0 +1,113 @@
+"""Times an operator against PyTorch in one run, and keeps the rows that are printed at the end.
+
+Believable: random data; each case first checked against the reference; the two sides alternate, A B A B, so that a
+slower moment of the machine meets both; medians, with quartiles beside them; results in freshly allocated memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median, quantiles
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from tests.ops.compare import error, output_gradient, results, saved_bytes
+from tests.ops.layouts import relayout
+from tests.ops.samples import Sample
+
+# Allowed difference to the reference, relative to the largest element: sums of 10^5 terms in float32, and results that
+# are rounded twice in 16 bits.
+TOLERANCE = {torch.float32: 2**-13, torch.bfloat16: 2**-6}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison. Times in milliseconds; saved: bytes kept for backward over bytes of the input."""
+
+    name: str
+    dtype: str
+    layout: str
+    passes: str
+    backend: str
+    ours: list[float]
+    torch: list[float]
+    gigabytes_per_s: float | None
+    saved: tuple[float, float] | None
+
+    @property
+    def ratio(self) -> float:
+        return median(self.torch) / median(self.ours)
+
+
+def check(sample: Sample, data: dict[str, Tensor], dy: Tensor, backend: str) -> None:
+    actual = results(lambda leaves: sample.ours(leaves, backend), data, dy)
+    for name, expected in results(lambda leaves: sample.ours(leaves, "reference"), data, dy).items():
+        allowed = TOLERANCE[expected.dtype] * expected.abs().max().item()
+        assert error(actual[name], expected.double()) <= allowed, f"{sample}: wrong {name}"
+
+
+def race(benchmark, sample: Sample, dtype: torch.dtype, layout: str, training: bool, backend: str) -> Row | None:
+    """Measures ``sample`` with pytest-benchmark, PyTorch's time taken between its rounds."""
+    data = {name: relayout(tensor, layout) for name, tensor in sample.data(dtype).items()}
+    dy = relayout(output_gradient(sample, dtype), layout)
+    check(sample, data, dy, backend)
+
+    def side(call: Callable[[dict[str, Tensor]], Tensor]) -> Callable[[], object]:
+        if training:
+            return lambda: results(call, data, dy)
+        return torch.inference_mode()(lambda: call(data))
+
+    torch_times: list[float] = []
+    ours, theirs = side(lambda leaves: sample.ours(leaves, backend)), side(sample.torch)
+
+    def time_torch() -> None:
+        start = perf_counter()
+        theirs()
+        torch_times.append(perf_counter() - start)
+
+    time_torch()
+    rounds = max(5, min(25, int(1.5 / torch_times[0])))
+    short, passes = str(dtype).removeprefix("torch."), "forward+backward" if training else "forward"
+    benchmark.group = f"{sample.stem}-{short}-{layout}-{passes}"
+    benchmark.pedantic(ours, setup=time_torch, rounds=rounds, warmup_rounds=2)
+    if benchmark.disabled:
+        return None
+
+    saved = None
+    if training:
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in data.items()}
+        size = data["input"].numel() * data["input"].itemsize
+        saved = tuple(
+            saved_bytes(lambda c=c: c(leaves)) / size for c in (lambda t: sample.ours(t, backend), sample.torch)
+        )
+    ours_times = [1e3 * t for t in benchmark.stats.stats.data]
+    moved = least_bytes(sample, data, dy, training)
+    row = Row(
+        f"{sample.stem} {'x'.join(map(str, sample.input))} {sample.reason}",
+        *(short, layout, passes, backend, ours_times, [1e3 * t for t in torch_times[-rounds:]]),
+        moved / median(ours_times) / 1e6 if moved else None,
+        saved,
+    )
+    benchmark.extra_info |= {"torch_ms": row.torch, "ratio": row.ratio, "gigabytes_per_s": row.gigabytes_per_s}
+    return row
+
+
+def least_bytes(sample: Sample, data: dict[str, Tensor], dy: Tensor, training: bool) -> int | None:
+    """Each input once and each output once; forward and backward each read their own. None for convolutions, which
+    arithmetic bounds."""
+    if sample.weight is not None:
+        return None
+    x, y = (t.numel() * t.itemsize for t in (data["input"], dy))
+    if not training:
+        return x + y
+    backward_reads_input = sample.stem == "lrn" or sample.arguments.get("lrn")
+    codes = 0 if sample.stem == "lrn" else 2 * dy.numel()
+    return x + y + codes + y + x * (2 if backward_reads_input else 1)
+
+
+def spread(times: list[float]) -> str:
+    low, _, high = quantiles(times, n=4)
+    return f"{median(times):8.2f} [{low:7.2f} {high:7.2f}]"

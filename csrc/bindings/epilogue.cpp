@@ -1,0 +1,179 @@
+#include <algorithm>
+
+#include "torch_compat.h"
+
+namespace alexnet_fast {
+namespace {
+
+using Ints = std::vector<int64_t>;
+
+// Everything but pointers; z is the convolution output's shape, whichever tensor stands for it.
+EpilogueParams make_params(DType dtype, bool channels_last, std::array<int64_t, 4> z, std::array<int64_t, 2> out,
+                           const LrnWindow& lrn, const Ints& kernel, const Ints& stride, const Ints& padding) {
+  EpilogueParams params{};
+  params.dtype = dtype;
+  params.channels_last = channels_last;
+  params.batch = z[0];
+  params.channels = z[1];
+  params.height = z[2];
+  params.width = z[3];
+  params.out_height = out[0];
+  params.out_width = out[1];
+  params.lrn = lrn;
+  params.window = make_window(kernel, stride, padding);
+  return params;
+}
+
+LrnWindow make_lrn(int64_t size, double alpha, double beta, double k, int64_t groups, int64_t channels,
+                   const char* op) {
+  const LrnWindow lrn{static_cast<int32_t>(size), static_cast<int32_t>(groups), alpha, beta, k};
+  if (size != 0) {
+    check_lrn(lrn, channels, op);
+  }
+  return lrn;
+}
+
+int64_t partial_rows([[maybe_unused]] const Tensor& dy, const EpilogueParams& params) {
+#if ALEXNET_FAST_CUDA
+  if (!dy.is_cpu()) {
+    return cuda::epilogue_bwd_partial_rows(params);
+  }
+#endif
+  return 2 * cpu::kernels().epilogue_bwd.items(params);
+}
+
+// total[c] = sum over rows of partial[row][c], in double and in the order of the rows.
+template <class Acc>
+void add_rows(const Tensor& partial, Tensor& total) {
+  const int64_t rows = partial.size(0), channels = partial.size(1);
+  const Acc* in = static_cast<const Acc*>(partial.const_data_ptr());
+  double* out = static_cast<double*>(total.mutable_data_ptr());
+  std::fill_n(out, channels, 0.0);
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t c = 0; c < channels; ++c) {
+      out[c] += in[row * channels + c];
+    }
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor> epilogue(const Tensor& input, std::optional<Tensor> bias, int64_t lrn_size,
+                                            double alpha, double beta, double k, int64_t lrn_groups, Ints pool_kernel,
+                                            Ints pool_stride, Ints pool_padding, bool ceil_mode, bool training) {
+  check_4d(input, "epilogue", "z");
+  const bool channels_last = is_channels_last(input);
+  const Tensor z = dense(input, channels_last);
+  const bool pooling = pool_kernel[0] != 0;
+  std::array<int64_t, 2> out{z.size(2), z.size(3)};
+  if (pooling) {
+    check_window(pool_kernel, pool_stride, pool_padding, "epilogue");
+    for (int axis = 0; axis < 2; ++axis) {
+      out[axis] = out_side(out[axis], pool_kernel[axis], pool_stride[axis], pool_padding[axis], ceil_mode);
+      STD_TORCH_CHECK(out[axis] > 0, "epilogue: the window is larger than the padded input");
+    }
+  }
+  const LrnWindow lrn = make_lrn(lrn_size, alpha, beta, k, lrn_groups, z.size(1), "epilogue");
+  const std::array<int64_t, 4> shape{z.size(0), z.size(1), z.size(2), z.size(3)};
+  EpilogueParams params =
+      make_params(dtype_of(z), channels_last, shape, out, lrn, pool_kernel, pool_stride, pool_padding);
+
+  const std::array<int64_t, 4> out_shape{shape[0], shape[1], out[0], out[1]};
+  Tensor y = empty(z, out_shape, z.scalar_type(), channels_last);
+  const bool keep_code = training && pooling, keep_r = training && lrn_size != 0;
+  Tensor code = keep_code ? empty(z, out_shape, ScalarType::Byte, channels_last) : empty1d(z, 0, ScalarType::Byte);
+  Tensor r = keep_r ? torch::stable::empty_like(z) : empty1d(z, 0, z.scalar_type());
+  std::optional<Tensor> b;
+  if (bias) {
+    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == shape[1] && bias->device() == z.device(),
+                    "epilogue: bias must be on z's device, with one element a channel");
+    check_dtype(*bias, z.scalar_type(), "epilogue", "bias");
+    b = torch::stable::contiguous(*bias);
+    params.bias = b->const_data_ptr();
+  }
+  params.z = z.const_data_ptr();
+  params.y = y.mutable_data_ptr();
+  params.code = keep_code ? static_cast<uint8_t*>(code.mutable_data_ptr()) : nullptr;
+  params.r = keep_r ? r.mutable_data_ptr() : nullptr;
+  if (z.numel() > 0) {
+    launch("epilogue", z, params, cpu::kernels().epilogue_fwd, ALEXNET_FAST_CUDA_LAUNCHER(epilogue_fwd));
+  }
+  return {y, code, r};
+}
+
+// code: what forward returned (read when pooling). r: the ReLU's output (forward's r with LRN, its y with neither).
+// db comes back empty unless want_bias.
+std::tuple<Tensor, Tensor> epilogue_backward(const Tensor& grad, const Tensor& codes, const Tensor& kept,
+                                             int64_t height, int64_t width, bool want_bias, int64_t lrn_size,
+                                             double alpha, double beta, double k, int64_t lrn_groups, Ints pool_kernel,
+                                             Ints pool_stride, Ints pool_padding) {
+  check_4d(grad, "epilogue_backward", "dy");
+  const bool pooling = pool_kernel[0] != 0, reads_r = lrn_size != 0 || !pooling;
+  const bool channels_last = is_channels_last(reads_r ? kept : codes);
+  const Tensor dy = dense(grad, channels_last);
+  const std::array<int64_t, 4> shape{dy.size(0), dy.size(1), height, width};
+  const LrnWindow lrn = make_lrn(lrn_size, alpha, beta, k, lrn_groups, shape[1], "epilogue_backward");
+  EpilogueParams params = make_params(dtype_of(dy), channels_last, shape, {dy.size(2), dy.size(3)}, lrn, pool_kernel,
+                                      pool_stride, pool_padding);
+
+  Tensor dz = empty(dy, shape, dy.scalar_type(), channels_last);
+  Tensor code = codes, r = kept;
+  if (pooling) {
+    check_window(pool_kernel, pool_stride, pool_padding, "epilogue_backward");
+    check_pooled(grad, height, width, pool_kernel, pool_stride, pool_padding, "epilogue_backward");
+    check_like(codes, dy, "epilogue_backward", "code");
+    check_dtype(codes, ScalarType::Byte, "epilogue_backward", "code");
+    code = dense(codes, channels_last);
+    params.code = static_cast<uint8_t*>(const_cast<void*>(code.const_data_ptr()));
+  }
+  if (!pooling) {
+    check_like(grad, dz, "epilogue_backward", "dy");
+  }
+  if (reads_r) {
+    check_like(kept, dz, "epilogue_backward", "r");
+    check_dtype(kept, dy.scalar_type(), "epilogue_backward", "r");
+    r = dense(kept, channels_last);
+    params.r = const_cast<void*>(r.const_data_ptr());
+  }
+  params.dy = dy.const_data_ptr();
+  params.dz = dz.mutable_data_ptr();
+
+  Tensor db = empty1d(dy, want_bias ? shape[1] : 0, dy.scalar_type());
+  if (dz.numel() == 0) {
+    torch::stable::zero_(db);
+    return {dz, db};
+  }
+  // Partial sums in the accumulation type, rows for each piece of work, are added in order: the same for any number of
+  // threads.
+  Tensor partial;
+  if (want_bias) {
+    const std::array<int64_t, 2> size{partial_rows(dy, params), shape[1]};
+    const ScalarType accumulate = params.dtype == DType::f64 ? ScalarType::Double : ScalarType::Float;
+    partial = torch::stable::empty({size.data(), size.size()}, accumulate, std::nullopt, dy.device());
+    params.db_partial = partial.mutable_data_ptr();
+    params.db = db.mutable_data_ptr();
+  }
+  launch("epilogue_backward", dy, params, cpu::kernels().epilogue_bwd, ALEXNET_FAST_CUDA_LAUNCHER(epilogue_bwd));
+  if (want_bias && dy.is_cpu()) {
+    Tensor total = empty1d(dy, shape[1], ScalarType::Double);
+    if (params.dtype == DType::f64) {
+      add_rows<double>(partial, total);
+    } else {
+      add_rows<float>(partial, total);
+    }
+    torch::stable::copy_(db, total);
+  }
+  return {dz, db};
+}
+
+void register_all(torch::stable::detail::StableLibrary& m) {
+  m.impl("epilogue", TORCH_BOX(&epilogue));
+  m.impl("epilogue_backward", TORCH_BOX(&epilogue_backward));
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(alexnet_fast, CPU, m) { register_all(m); }
+#if ALEXNET_FAST_CUDA
+STABLE_TORCH_LIBRARY_IMPL(alexnet_fast, CUDA, m) { register_all(m); }
+#endif
+
+}  // namespace alexnet_fast

@@ -1,0 +1,179 @@
+// What the bindings need of torch, through its stable ABI alone: dtypes, layouts, outputs, threads, streams.
+#pragma once
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/MemoryFormat.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <array>
+#include <optional>
+#include <type_traits>
+#include <vector>
+
+#include "launchers.h"
+
+// torch < 2.13 has no stable way from a stream to its cudaStream_t. The symbol lives in CUDA builds of torch;
+// weak, so that the library loads where it is absent (a CPU build of torch).
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream) __attribute__((weak));
+
+namespace alexnet_fast {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline DType dtype_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return DType::f32;
+    case ScalarType::Half:
+      return DType::f16;
+    case ScalarType::BFloat16:
+      return DType::bf16;
+    case ScalarType::Double:
+      return DType::f64;
+    default:
+      STD_TORCH_CHECK(false, "alexnet_fast: expected float32, float16, bfloat16 or float64, got scalar type ",
+                      static_cast<int>(x.scalar_type()));
+  }
+}
+
+// The rule of torch's suggest_memory_format: do the strides order the axes as N, H, W, C? Ambiguous cases are NCHW.
+inline bool is_channels_last(const Tensor& x) {
+  if (x.stride(1) == 0) {
+    return false;
+  }
+  int64_t least = 0;
+  for (int axis : {1, 3, 2, 0}) {
+    const int64_t size = x.size(axis), stride = x.stride(axis);
+    if (size == 0 || stride < least || (axis == 0 && least == x.stride(1))) {
+      return false;
+    }
+    least = size > 1 ? stride * size : stride;
+  }
+  return true;
+}
+
+inline MemoryFormat memory_format(bool channels_last) {
+  return channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+}
+
+// x itself if it is dense in that layout, else a copy that is.
+inline Tensor dense(const Tensor& x, bool channels_last) {
+  return torch::stable::contiguous(x, memory_format(channels_last));
+}
+
+inline Tensor empty(const Tensor& like, std::array<int64_t, 4> size, ScalarType dtype, bool channels_last) {
+  return torch::stable::empty({size.data(), size.size()}, dtype, std::nullopt, like.device(), std::nullopt,
+                              memory_format(channels_last));
+}
+
+inline Tensor empty1d(const Tensor& like, int64_t size, ScalarType dtype) {
+  return torch::stable::empty({&size, 1}, dtype, std::nullopt, like.device());
+}
+
+inline void check_4d(const Tensor& x, const char* op, const char* name) {
+  STD_TORCH_CHECK(x.dim() == 4, op, ": ", name, " must have 4 dimensions (N, C, H, W), got ", x.dim());
+}
+
+// The checks that keep a kernel from reading foreign memory when an operator is called past the Python functions.
+inline void check_like(const Tensor& x, const Tensor& like, const char* op, const char* name) {
+  STD_TORCH_CHECK(x.dim() == like.dim(), op, ": ", name, " has ", x.dim(), " dimensions, expected ", like.dim());
+  for (int64_t axis = 0; axis < x.dim(); ++axis) {
+    STD_TORCH_CHECK(x.size(axis) == like.size(axis), op, ": ", name, " has size ", x.size(axis), " in dimension ", axis,
+                    ", expected ", like.size(axis));
+  }
+  STD_TORCH_CHECK(x.device() == like.device(), op, ": ", name, " is on another device");
+}
+
+inline void check_dtype(const Tensor& x, ScalarType dtype, const char* op, const char* name) {
+  STD_TORCH_CHECK(x.scalar_type() == dtype, op, ": ", name, " has another dtype than expected");
+}
+
+inline int64_t out_side(int64_t side, int64_t kernel, int64_t stride, int64_t padding, bool ceil_mode) {
+  const int64_t free = side + 2 * padding - kernel + (ceil_mode ? stride - 1 : 0);
+  // floor division: free may be negative
+  int64_t out = (free >= 0 ? free / stride : -((-free + stride - 1) / stride)) + 1;
+  if (ceil_mode && (out - 1) * stride >= side + padding) {
+    --out;  // the last window must begin inside the image or its left padding
+  }
+  return out;
+}
+
+// dy's sides are those that pooling an image of height x width gives, rounded down or up.
+inline void check_pooled(const Tensor& dy, int64_t height, int64_t width, const std::vector<int64_t>& kernel,
+                         const std::vector<int64_t>& stride, const std::vector<int64_t>& padding, const char* op) {
+  const int64_t sides[] = {height, width};
+  for (int axis = 0; axis < 2; ++axis) {
+    const int64_t side = dy.size(2 + axis);
+    const auto out = [&](bool up) { return out_side(sides[axis], kernel[axis], stride[axis], padding[axis], up); };
+    STD_TORCH_CHECK(side == out(false) || side == out(true), op, ": dy has size ", side, " in dimension ", 2 + axis,
+                    ", expected ", out(false), " or ", out(true));
+  }
+}
+
+inline Window make_window(const std::vector<int64_t>& kernel, const std::vector<int64_t>& stride,
+                          const std::vector<int64_t>& padding) {
+  const auto narrow = [](int64_t v) { return static_cast<int32_t>(v); };
+  return {narrow(kernel[0]), narrow(kernel[1]),  narrow(stride[0]),
+          narrow(stride[1]), narrow(padding[0]), narrow(padding[1])};
+}
+
+inline void check_window(const std::vector<int64_t>& kernel, const std::vector<int64_t>& stride,
+                         const std::vector<int64_t>& padding, const char* op) {
+  STD_TORCH_CHECK(kernel.size() == 2 && stride.size() == 2 && padding.size() == 2, op,
+                  ": kernel size, stride and padding must have two elements each");
+  for (int axis = 0; axis < 2; ++axis) {
+    STD_TORCH_CHECK(kernel[axis] > 0 && kernel[axis] <= kClosed && stride[axis] > 0 && stride[axis] <= INT32_MAX &&
+                        padding[axis] >= 0 && 2 * padding[axis] <= kernel[axis],
+                    op, ": pooling window of size ", kernel[axis], ", stride ", stride[axis], ", padding ",
+                    padding[axis], " is not one");
+  }
+  STD_TORCH_CHECK(kernel[0] * kernel[1] <= kClosed, op, ": a pooling window holds at most 255 elements, got ",
+                  kernel[0] * kernel[1]);
+}
+
+inline void check_lrn(const LrnWindow& lrn, int64_t channels, const char* op) {
+  STD_TORCH_CHECK(lrn.size > 0, op, ": size must be positive, got ", lrn.size);
+  STD_TORCH_CHECK(lrn.groups > 0 && channels % lrn.groups == 0, op, ": ", channels, " channels do not divide into ",
+                  lrn.groups, " groups");
+}
+
+template <class Params>
+using CudaLauncher = int (*)(const Params&, void* stream);
+
+#if ALEXNET_FAST_CUDA
+#define ALEXNET_FAST_CUDA_LAUNCHER(name) &::alexnet_fast::cuda::name
+
+inline void* current_stream(int32_t device) {
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "alexnet_fast: this torch has no CUDA");
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  return stream;
+}
+#else
+#define ALEXNET_FAST_CUDA_LAUNCHER(name) nullptr
+#endif
+
+// Runs a kernel where x is: on torch's threads, or on the current stream of x's device.
+template <class Params>
+void launch(const char* op, const Tensor& x, const Params& params, const cpu::Kernel<Params>& cpu_kernel,
+            [[maybe_unused]] std::common_type_t<CudaLauncher<Params>> cuda_launcher) {
+  if (x.is_cpu()) {
+    torch::stable::parallel_for(0, cpu_kernel.items(params), 1,
+                                [&](int64_t begin, int64_t end) { cpu_kernel.run(params, begin, end); });
+    return;
+  }
+#if ALEXNET_FAST_CUDA
+  torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const int error = cuda_launcher(params, current_stream(x.get_device_index()));
+  STD_TORCH_CHECK(error == 0, op, ": ", cuda::error_string(error));
+#else
+  STD_TORCH_CHECK(false, op, ": this build has no CUDA kernels");
+#endif
+}
+
+}  // namespace alexnet_fast

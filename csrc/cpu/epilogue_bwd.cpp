@@ -1,0 +1,138 @@
+// Epilogue backward: dz and the sum of dz over pixels, in one pass, from dy and what forward kept.
+#include "cpu/lrn_tile.h"
+#include "cpu/pool_rows.h"
+
+namespace alexnet_fast::cpu::ALEXNET_FAST_ISA {
+namespace {
+
+constexpr int64_t kUnit = 64;                // pixels
+constexpr int64_t kStripElements = 1 << 16;  // of the gradient between pooling and LRN
+
+bool normalizes(const EpilogueParams& p) { return p.lrn.size > 0; }
+bool pools(const EpilogueParams& p) { return p.window.kernel_h > 0; }
+
+// Every item has all channels, so that its rows of db_partial are full. Units are input rows, or kUnit pixels.
+Cut cut(const EpilogueParams& p) {
+  if (pools(p)) return Cut(p.batch, p.height, p.width * p.channels);
+  return Cut(p.batch, ceil_div(p.height * p.width, kUnit), kUnit * p.channels);
+}
+
+// An item's two rows of db_partial, sums and what rounding lost of them, or null.
+template <class A>
+A* db_of(const EpilogueParams& p, int64_t item) {
+  return p.db_partial != nullptr ? static_cast<A*>(p.db_partial) + 2 * item * p.channels : nullptr;
+}
+
+template <class T>
+void mask_channel(const T* dy, const T* r, T* dz, int64_t pixels, Acc<T>* db) {
+  using A = Acc<T>;
+  Vector<A> total{};
+  for_each_vector<A>(pixels, [&](int64_t i, int64_t n) {
+    const Vector<A> v = load(r + i, n) <= 0 ? Vector<A>{} : load(dy + i, n);
+    total += v;
+    store(dz + i, v, n);
+  });
+  if (db != nullptr) *db += sum<A>(total);
+}
+
+template <class T>
+void mask_pixels(const T* dy, const T* r, T* dz, int64_t pixels, int64_t channels, Acc<T>* db) {
+  using A = Acc<T>;
+  for (int64_t p = 0; p < pixels; ++p, dy += channels, r += channels, dz += channels) {
+    for_each_vector<A>(channels, [&](int64_t c, int64_t n) {
+      const Vector<A> v = load(r + c, n) <= 0 ? Vector<A>{} : load(dy + c, n);
+      store(dz + c, v, n);
+      if (db != nullptr) add_exactly<A>(db + c, db + channels + c, v, n);
+    });
+  }
+}
+
+// Without pooling: through the ReLU, or through LRN and the ReLU.
+template <class T>
+void run_pixels(const EpilogueParams& p, int64_t begin, int64_t end) {
+  using A = Acc<T>;
+  const int64_t pixels = p.height * p.width, pixel = p.channels_last ? p.channels : 1;
+  const auto each = [&](auto f) {
+    cut(p).for_each(begin, end, [&](int64_t item, int64_t image, int64_t first, int64_t past) {
+      const int64_t start = image * pixels * p.channels + first * kUnit * pixel;
+      f(static_cast<const T*>(p.dy) + start, static_cast<const T*>(p.r) + start, static_cast<T*>(p.dz) + start,
+        min(pixels, past * kUnit) - first * kUnit, db_of<A>(p, item));
+    });
+  };
+  if (normalizes(p)) {
+    const LrnBackward<T, true> lrn(p.lrn, p.channels, p.channels_last, pixels);
+    each([&](const T* dy, const T* r, T* dz, int64_t count, A* db) { lrn(count, r, dz, pixels, dy, pixels, db); });
+  } else if (p.channels_last) {
+    each([&](const T* dy, const T* r, T* dz, int64_t count, A* db) { mask_pixels(dy, r, dz, count, p.channels, db); });
+  } else {
+    each([&](const T* dy, const T* r, T* dz, int64_t count, A* db) {
+      for (int64_t c = 0; c < p.channels; ++c) {
+        const int64_t at = c * pixels;
+        mask_channel(dy + at, r + at, dz + at, count, db != nullptr ? db + c : nullptr);
+      }
+    });
+  }
+}
+
+// With pooling. Without LRN the code is the ReLU's mask too, and what is gathered is dz.
+template <class Pool, class T>
+void run_pool(const EpilogueParams& p, int64_t begin, int64_t end) {
+  const int64_t pixels = p.height * p.width, out_pixels = p.out_height * p.out_width;
+  const int64_t pixel = p.channels_last ? p.channels : 1, planes = p.channels_last ? 1 : p.channels;
+  const Pool pool(p.window, p.channels, p.width, p.out_height, p.out_width);
+  cut(p).for_each(begin, end, [&](int64_t item, int64_t image, int64_t first, int64_t past) {
+    Acc<T>* const db = db_of<Acc<T>>(p, item);
+    for (int64_t plane = 0; plane < planes; ++plane) {
+      const int64_t out = (image * planes + plane) * out_pixels * pixel;
+      pool(static_cast<const T*>(p.dy) + out, p.code + out, first, past,
+           static_cast<T*>(p.dz) + ((image * planes + plane) * pixels + first * p.width) * pixel,
+           db != nullptr ? db + plane : nullptr);
+    }
+  });
+}
+
+// With both: pooling's gradient waits in cache, a strip of rows at a time.
+template <class Pool, class T>
+void run_lrn_pool(const EpilogueParams& p, int64_t begin, int64_t end) {
+  const int64_t pixels = p.height * p.width, out_pixels = p.out_height * p.out_width;
+  const int64_t pixel = p.channels_last ? p.channels : 1, planes = p.channels_last ? 1 : p.channels;
+  const Pool pool(p.window, p.channels, p.width, p.out_height, p.out_width);
+  const int64_t strip = min(p.height, max(1, kStripElements / (p.width * p.channels)));
+  const int64_t strip_pixels = strip * p.width;
+  const LrnBackward<T, true> lrn(p.lrn, p.channels, p.channels_last, strip_pixels);
+  const Scratch<T> gradient(strip_pixels * p.channels);
+  cut(p).for_each(begin, end, [&](int64_t item, int64_t image, int64_t piece_first, int64_t piece_past) {
+    for (int64_t first = piece_first; first < piece_past; first += strip) {
+      const int64_t past = min(piece_past, first + strip);
+      for (int64_t plane = 0; plane < planes; ++plane) {
+        const int64_t out = (image * planes + plane) * out_pixels * pixel;
+        pool(static_cast<const T*>(p.dy) + out, p.code + out, first, past, gradient.get() + plane * strip_pixels,
+             nullptr);
+      }
+      const int64_t at = image * pixels * p.channels + first * p.width * pixel;
+      lrn((past - first) * p.width, static_cast<const T*>(p.r) + at, static_cast<T*>(p.dz) + at, pixels, gradient.get(),
+          strip_pixels, db_of<Acc<T>>(p, item));
+    }
+  });
+}
+
+}  // namespace
+
+int64_t epilogue_bwd_items(const EpilogueParams& p) { return cut(p).items; }
+
+void epilogue_bwd(const EpilogueParams& p, int64_t begin, int64_t end) {
+  dispatch(p.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    if (p.db_partial != nullptr) {
+      for (Acc<T>* db = db_of<Acc<T>>(p, begin); db != db_of<Acc<T>>(p, end); ++db) *db = 0;
+    }
+    const auto run = !pools(p) ? run_pixels<T>
+                     : !normalizes(p)
+                         ? (p.channels_last ? run_pool<PoolBackwardNhwc<T>, T> : run_pool<PoolBackwardNchw<T>, T>)
+                     : p.channels_last ? run_lrn_pool<PoolBackwardNhwc<T>, T>
+                                       : run_lrn_pool<PoolBackwardNchw<T>, T>;
+    run(p, begin, end);
+  });
+}
+
+}  // namespace alexnet_fast::cpu::ALEXNET_FAST_ISA

@@ -1,0 +1,34 @@
+// Max-pool backward.
+#include "cpu/pool_rows.h"
+
+namespace alexnet_fast::cpu::ALEXNET_FAST_ISA {
+namespace {
+
+Cut cut(const PoolParams& p) {
+  const int64_t images = p.channels_last ? p.batch : p.batch * p.channels;
+  return Cut(images, p.height, p.channels_last ? p.width * p.channels : p.width);
+}
+
+template <class Pool, class T>
+void run(const PoolParams& p, int64_t begin, int64_t end) {
+  const int64_t pixel = p.channels_last ? p.channels : 1;
+  const Pool pool(p.window, p.channels, p.width, p.out_height, p.out_width);
+  cut(p).for_each(begin, end, [&](int64_t, int64_t image, int64_t first, int64_t past) {
+    const int64_t out = image * p.out_height * p.out_width * pixel;
+    pool(static_cast<const T*>(p.dy) + out, p.code + out, first, past,
+         static_cast<T*>(p.dx) + (image * p.height + first) * p.width * pixel, nullptr);
+  });
+}
+
+}  // namespace
+
+int64_t max_pool_bwd_items(const PoolParams& p) { return cut(p).items; }
+
+void max_pool_bwd(const PoolParams& p, int64_t begin, int64_t end) {
+  dispatch(p.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    (p.channels_last ? run<PoolBackwardNhwc<T>, T> : run<PoolBackwardNchw<T>, T>)(p, begin, end);
+  });
+}
+
+}  // namespace alexnet_fast::cpu::ALEXNET_FAST_ISA

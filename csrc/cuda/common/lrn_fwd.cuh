@@ -1,0 +1,164 @@
+// Local response normalization forward over a Source: the kernels of lrn_fwd.cu, and of epilogue_fwd.cu without
+// pooling.
+//
+// NHWC: channels are neighbours in memory. A thread owns V channels of a pixel and reads Halo channels on either side
+// as well; those lie in lines that the same warp fetches anyway, so they cost L1 accesses and no traffic. Taken instead
+// of warp shuffles, which need a second path at the ends of each warp.
+//
+// NCHW: a thread owns V pixels and walks through a chunk of channels, kStep at a time, all kStep loads in flight
+// together; the last 2 Halo channels stay in registers from step to step. A chunk reads Halo channels of the chunk on
+// either side, out of L2, since the blocks of one image's pixels are neighbours in the grid.
+#pragma once
+
+#include "cuda/common/lrn_walk.cuh"
+#include "cuda/common/source.cuh"
+
+namespace alexnet_fast::cuda {
+
+// ---------------------------------------------------------------- NHWC
+
+// y of V channels of one pixel; their x is left in `own`.
+template <class T, int V, int Halo, class Source>
+__device__ __forceinline__ Pack<T, V> lrn_of_vector(const Source& source, int64_t offset, int32_t channel,
+                                                    int32_t group_channels, const Lrn& lrn, Pack<T, V>& own) {
+  const int32_t before = channel % group_channels;
+  Neighbourhood<T, V, Halo> near;
+  near.load(source, offset, channel, before, group_channels - before - V);
+  own = near.own;
+  float x[Halo + V + Halo], t[V], w[V];
+  near.unpack(x);
+  scales<Halo>(x, lrn, t);
+  inverse_power<T>(t, lrn, w);
+#pragma unroll
+  for (int i = 0; i < V; ++i) {
+    w[i] *= x[Halo + i];
+  }
+  return pack<T>(w);
+}
+
+template <class T, int V, int Halo, class Source>
+__global__ void __launch_bounds__(kThreads, 1)
+    lrn_fwd_nhwc(Source source, T* __restrict__ y, Units units, int32_t channels, int32_t group_channels, Lrn lrn) {
+  const int32_t channel = units.vector() * V;
+  if (channel >= channels) {
+    return;
+  }
+  for (int64_t pixel = units.first(); pixel < units.count; pixel += units.stride()) {
+    const int64_t offset = pixel * channels + channel;
+    Pack<T, V> own;
+    const Pack<T, V> result = lrn_of_vector<T, V, Halo>(source, offset, channel, group_channels, lrn, own);
+    source.keep(offset, own);
+    store(y + offset, result);
+  }
+}
+
+// ---------------------------------------------------------------- NCHW
+
+// Walks through channels begin ... end of a group, whose first channel is first_channel and lies at offset `origin`,
+// and calls visit(channel, x, y) for each.
+template <class T, int V, int Halo, class Source, class Visit>
+__device__ __forceinline__ void lrn_of_column(const Source& source, int64_t origin, int64_t plane,
+                                              int32_t first_channel, int32_t begin, int32_t end, int32_t group_channels,
+                                              const Lrn& lrn, const Visit& visit) {
+  constexpr int kStep = V == 1 ? 8 : 4;
+  const auto load = [&](int32_t channel, bool wanted) {
+    return wanted && channel >= 0 && channel < group_channels
+               ? source.template local<V>(first_channel + channel).at(origin + channel * plane)
+               : Pack<T, V>{};
+  };
+  Pack<T, V> window[2 * Halo + kStep];  // channels c - Halo ... c + kStep + Halo - 1
+#pragma unroll
+  for (int i = 0; i < 2 * Halo; ++i) {
+    window[i] = load(begin - Halo + i, true);
+  }
+  for (int32_t c = begin; c < end; c += kStep) {
+#pragma unroll
+    for (int i = 0; i < kStep; ++i) {
+      window[2 * Halo + i] = load(c + Halo + i, c + i < end);
+    }
+    float results[kStep][V];
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      float x[Halo + kStep + Halo], t[kStep], w[kStep];
+#pragma unroll
+      for (int i = 0; i < 2 * Halo + kStep; ++i) {
+        x[i] = element(window[i], v);
+      }
+      scales<Halo>(x, lrn, t);
+      inverse_power<T>(t, lrn, w);
+#pragma unroll
+      for (int i = 0; i < kStep; ++i) {
+        results[i][v] = w[i] * x[Halo + i];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kStep; ++i) {
+      if (c + i < end) {
+        visit(c + i, window[Halo + i], pack<T>(results[i]));
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2 * Halo; ++i) {
+      window[i] = window[i + kStep];
+    }
+  }
+}
+
+template <class T, int V, int Halo, class Source>
+__global__ void __launch_bounds__(kThreads, 1)
+    lrn_fwd_nchw(Source source, T* __restrict__ y, Columns columns, Lrn lrn) {
+  const Walk walk(columns);
+  const int64_t column = walk.item * kThreads + threadIdx.x;
+  if (column >= columns.count) {
+    return;
+  }
+  const int64_t origin = walk.origin(columns, column, V);
+  const auto visit = [&](int32_t channel, const Pack<T, V>& own, const Pack<T, V>& result) {
+    const int64_t offset = origin + channel * columns.pixels;
+    source.keep(offset, own);
+    store(y + offset, result);
+  };
+  lrn_of_column<T, V, Halo>(source, origin, columns.pixels, walk.first_channel, walk.begin, walk.end,
+                            columns.group_channels, lrn, visit);
+}
+
+// ---------------------------------------------------------------- launch
+
+template <class T, int V, int Halo, class Source>
+int launch_lrn_fwd_nhwc(const LrnShape& shape, const LrnWindow& window, const Source& source, T* y, void* stream) {
+  const UnitGrid grid(shape.batch * shape.pixels, shape.channels / V, true);
+  return launch<lrn_fwd_nhwc<T, V, Halo, Source>>(grid.grid, grid.block, 0, stream, source, y, grid.units,
+                                                  static_cast<int32_t>(shape.channels),
+                                                  static_cast<int32_t>(shape.channels / window.groups), Lrn(window));
+}
+
+template <class T, int V, int Halo, class Source>
+int launch_lrn_fwd_nchw(const LrnShape& shape, const LrnWindow& window, const Source& source, T* y, void* stream) {
+  constexpr int kLongestChunk = 32;
+  const Columns columns(shape, window.groups, V, kLongestChunk);
+  return launch<lrn_fwd_nchw<T, V, Halo, Source>>(columns.grid(), dim3(kThreads), 0, stream, source, y, columns,
+                                                  Lrn(window));
+}
+
+// A Source may depend on the layout. `aligned`: all tensors begin at multiples of 16 bytes.
+template <class T, class NhwcSource, class NchwSource>
+int launch_lrn_fwd(const LrnShape& shape, const LrnWindow& window, const NhwcSource& nhwc, const NchwSource& nchw, T* y,
+                   bool aligned, void* stream) {
+  constexpr int V = kVector<T>;
+  const bool vector = aligned && lrn_in_vectors(shape, window, V);
+  return with_halo(window, [&](auto halo) {
+    constexpr int Halo = decltype(halo)::value;
+    if (shape.channels_last) {
+      return vector ? launch_lrn_fwd_nhwc<T, V, Halo>(shape, window, nhwc, y, stream)
+                    : launch_lrn_fwd_nhwc<T, 1, kWidestHalo>(shape, window, nhwc, y, stream);
+    }
+    if constexpr (Halo == 2) {  // 20 channels of 8 pixels would take 150 registers
+      if (vector) {
+        return launch_lrn_fwd_nchw<T, V, Halo>(shape, window, nchw, y, stream);
+      }
+    }
+    return launch_lrn_fwd_nchw<T, 1, Halo>(shape, window, nchw, y, stream);
+  });
+}
+
+}  // namespace alexnet_fast::cuda

@@ -1,0 +1,129 @@
+// Max-pooling: the image, its windows, and what a window keeps.
+#pragma once
+
+#include "cuda/common/divider.cuh"
+#include "cuda/common/vector.cuh"
+#include "params.h"
+
+namespace alexnet_fast::cuda {
+
+// Elements from one place to the next. With them NCHW and NHWC are the same to a kernel.
+struct Strides {
+  int64_t image, channel, pixel;
+
+  Strides(bool channels_last, int64_t channels, int64_t pixels)
+      : image(channels * pixels), channel(channels_last ? 1 : pixels), pixel(channels_last ? channels : 1) {}
+};
+
+struct PoolShape {
+  int32_t height, width, out_height, out_width;
+  Window window;
+  Strides in, out;
+
+  // Params: PoolParams or EpilogueParams.
+  template <class Params>
+  explicit PoolShape(const Params& p)
+      : height(static_cast<int32_t>(p.height)),
+        width(static_cast<int32_t>(p.width)),
+        out_height(static_cast<int32_t>(p.out_height)),
+        out_width(static_cast<int32_t>(p.out_width)),
+        window(p.window),
+        in(p.channels_last, p.channels, p.height * p.width),
+        out(p.channels_last, p.channels, p.out_height * p.out_width) {}
+};
+
+// AlexNet's window, for which loops are unrolled; every other one takes the general kernels.
+inline bool overlapping_3_by_2(const Window& window) {
+  return window.kernel_h == 3 && window.kernel_w == 3 && window.stride_h == 2 && window.stride_w == 2;
+}
+
+// PyTorch's rule: the first of equals in row order wins, and NaN beats everything, the last one if there are several.
+struct Best {
+  float value;
+  int32_t place;
+
+  __device__ __forceinline__ void take(float candidate, int32_t its_place) {
+    if (candidate > value || candidate != candidate) {
+      value = candidate;
+      place = its_place;
+    }
+  }
+};
+
+template <int N>
+__device__ __forceinline__ Pack<uint8_t, N> pack_bytes(const int32_t (&values)[N]) {
+  Pack<uint8_t, N> result{};
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    using Word = typename Pack<uint8_t, N>::Word;
+    result.words[i / 4] |= static_cast<Word>(static_cast<uint32_t>(values[i]) << 8 * (i % 4));
+  }
+  return result;
+}
+
+template <int N>
+__device__ __forceinline__ int32_t byte_of(const Pack<uint8_t, N>& pack, int i) {
+  return static_cast<int32_t>(pack.words[i / 4] >> 8 * (i % 4) & 0xff);
+}
+
+// Quotient rounded down, for divisors above 0.
+__device__ __forceinline__ int32_t floor_div(int32_t a, int32_t b) { return (a >= 0 ? a : a - b + 1) / b; }
+
+// The gradient of a pool's input, gathered from the windows that hold a pixel and whose code names it.
+template <class T>
+struct PooledGradient {
+  const T* dy;
+  const uint8_t* code;
+  PoolShape shape;
+  Divider in_width, in_height;
+
+  struct Place {
+    int64_t image;                                         // offset of the image's output
+    int32_t h, w;                                          // of the pixel, counted from the padding's edge
+    int32_t row_begin, row_end, column_begin, column_end;  // of the windows
+  };
+
+  PooledGradient(const void* dy, const uint8_t* code, const PoolShape& shape)
+      : dy(static_cast<const T*>(dy)), code(code), shape(shape), in_width(shape.width), in_height(shape.height) {}
+
+  // `pixel` counts through the batch.
+  __device__ __forceinline__ Place place(int64_t pixel) const {
+    const Window& k = shape.window;
+    int64_t h, w;
+    const int64_t image = in_height.divide(in_width.divide(pixel, w), h);
+    Place p;
+    p.image = image * shape.out.image;
+    p.h = static_cast<int32_t>(h) + k.pad_h;
+    p.w = static_cast<int32_t>(w) + k.pad_w;
+    p.row_begin = max(floor_div(p.h - k.kernel_h, k.stride_h) + 1, 0);
+    p.row_end = min(p.h / k.stride_h + 1, shape.out_height);
+    p.column_begin = max(floor_div(p.w - k.kernel_w, k.stride_w) + 1, 0);
+    p.column_end = min(p.w / k.stride_w + 1, shape.out_width);
+    return p;
+  }
+
+  // Channels channel ... channel + N - 1, neighbours in memory unless N is 1.
+  template <int N>
+  __device__ __forceinline__ void at(const Place& p, int64_t /*offset*/, int32_t channel, float (&sum)[N]) const {
+    const Window& k = shape.window;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      sum[i] = 0;
+    }
+    for (int32_t row = p.row_begin; row < p.row_end; ++row) {
+      for (int32_t column = p.column_begin; column < p.column_end; ++column) {
+        const int64_t from =
+            p.image + channel * shape.out.channel + (int64_t{row} * shape.out_width + column) * shape.out.pixel;
+        const Pack<uint8_t, N> codes = load<N>(code + from);
+        const Pack<T, N> values = load<N>(dy + from);
+        const int32_t own = k.kernel_w * (p.h - row * k.stride_h) + p.w - column * k.stride_w;
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+          sum[i] += byte_of(codes, i) == own ? element(values, i) : 0.0f;
+        }
+      }
+    }
+  }
+};
+
+}  // namespace alexnet_fast::cuda

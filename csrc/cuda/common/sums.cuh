@@ -1,0 +1,96 @@
+// Sums in a fixed order: of a block's threads, of a warp's lanes, and of the rows that blocks left. No atomics, so that
+// a gradient of the bias is the same to the last bit in every run.
+#pragma once
+
+#include "cuda/common/dtype.cuh"
+#include "cuda/common/units.cuh"
+
+namespace alexnet_fast::cuda {
+
+// Blocks that go through units and sum as they go, at most: enough to fill any card, few enough that their rows of sums
+// are small beside the tensors.
+constexpr int64_t kSumItems = 1024;
+
+// Adds up each of `sum` over threadIdx.y and stores the block's V sums, at row[channel] and on. All threads of the
+// block must come; `wanted` says whether this one's channel exists.
+template <int V>
+__device__ __forceinline__ void store_block_sums(const float (&sum)[V], float* row, int32_t channel, bool wanted) {
+  ALEXNET_FAST_SHARED(float[V][kThreads], sums);
+  const int thread = threadIdx.y * blockDim.x + threadIdx.x;
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    sums[v][thread] = sum[v];
+  }
+  for (int rows = blockDim.y; rows > 1;) {
+    const int half = (rows + 1) / 2;
+    __syncthreads();
+    if (static_cast<int>(threadIdx.y) + half < rows) {
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        sums[v][thread] += sums[v][thread + half * blockDim.x];
+      }
+    }
+    rows = half;
+  }
+  if (threadIdx.y == 0 && wanted) {
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      row[channel + v] = sums[v][thread];
+    }
+  }
+}
+
+// Sums each of N values over a warp, for N = 4 in 6 shuffles instead of 20: with every exchange a lane gives away the
+// half of its values that its partner goes on with. Lane l gets the sum of values[l / (32 / N)].
+template <int N>
+__device__ __forceinline__ float sum_lanes(float (&values)[N]) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int kept = N / 2; kept >= 1; kept /= 2) {
+    const int distance = 32 / N * kept;
+    const bool upper = (lane & distance) != 0;
+#pragma unroll
+    for (int i = 0; i < kept; ++i) {
+      const float given = upper ? values[i] : values[i + kept];
+      values[i] = (upper ? values[i + kept] : values[i]) + __shfl_xor_sync(0xffffffff, given, distance);
+    }
+  }
+  float sum = values[0];
+#pragma unroll
+  for (int distance = 16 / N; distance >= 1; distance /= 2) {
+    sum += __shfl_xor_sync(0xffffffff, sum, distance);
+  }
+  return sum;
+}
+
+// sums[c] = the sum of column c of `rows` (rows, columns), rounded to T. Blocks of 32 x 32 threads, 32 columns each.
+template <class T>
+__global__ void __launch_bounds__(1024, 1)
+    add_rows(const float* __restrict__ partial, int64_t rows, int32_t columns, T* __restrict__ sums) {
+  ALEXNET_FAST_SHARED(float[32][32], shared);
+  const int32_t column = blockIdx.x * 32 + threadIdx.x;
+  float sum = 0;
+  if (column < columns) {
+#pragma unroll 8
+    for (int64_t row = threadIdx.y; row < rows; row += 32) {
+      sum += partial[row * columns + column];
+    }
+  }
+  shared[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y == 0 && column < columns) {
+    for (int i = 1; i < 32; ++i) {
+      sum += shared[i][threadIdx.x];
+    }
+    from_float(sum, sums[column]);
+  }
+}
+
+template <class T>
+int launch_add_rows(const void* partial, int64_t rows, int64_t columns, void* sums, void* stream) {
+  return launch<add_rows<T>>(dim3(ceil_div<int64_t>(columns, 32)), dim3(32, 32), 0, stream,
+                             static_cast<const float*>(partial), rows, static_cast<int32_t>(columns),
+                             static_cast<T*>(sums));
+}
+
+}  // namespace alexnet_fast::cuda

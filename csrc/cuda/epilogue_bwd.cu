@@ -1,0 +1,191 @@
+// Backward of epilogue_fwd.cu: dz, and the bias's gradient db, in one pass over the tensors.
+//
+// bias + ReLU         below: dz = dy where r > 0 or NaN
+// ... + LRN           common/lrn_bwd.cuh, the kernels of lrn_bwd.cu, masked by x = r
+// ... + pool          max_pool_bwd.cu's kernels: the code is the mask too, and no other tensor is read
+// ... + LRN + pool    common/lrn_bwd.cuh, whose dy is gathered through the pool
+//
+// db: every thread sums dz of its own channels in float32 as it goes, a block adds up its threads, and leaves a row of
+// `db_partial`; a second kernel adds up the rows. At most 1,024 blocks go through the units of a channel, so rows are
+// few; their number and every order of addition depend on shapes alone.
+//
+// Bytes an element of z in bfloat16, windows of 3 with stride 2: 6 for bias + ReLU and with LRN, 2.75 with the
+// pool, 4.75 with both. Instructions that 132 multiprocessors at 1.7 GHz issue in the time 4.3 TB/s take for them: 40,
+// 40, 18 and 32. Predictions, not measurements, of the fraction of copy bandwidth in NHWC:
+//   bias + ReLU   90%: 7 instructions with db
+//   LRN           85%: lrn_bwd.cu's 30, and 3 for mask and db
+//   pool          80%: max_pool_bwd.cu's 15, and 1 for db
+//   LRN + pool    55%: 33, and a gather of 1.5 x 2.25 windows at 4 instructions and three loads each
+#include "cuda/common/lrn_bwd.cuh"
+#include "cuda/common/pool_bwd.cuh"
+#include "launchers.h"
+
+namespace alexnet_fast::cuda {
+namespace {
+
+// ---------------------------------------------------------------- bias and ReLU alone
+
+template <class T>
+struct ReluBackward {
+  const T* r;
+  const T* dy;
+  T* dz;
+  float* partial;
+};
+
+template <class T, int V>
+__device__ __forceinline__ void relu_at(const ReluBackward<T>& p, int64_t offset, float (&total)[V]) {
+  const Pack<T, V> r = load<V>(p.r + offset);
+  float values[V];
+  unpack(load<V>(p.dy + offset), values);
+#pragma unroll
+  for (int i = 0; i < V; ++i) {
+    values[i] = element(r, i) <= 0 ? 0.0f : values[i];
+    total[i] += values[i];
+  }
+  store(p.dz + offset, pack<T>(values));
+}
+
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads, 1) relu_bwd_nhwc(ReluBackward<T> p, Units units, int32_t channels) {
+  const int32_t channel = units.vector() * V;
+  const bool wanted = channel < channels;
+  float total[V] = {};
+#pragma unroll 2
+  for (int64_t pixel = wanted ? units.first() : units.count; pixel < units.count; pixel += units.stride()) {
+    relu_at(p, pixel * channels + channel, total);
+  }
+  if (p.partial != nullptr) {
+    store_block_sums(total, p.partial + int64_t{blockIdx.x} * channels, channel, wanted);
+  }
+}
+
+// Units as in epilogue_fwd.cu's relu_nchw: aligned vectors of memory, some of them shared with the next plane.
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads, 1)
+    relu_bwd_nchw(ReluBackward<T> p, Units units, Divider slots, int32_t channels, int64_t pixels) {
+  const int32_t channel = units.vector();
+  const bool wanted = channel < channels;
+  float total[1] = {};
+  for (int64_t unit = wanted ? units.first() : units.count; unit < units.count; unit += units.stride()) {
+    int64_t slot;
+    const int64_t plane = (slots.divide(unit, slot) * channels + channel) * pixels;
+    const int64_t offset = (plane / V + slot) * V;
+    if (offset >= plane && offset + V <= plane + pixels) {
+      float vector[V] = {};
+      relu_at(p, offset, vector);
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        total[0] += vector[i];
+      }
+      continue;
+    }
+    for (int64_t i = max(offset, plane); i < min(offset + V, plane + pixels); ++i) {
+      relu_at(p, i, total);
+    }
+  }
+  if (p.partial != nullptr) {
+    store_block_sums(total, p.partial + int64_t{blockIdx.x} * channels, channel, wanted);
+  }
+}
+
+int64_t relu_slots(const EpilogueParams& p, int V) { return (p.height * p.width + V - 2) / V + 1; }
+
+UnitGrid relu_grid(const EpilogueParams& p, int V, int64_t items) {
+  return p.channels_last ? UnitGrid(p.batch * p.height * p.width, p.channels / V, true, items)
+                         : UnitGrid(p.batch * relu_slots(p, V), p.channels, false, items);
+}
+
+template <class T, int V>
+int launch_relu_bwd(const EpilogueParams& p, const ReluBackward<T>& backward, void* stream) {
+  const UnitGrid grid = relu_grid(p, V, backward.partial == nullptr ? INT32_MAX : kSumItems);
+  const int32_t channels = static_cast<int32_t>(p.channels);
+  return p.channels_last ? launch<relu_bwd_nhwc<T, V>>(grid.grid, grid.block, 0, stream, backward, grid.units, channels)
+                         : launch<relu_bwd_nchw<T, V>>(grid.grid, grid.block, 0, stream, backward, grid.units,
+                                                       Divider(relu_slots(p, V)), channels, p.height * p.width);
+}
+
+// ---------------------------------------------------------------- which kernel
+
+PoolParams pool_params(const EpilogueParams& p) {
+  return {p.dtype,     p.channels_last, p.batch, p.channels, p.height, p.width, p.out_height,
+          p.out_width, p.window,        nullptr, nullptr,    p.code,   p.dy,    p.dz};
+}
+
+struct Stage {
+  bool normalizing, pooling, aligned;
+  LrnShape shape;
+
+  explicit Stage(const EpilogueParams& p)
+      : normalizing(p.lrn.size != 0),
+        pooling(p.window.kernel_h != 0),
+        aligned(aligned_16(p.dy) && aligned_16(p.dz) && aligned_16(p.r) && aligned_16(p.code)),
+        shape{p.dtype, p.channels_last, p.batch, p.channels, p.height * p.width} {}
+
+  // Neighbours in memory that a thread owns where there is neither LRN nor pool.
+  template <class T>
+  int relu_vector() const {
+    return aligned && (!shape.channels_last || shape.channels % kVector<T> == 0) ? kVector<T> : 1;
+  }
+
+  template <class T>
+  int64_t rows(const EpilogueParams& p) const {
+    if (normalizing) {
+      return lrn_bwd_rows(shape, p.lrn,
+                          pooling ? lrn_bwd_vector<T, PooledGradient<T>>(shape, p.lrn, aligned)
+                                  : lrn_bwd_vector<T, PlainGradient<T>>(shape, p.lrn, aligned));
+    }
+    return pooling ? pool_bwd_rows(pool_params(p)) : relu_grid(p, relu_vector<T>(), kSumItems).grid.x;
+  }
+};
+
+template <class T>
+int launch_dz(const EpilogueParams& p, const Stage& stage, void* stream) {
+  const T* r = static_cast<const T*>(p.r);
+  const T* dy = static_cast<const T*>(p.dy);
+  T* dz = static_cast<T*>(p.dz);
+  float* partial = static_cast<float*>(p.db_partial);
+  if (stage.normalizing) {
+    const LrnBackward<T> backward{r, dz, partial, Lrn(p.lrn)};
+    if (stage.pooling) {
+      const PooledGradient<T> gradient(dy, p.code, PoolShape(p));
+      return launch_lrn_bwd<true>(stage.shape, p.lrn, backward, gradient, stage.aligned, stream);
+    }
+    return launch_lrn_bwd<true>(stage.shape, p.lrn, backward, PlainGradient<T>{dy}, stage.aligned, stream);
+  }
+  if (stage.pooling) {
+    return pool_bwd(pool_params(p), partial, stream);
+  }
+  const ReluBackward<T> backward{r, dy, dz, partial};
+  return stage.relu_vector<T>() > 1 ? launch_relu_bwd<T, kVector<T>>(p, backward, stream)
+                                    : launch_relu_bwd<T, 1>(p, backward, stream);
+}
+
+}  // namespace
+
+// ---------------------------------------------------------------- launchers
+
+int64_t epilogue_bwd_partial_rows(const EpilogueParams& p) {
+  if (p.batch * p.channels * p.height * p.width == 0) {
+    return 0;
+  }
+  const Stage stage(p);
+  return p.dtype == DType::f32 ? stage.rows<float>(p) : stage.rows<bf16>(p);  // float16 is as wide as bfloat16
+}
+
+int epilogue_bwd(const EpilogueParams& p, void* stream) {
+  if (p.batch * p.channels * p.height * p.width == 0) {
+    return cudaSuccess;
+  }
+  return with_dtype(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    const Stage stage(p);
+    const int error = launch_dz<T>(p, stage, stream);
+    if (error != cudaSuccess || p.db_partial == nullptr) {
+      return error;
+    }
+    return launch_add_rows<T>(p.db_partial, stage.rows<T>(p), p.channels, p.db, stream);
+  });
+}
+
+}  // namespace alexnet_fast::cuda

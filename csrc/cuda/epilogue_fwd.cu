@@ -1,0 +1,143 @@
+// What follows a raw convolution output z, in one pass: r = max(0, z + bias) in z's dtype; then LRN, or max-pooling, or
+// both.
+//
+// bias + ReLU         below: each element once
+// ... + LRN           common/lrn_fwd.cuh, the kernels of lrn_fwd.cu reading through `Rectified`
+// ... + pool          common/pool_fwd.cuh, the kernels of max_pool_fwd.cu reading through `Rectified`
+// ... + LRN + pool    common/lrn_pool_fwd.cuh
+//
+// 16-bit types add and clamp two elements in one fused instruction that rounds once.
+//
+// Bytes an element of z in bfloat16, windows of 3 with stride 2: 4 for bias + ReLU; with LRN 4, or 6 where r is kept;
+// with the pool 2.5, or 2.75 with codes; with both 2.5, or 4.75 with codes and r. Instructions that 132 multiprocessors
+// at 1.7 GHz issue in the time 4.3 TB/s take for them: 27, 27, 18 and 17 (32 in training). Predictions, not
+// measurements, of the fraction of copy bandwidth in NHWC:
+//   bias + ReLU   90%: 3 instructions
+//   LRN           90%: 17
+//   pool          85%: max_pool_fwd.cu's 40 an output, and 7.5 x 1.5 for bias and ReLU, are 13 an element
+//   LRN + pool    60% without r (17 for LRN on 1.2 elements each, 13 for the pool), 90% in training
+#include "cuda/common/lrn_fwd.cuh"
+#include "cuda/common/lrn_pool_fwd.cuh"
+#include "cuda/common/pool_fwd.cuh"
+#include "launchers.h"
+
+namespace alexnet_fast::cuda {
+namespace {
+
+// ---------------------------------------------------------------- bias and ReLU alone
+
+constexpr int64_t kUnitsPerThread = 4;  // that share one read of the bias, and are in flight together
+
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads, 1)
+    relu_nhwc(Rectified<T, true> source, T* __restrict__ y, Units units, int32_t channels) {
+  const int32_t channel = units.vector() * V;
+  if (channel >= channels) {
+    return;
+  }
+  const auto local = source.template local<V>(channel);
+#pragma unroll 2
+  for (int64_t pixel = units.first(); pixel < units.count; pixel += units.stride()) {
+    const int64_t offset = pixel * channels + channel;
+    const Pack<T, V> value = local.at(offset);
+    source.keep(offset, value);
+    store(y + offset, value);
+  }
+}
+
+// A unit is one aligned vector of memory that has elements of the plane; the first and the last of a plane may share
+// theirs with the planes beside it, and go element by element.
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads, 1) relu_nchw(Rectified<T, false> source, T* __restrict__ y, Units units,
+                                                         Divider slots, int32_t channels, int64_t pixels) {
+  const int32_t channel = units.vector();
+  if (channel >= channels) {
+    return;
+  }
+  const auto vector = source.template local<V>(channel);
+  const typename Rectified<T, false>::template Local<1> single{source.z, first(vector.bias)};
+  for (int64_t unit = units.first(); unit < units.count; unit += units.stride()) {
+    int64_t slot;
+    const int64_t plane = (slots.divide(unit, slot) * channels + channel) * pixels;
+    const int64_t offset = (plane / V + slot) * V;
+    if (offset >= plane && offset + V <= plane + pixels) {
+      const Pack<T, V> value = vector.at(offset);
+      source.keep(offset, value);
+      store(y + offset, value);
+      continue;
+    }
+    for (int64_t i = max(offset, plane); i < min(offset + V, plane + pixels); ++i) {
+      const Pack<T, 1> value = single.at(i);
+      source.keep(i, value);
+      store(y + i, value);
+    }
+  }
+}
+
+// As many blocks as units ask for, but several units a thread.
+UnitGrid shared_bias_grid(int64_t units, int64_t vectors, bool channels_last) {
+  const UnitGrid one(units, vectors, channels_last);
+  return UnitGrid(units, vectors, channels_last, ceil_div<int64_t>(one.grid.x, kUnitsPerThread));
+}
+
+template <class T, int V>
+int launch_relu(const EpilogueParams& p, void* stream) {
+  const int64_t pixels = p.height * p.width;
+  const int32_t channels = static_cast<int32_t>(p.channels);
+  const T* z = static_cast<const T*>(p.z);
+  const T* bias = static_cast<const T*>(p.bias);
+  if (p.channels_last) {
+    const UnitGrid grid = shared_bias_grid(p.batch * pixels, p.channels / V, true);
+    return launch<relu_nhwc<T, V>>(grid.grid, grid.block, 0, stream, Rectified<T, true>{z, bias, static_cast<T*>(p.r)},
+                                   static_cast<T*>(p.y), grid.units, channels);
+  }
+  const int64_t slots = (pixels + V - 2) / V + 1;  // aligned vectors that a plane can touch
+  const UnitGrid grid = shared_bias_grid(p.batch * slots, p.channels, false);
+  return launch<relu_nchw<T, V>>(grid.grid, grid.block, 0, stream, Rectified<T, false>{z, bias, static_cast<T*>(p.r)},
+                                 static_cast<T*>(p.y), grid.units, Divider(slots), channels, pixels);
+}
+
+}  // namespace
+
+// ---------------------------------------------------------------- launcher
+
+int epilogue_fwd(const EpilogueParams& p, void* stream) {
+  const bool normalizing = p.lrn.size != 0, pooling = p.window.kernel_h != 0;
+  if (pooling && !normalizing && p.r != nullptr) {
+    return cudaErrorInvalidValue;  // the code is all that backward needs
+  }
+  if (p.batch * p.channels * p.height * p.width == 0) {
+    return cudaSuccess;
+  }
+  const bool aligned =
+      aligned_16(p.z) && aligned_16(p.bias) && aligned_16(p.y) && aligned_16(p.r) && aligned_16(p.code);
+  return with_dtype(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    constexpr int V = kVector<T>;
+    const Rectified<T, true> nhwc{static_cast<const T*>(p.z), static_cast<const T*>(p.bias), static_cast<T*>(p.r)};
+    const Rectified<T, false> nchw{nhwc.z, nhwc.bias, nhwc.r};
+    const LrnShape shape{p.dtype, p.channels_last, p.batch, p.channels, p.height * p.width};
+    T* y = static_cast<T*>(p.y);
+    if (!normalizing && !pooling) {
+      return aligned && (!p.channels_last || p.channels % V == 0) ? launch_relu<T, V>(p, stream)
+                                                                  : launch_relu<T, 1>(p, stream);
+    }
+    if (!pooling) {
+      return launch_lrn_fwd(shape, p.lrn, nhwc, nchw, y, aligned, stream);
+    }
+    if (!normalizing) {  // with one channel a thread the layouts' sources are the same
+      return aligned && p.channels_last && p.channels % V == 0 ? launch_pool_fwd<T, V, true>(p, nhwc, stream)
+                                                               : launch_pool_fwd<T, 1, true>(p, nhwc, stream);
+    }
+    return with_halo(p.lrn, [&](auto halo) {
+      constexpr int Halo = decltype(halo)::value;
+      if (!p.channels_last) {
+        return launch_lrn_pool_fwd<T, 1, Halo>(p, nchw, stream);
+      }
+      return aligned && lrn_in_vectors(shape, p.lrn, V) ? launch_lrn_pool_fwd<T, V, Halo>(p, nhwc, stream)
+                                                        : launch_lrn_pool_fwd<T, 1, kWidestHalo>(p, nhwc, stream);
+    });
+  });
+}
+
+}  // namespace alexnet_fast::cuda

@@ -1,0 +1,78 @@
+// Every native entry point, one line each: the contents page of csrc/.
+//
+// CPU kernels are compiled once per instruction set (csrc/cpu/dispatch.cpp picks one at run time). A kernel cuts its
+// work into `items` independent pieces; the number depends on the shape alone, so results do not depend on the number
+// of threads.
+//
+// CUDA launchers enqueue on `stream` and return a cudaError_t as int; they never synchronize or allocate.
+#pragma once
+
+#include "params.h"
+
+namespace alexnet_fast {
+
+#define ALEXNET_FAST_CPU_KERNELS(X) \
+  X(lrn_fwd, LrnParams)             \
+  X(lrn_bwd, LrnParams)             \
+  X(max_pool_fwd, PoolParams)       \
+  X(max_pool_bwd, PoolParams)       \
+  X(epilogue_fwd, EpilogueParams)   \
+  X(epilogue_bwd, EpilogueParams)
+
+namespace cpu {
+
+template <class Params>
+struct Kernel {
+  int64_t (*items)(const Params&);
+  void (*run)(const Params&, int64_t begin, int64_t end);
+};
+
+struct Kernels {
+  const char* isa;
+#define X(name, Params) Kernel<Params> name;
+  ALEXNET_FAST_CPU_KERNELS(X)
+#undef X
+};
+
+// The table for the widest instruction set this processor has, or for the one ALEXNET_FAST_ISA names.
+const Kernels& kernels();
+
+}  // namespace cpu
+
+namespace cuda {
+
+const char* error_string(int error);
+const char* build();  // "13.0 sm_80 sm_86 …": nvcc's version and the architectures it compiled for
+
+// One line a kernel file. Tests build their table of launchers from this list.
+#define ALEXNET_FAST_CUDA_LAUNCHERS(X) \
+  X(lrn_fwd, LrnParams)                \
+  X(lrn_bwd, LrnParams)                \
+  X(max_pool_fwd, PoolParams)          \
+  X(max_pool_bwd, PoolParams)          \
+  X(epilogue_fwd, EpilogueParams)      \
+  X(epilogue_bwd, EpilogueParams)      \
+  X(conv_relu_fwd, ConvParams)         \
+  X(conv_relu_bwd, ConvParams)         \
+  X(conv_stage_fwd, StageParams)
+
+#define X(name, Params) int name(const Params& params, void* stream);
+ALEXNET_FAST_CUDA_LAUNCHERS(X)
+#undef X
+
+// name##_workspace_bytes: what the launcher wants at Params::workspace. It depends on shapes and on the alignment of
+// the other pointers.
+#define ALEXNET_FAST_CUDA_WORKSPACES(X) \
+  X(conv_relu_fwd, ConvParams)          \
+  X(conv_relu_bwd, ConvParams)          \
+  X(conv_stage_fwd, StageParams)
+
+#define X(name, Params) int64_t name##_workspace_bytes(const Params& params);
+ALEXNET_FAST_CUDA_WORKSPACES(X)
+#undef X
+
+// Rows of EpilogueParams::db_partial. It depends on the same.
+int64_t epilogue_bwd_partial_rows(const EpilogueParams& params);
+
+}  // namespace cuda
+}  // namespace alexnet_fast

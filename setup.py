@@ -1,0 +1,94 @@
+"""Builds the one extension, alexnet_fast._C.
+
+Torch-free sources are compiled here, file by file: csrc/cpu/*.cpp once per instruction set, csrc/cuda/*.cu by nvcc.
+csrc/bindings/*.cpp alone include torch, and of torch only its stable ABI, so one build serves torch 2.11 and newer.
+
+ALEXNET_FAST_CUDA = auto (default: CUDA kernels if nvcc is found) | 0 (without) | 1 (nvcc is required)
+CUDA_HOME         = where bin/nvcc is, before PATH
+MAX_JOBS          = compilers at a time
+"""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from glob import glob
+from pathlib import Path
+
+import pybind11
+import torch
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+OLDEST_TORCH = (2, 11)  # the stable ABI of that version has all that the bindings call
+
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
+ISAS = {"baseline": []} | ({"avx2": AVX2, "avx512": AVX512} if platform.machine() == "x86_64" else {})
+
+ARCHITECTURES = ["80", "86", "89", "90"]
+COMMON = ["-std=c++17", "-O3", "-Icsrc"]
+HOST = [*COMMON, "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-fno-math-errno", "-fno-trapping-math"]
+
+
+def find_nvcc() -> str | None:
+    """The nvcc to build with, or None. GPUs do not matter: builders often have none."""
+    wish = os.environ.get("ALEXNET_FAST_CUDA", "auto")
+    if wish not in ("auto", "0", "1"):
+        sys.exit(f"ALEXNET_FAST_CUDA={wish}: expected auto, 0 or 1")
+    home = os.environ.get("CUDA_HOME")
+    nvcc = shutil.which("nvcc", path=f"{home}/bin" if home else None)
+    if wish == "1" and nvcc is None:
+        sys.exit(f"ALEXNET_FAST_CUDA=1, but there is no nvcc in {home + '/bin (CUDA_HOME)' if home else 'PATH'}")
+    return None if wish == "0" else nvcc
+
+
+class Build(build_ext):
+    """Compiles every object in parallel, then lets setuptools link them."""
+
+    def build_extension(self, ext: Extension) -> None:
+        nvcc = find_nvcc()
+        print(f"alexnet_fast: CUDA kernels {'by ' + nvcc if nvcc else 'off'}; CPU kernels for {', '.join(ISAS)}")
+        torch_include = Path(torch.__file__).parent / "include"
+        major, minor = OLDEST_TORCH
+        define = [
+            f"-DTORCH_TARGET_VERSION={(major << 56) | (minor << 48):#x}ULL",
+            f'-DALEXNET_FAST_STABLE_ABI="{major}.{minor}"',
+            f"-DALEXNET_FAST_CUDA={int(bool(nvcc))}",
+        ]
+        includes = [f"-isystem{path}" for path in (torch_include, pybind11.get_include(), *self.compiler.include_dirs)]
+        cxx = os.environ.get("CXX", "c++")
+
+        jobs = [(source, "", [cxx, *HOST, *define, *includes]) for source in glob("csrc/bindings/*.cpp")]
+        for source in glob("csrc/cpu/*.cpp"):
+            isas = {"": []} if source.endswith("dispatch.cpp") else ISAS
+            jobs += [(source, isa, [cxx, *HOST, *flags, f"-DALEXNET_FAST_ISA={isa}"]) for isa, flags in isas.items()]
+        if nvcc:
+            targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
+            targets += [f"-gencode=arch=compute_{ARCHITECTURES[-1]},code=compute_{ARCHITECTURES[-1]}"]
+            strict = ["-Werror=all-warnings", "-Xptxas=-warn-spills,-Werror", "-Xcompiler=-fPIC,-fvisibility=hidden"]
+            names = f'-DALEXNET_FAST_ARCHITECTURES="{" ".join(f"sm_{a}" for a in ARCHITECTURES)}"'
+            jobs += [(s, "cuda", [nvcc, *COMMON, *strict, *targets, names]) for s in glob("csrc/cuda/*.cu")]
+        jobs.sort(key=lambda job: -Path(job[0]).stat().st_size)
+
+        def compile_one(job: tuple[str, str, list[str]]) -> str:
+            source, variant, command = job
+            target = Path(self.build_temp, variant, source).with_suffix(".o")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            subprocess.run([*command, "-c", source, "-o", str(target)], check=True)
+            return str(target)
+
+        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
+            ext.extra_objects = list(pool.map(compile_one, jobs))
+        libraries = [f"-L{Path(torch.__file__).parent / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"]
+        if nvcc:  # static: the library then needs no CUDA runtime of any version beside it
+            told = subprocess.run([nvcc, "--dryrun", "any.cu"], capture_output=True, text=True).stderr
+            libraries += [*re.findall(r'"(-L[^"]+)"', told), "-lcudart_static"]
+        ext.extra_link_args = [*libraries, "-lrt", "-lpthread", "-ldl"]
+        super().build_extension(ext)
+
+
+setup(ext_modules=[Extension("alexnet_fast._C", sources=[], language="c++")], cmdclass={"build_ext": Build})

@@ -1,0 +1,51 @@
+"""Markers, options and seeds of all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    no_gpu = pytest.mark.skip(reason="torch sees no CUDA device")
+    not_asked = pytest.mark.skip(reason="slow: takes minutes or downloads; --slow runs it")
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(no_gpu)
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(not_asked)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+class _Names(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "alexnet_fast":
+            self.seen.append(function._opname)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def operators() -> Callable[..., list[str]]:
+    """operators(net, x): the names of this package's operators that net(x) runs, in order."""
+
+    def run(net: torch.nn.Module, x: torch.Tensor) -> list[str]:
+        with _Names() as names:
+            net(x)
+        return names.seen
+
+    return run

@@ -1,0 +1,365 @@
+// Kernels with one fault each, and the same kernels without it:  faults NAME right|wrong
+//
+// The right ones must run to their end under many schedules, the wrong ones must be reported.
+#include <cstdio>
+#include <cstring>
+
+#include "cuda/common/async_copy.cuh"
+#include "cuda/common/vector.cuh"
+
+using namespace alexnet_fast::cuda;
+
+namespace {
+
+constexpr int kThreads = 64;
+
+// Each thread takes its neighbour's value. Fault: the neighbour may not have written it.
+template <bool kFault>
+__global__ void missing_barrier(const float* x, float* y) {
+  ALEXNET_FAST_SHARED(float[kThreads], tile);
+  tile[threadIdx.x] = x[threadIdx.x];
+  if constexpr (!kFault) {
+    __syncthreads();
+  }
+  y[threadIdx.x] = tile[(threadIdx.x + 1) % kThreads];
+}
+
+// Fault: a thread writes the next value while its neighbour may still read the last one.
+template <bool kFault>
+__global__ void missing_second_barrier(const float* x, float* y) {
+  ALEXNET_FAST_SHARED(float[kThreads], tile);
+  float sum = 0;
+  for (int i = 0; i < 2; ++i) {
+    tile[threadIdx.x] = x[threadIdx.x] + i;
+    __syncthreads();
+    sum += tile[(threadIdx.x + 1) % kThreads];
+    if constexpr (!kFault) {
+      __syncthreads();
+    }
+  }
+  y[threadIdx.x] = sum;
+}
+
+// Neighbours of one warp need no more than __syncwarp(); a shuffle between the two orders no memory.
+template <bool kFault>
+__global__ void missing_syncwarp(const float* x, float* y) {
+  ALEXNET_FAST_SHARED(float[kThreads], tile);
+  tile[threadIdx.x] = x[threadIdx.x];
+  if constexpr (kFault) {
+    y[threadIdx.x] = __shfl_sync(0xffffffff, x[threadIdx.x], 0);
+  } else {
+    __syncwarp();
+  }
+  y[threadIdx.x] = tile[threadIdx.x ^ 1];
+}
+
+// __syncwarp() does not order two warps.
+template <bool kFault>
+__global__ void syncwarp_across_warps(const float* x, float* y) {
+  ALEXNET_FAST_SHARED(float[kThreads], tile);
+  tile[threadIdx.x] = x[threadIdx.x];
+  if constexpr (kFault) {
+    __syncwarp();
+  } else {
+    __syncthreads();
+  }
+  y[threadIdx.x] = tile[threadIdx.x ^ 32];
+}
+
+template <bool kFault>
+__global__ void missing_copy_wait(const float* x, float* y) {
+  ALEXNET_FAST_SHARED(float[kThreads], tile);
+  async_copy<4>(&tile[threadIdx.x], x + threadIdx.x);
+  async_commit();
+  if constexpr (!kFault) {
+    async_wait<0>();
+  }
+  __syncthreads();
+  y[threadIdx.x] = tile[(threadIdx.x + 1) % kThreads];
+}
+
+// Fault: waits for the group before the one that is read.
+template <bool kFault>
+__global__ void wait_for_wrong_group(const float* x, float* y) {
+  ALEXNET_FAST_SHARED(float[2][kThreads], tile);
+  for (int i = 0; i < 2; ++i) {
+    async_copy<4>(&tile[i][threadIdx.x], x + threadIdx.x);
+    async_commit();
+  }
+  async_wait<kFault ? 1 : 0>();
+  __syncthreads();
+  y[threadIdx.x] = tile[1][(threadIdx.x + 1) % kThreads];
+}
+
+// A wait is for the thread's own copies: the neighbour's need a barrier as well.
+template <bool kFault>
+__global__ void missing_barrier_after_wait(const float* x, float* y) {
+  ALEXNET_FAST_SHARED(float[kThreads], tile);
+  async_copy<4>(&tile[threadIdx.x], x + threadIdx.x);
+  async_commit();
+  async_wait<0>();
+  if constexpr (!kFault) {
+    __syncthreads();
+  }
+  y[threadIdx.x] = tile[(threadIdx.x + 1) % kThreads];
+}
+
+// Fault: a copy into a stage that a neighbour may still read.
+template <bool kFault>
+__global__ void copy_over_what_is_read(const float* x, float* y) {
+  ALEXNET_FAST_SHARED(float[kThreads], tile);
+  float sum = 0;
+  for (int i = 0; i < 2; ++i) {
+    async_copy<4>(&tile[threadIdx.x], x + threadIdx.x);
+    async_commit();
+    async_wait<0>();
+    __syncthreads();
+    sum += tile[(threadIdx.x + 1) % kThreads];
+    if constexpr (!kFault) {
+      __syncthreads();
+    }
+  }
+  y[threadIdx.x] = sum;
+}
+
+template <bool kFault>
+__global__ void read_past_tensor(const float* x, float* y) {
+  y[threadIdx.x] = x[threadIdx.x + kFault];
+}
+
+template <bool kFault>
+__global__ void read_before_tensor(const float* x, float* y) {
+  y[threadIdx.x] = x[static_cast<int>(threadIdx.x) - kFault];
+}
+
+template <bool kFault>
+__global__ void write_past_tensor(const float* x, float* y) {
+  y[threadIdx.x + kFault] = x[threadIdx.x];
+}
+
+template <bool kFault>
+__global__ void copy_past_tensor(const float* x, float* y) {
+  ALEXNET_FAST_SHARED(float[kThreads], tile);
+  async_copy<4>(&tile[threadIdx.x], x + threadIdx.x + kFault);
+  async_commit();
+  async_wait<0>();
+  y[threadIdx.x] = tile[threadIdx.x];
+}
+
+template <bool kFault>
+__global__ void past_shared_array(const float* x, float* y) {
+  ALEXNET_FAST_SHARED(float[kThreads], tile);
+  float* from = tile;
+  from[threadIdx.x + kFault] = x[threadIdx.x];
+  __syncthreads();
+  y[threadIdx.x] = from[threadIdx.x];
+}
+
+template <bool kFault>
+__global__ void past_dynamic_shared(const float* x, float* y) {  // launched with kThreads floats
+  float* tile = reinterpret_cast<float*>(dynamic_shared());
+  tile[threadIdx.x] = x[threadIdx.x];
+  __syncthreads();
+  y[threadIdx.x] = tile[(threadIdx.x + 1) % (kThreads + kFault)];
+}
+
+template <bool kFault>
+__global__ void past_local_array(const float* x, float* y) {
+  float mine[4] = {1, 2, 3, 4};
+  mine[static_cast<int>(x[threadIdx.x]) % (4 + kFault)] = 5;  // x counts up
+  y[threadIdx.x] = mine[0] + mine[3];
+}
+
+template <bool kFault>
+__global__ void overflow(const float* x, float* y) {
+  const int big = 1 << 20;
+  const int factor = static_cast<int>(x[threadIdx.x]) * (kFault ? 1 << 10 : 1);
+  y[threadIdx.x] = static_cast<float>(big * factor);
+}
+
+template <bool kFault>
+__global__ void barrier_in_branch(const float* x, float* y) {
+  if (!kFault || threadIdx.x % 2 == 0) {
+    __syncthreads();
+  }
+  y[threadIdx.x] = x[threadIdx.x];
+}
+
+template <bool kFault>
+__global__ void barriers_in_two_branches(const float* x, float* y) {
+  if (kFault && threadIdx.x % 2 == 0) {
+    __syncthreads();
+  } else {
+    __syncthreads();
+  }
+  y[threadIdx.x] = x[threadIdx.x];
+}
+
+template <bool kFault>
+__global__ void return_before_barrier(const float* x, float* y) {
+  if (kFault && threadIdx.x == 7) {
+    return;
+  }
+  y[threadIdx.x] = x[threadIdx.x];
+  __syncthreads();
+}
+
+// Fault: half of the warp is not there.
+template <bool kFault>
+__global__ void shuffle_in_branch(const float* x, float* y) {
+  float value = x[threadIdx.x];
+  if (!kFault || threadIdx.x % 32 < 16) {
+    value += __shfl_xor_sync(0xffffffff, value, 1);
+  }
+  if (kFault && threadIdx.x % 32 >= 16) {
+    __syncwarp();
+  }
+  y[threadIdx.x] = value;
+}
+
+template <bool kFault>
+__global__ void shuffle_from_ended_lane(const float* x, float* y) {
+  y[threadIdx.x] = 0;
+  if (kFault && threadIdx.x % 32 >= 16) {
+    return;
+  }
+  y[threadIdx.x] = __shfl_xor_sync(0xffffffff, x[threadIdx.x], 16);
+}
+
+template <bool kFault>
+__global__ void uninitialized_shared(const float* x, float* y) {
+  ALEXNET_FAST_SHARED(float[kThreads], tile);
+  if (!kFault || threadIdx.x != 5) {
+    tile[threadIdx.x] = x[threadIdx.x];
+  }
+  __syncthreads();
+  y[threadIdx.x] = tile[kThreads - 1 - threadIdx.x];
+}
+
+// What an earlier block left in shared memory counts for nothing.
+template <bool kFault>
+__global__ void shared_of_another_block(const float* x, float* y) {
+  ALEXNET_FAST_SHARED(float[kThreads], tile);
+  if (!kFault || blockIdx.x % 2 == 0) {
+    tile[threadIdx.x] = x[threadIdx.x];
+  }
+  __syncthreads();
+  y[blockIdx.x * kThreads + threadIdx.x] = tile[kThreads - 1 - threadIdx.x];
+}
+
+template <bool kFault>
+__global__ void uninitialized_output(const float* x, float* y) {
+  if constexpr (!kFault) {
+    y[threadIdx.x] = 0;
+  }
+  y[threadIdx.x] += x[threadIdx.x];
+}
+
+template <bool kFault>
+__global__ void misaligned(const float* x, float* y) {
+  if (threadIdx.x < kThreads / 4) {
+    store(y + 4 * threadIdx.x, load<4>(x + 4 * threadIdx.x + (kFault && threadIdx.x == 0)));
+  }
+}
+
+template <bool kFault>
+__global__ void blocks_write_one_element(const float* x, float* y) {
+  y[(kFault ? 0 : blockIdx.x * kThreads) + threadIdx.x] = x[threadIdx.x];
+}
+
+template <bool kFault>
+__global__ void blocks_read_what_others_write(const float* x, float* y) {
+  const int i = blockIdx.x * kThreads + threadIdx.x;
+  y[i] = x[threadIdx.x];
+  if (kFault && blockIdx.x > 0) {
+    y[i] += y[i - kThreads];
+  }
+}
+
+// Additions of whole numbers in any order; fault: one of them is not atomic.
+template <bool kFault>
+__global__ void mixed_atomics(const float* x, float* y) {
+  ALEXNET_FAST_SHARED(int[1], count);
+  if (threadIdx.x == 0) {
+    count[0] = 0;
+  }
+  __syncthreads();
+  if (kFault && threadIdx.x == 9) {
+    count[0] += 1;
+  } else {
+    atomicAdd(&count[0], 1);
+  }
+  __syncthreads();
+  y[threadIdx.x] = x[threadIdx.x] + count[0];
+}
+
+struct Fault {
+  const char* name;
+  int blocks;
+  int (*run)(bool wrong, int blocks, const float* x, float* y);
+};
+
+#define FAULT(name, blocks)                                                                        \
+  {#name, blocks, [](bool wrong, int count, const float* x, float* y) {                            \
+     return wrong ? launch<name<true>>(dim3(count), dim3(kThreads), kThreads * 4, nullptr, x, y)   \
+                  : launch<name<false>>(dim3(count), dim3(kThreads), kThreads * 4, nullptr, x, y); \
+   }}
+
+const Fault faults[] = {
+    FAULT(missing_barrier, 1),
+    FAULT(missing_second_barrier, 1),
+    FAULT(missing_syncwarp, 1),
+    FAULT(syncwarp_across_warps, 1),
+    FAULT(missing_copy_wait, 1),
+    FAULT(wait_for_wrong_group, 1),
+    FAULT(missing_barrier_after_wait, 1),
+    FAULT(copy_over_what_is_read, 1),
+    FAULT(read_past_tensor, 1),
+    FAULT(read_before_tensor, 1),
+    FAULT(write_past_tensor, 1),
+    FAULT(copy_past_tensor, 1),
+    FAULT(past_shared_array, 1),
+    FAULT(past_dynamic_shared, 1),
+    FAULT(past_local_array, 1),
+    FAULT(overflow, 1),
+    FAULT(barrier_in_branch, 1),
+    FAULT(barriers_in_two_branches, 1),
+    FAULT(return_before_barrier, 1),
+    FAULT(shuffle_in_branch, 1),
+    FAULT(shuffle_from_ended_lane, 1),
+    FAULT(uninitialized_shared, 1),
+    FAULT(shared_of_another_block, 4),
+    FAULT(uninitialized_output, 1),
+    FAULT(misaligned, 1),
+    FAULT(blocks_write_one_element, 4),
+    FAULT(blocks_read_what_others_write, 4),
+    FAULT(mixed_atomics, 1),
+};
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  for (const Fault& fault : faults) {
+    if (count != 3 || std::strcmp(fault.name, arguments[1]) != 0) {
+      continue;
+    }
+    const bool wrong = std::strcmp(arguments[2], "wrong") == 0;
+    // A fault must be seen in the first schedule, whichever it is; a right kernel must pass all of them.
+    for (int seed = 0; seed < (wrong ? 1 : 50); ++seed) {
+      host_simt::set_seed(seed);
+      const size_t bytes = kThreads * sizeof(float);
+      float* x = static_cast<float*>(host_simt::allocate("x", bytes, 0, host_simt::Content::defined));
+      float* y = static_cast<float*>(host_simt::allocate("y", fault.blocks * bytes, 0, host_simt::Content::undefined));
+      for (int i = 0; i < kThreads; ++i) {
+        x[i] = static_cast<float>(i);
+      }
+      if (fault.run(wrong, fault.blocks, x, y) != cudaSuccess) {
+        return 3;
+      }
+      host_simt::free_all();
+    }
+    return 0;
+  }
+  std::fprintf(stderr, "usage: faults NAME right|wrong\n");
+  return 2;
+}

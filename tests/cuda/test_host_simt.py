@@ -1,0 +1,109 @@
+"""The CPU stand-in for CUDA finds what it promises to find, and nothing where nothing is wrong."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from . import host_build
+from .host_build import HostFaultError, run_program
+
+HERE = Path(__file__).parent
+
+# Whether a missing barrier shows as two accesses without order or as a read that came too early is a matter of chance.
+UNORDERED = "race: thread|uninitialized: thread"
+# Each fault, what a report must say in the build `threads`, and in the build `address`; None: not its business.
+FAULTS = {
+    "missing_barrier": (UNORDERED, None),
+    "missing_second_barrier": ("race: thread", None),
+    "missing_syncwarp": (UNORDERED, None),
+    "syncwarp_across_warps": (UNORDERED, None),
+    "missing_copy_wait": ("a cp.async to it has not landed", None),
+    "wait_for_wrong_group": ("a cp.async to it has not landed", None),
+    "missing_barrier_after_wait": ("has not landed|" + UNORDERED, None),
+    "copy_over_what_is_read": ("has not landed|race: thread", None),
+    "read_past_tensor": ("out of bounds: thread reads 4 bytes, 0 past the end of 'x'", "heap-buffer-overflow"),
+    "read_before_tensor": ("out of bounds: thread reads 4 bytes", "heap-buffer-overflow"),
+    "write_past_tensor": ("out of bounds: thread writes 4 bytes, 0 past the end of 'y'", "heap-buffer-overflow"),
+    "copy_past_tensor": ("out of bounds: thread reads 4 bytes, 0 past the end of 'x'", "heap-buffer-overflow"),
+    "past_shared_array": ("0 past the end of 'tile'", "heap-buffer-overflow"),
+    "past_dynamic_shared": (r"0 past the end of 'dynamic_shared\(\)'", "heap-buffer-overflow"),
+    "past_local_array": (None, r"index 4 out of bounds for type 'float \[4\]'"),
+    "overflow": (None, "signed integer overflow"),
+    "barrier_in_branch": ("divergence: thread", "divergence: thread"),
+    "barriers_in_two_branches": ("divergence: thread", "divergence: thread"),
+    "return_before_barrier": ("divergence: thread", "divergence: thread"),
+    "shuffle_in_branch": ("divergence: lane", "divergence: lane"),
+    "shuffle_from_ended_lane": ("which is not there", "which is not there"),
+    "uninitialized_shared": ("uninitialized: thread", None),
+    "shared_of_another_block": ("uninitialized: thread", None),
+    "uninitialized_output": ("uninitialized: thread", None),
+    "misaligned": ("misaligned: 16 bytes", "misaligned: 16 bytes"),
+    "blocks_write_one_element": ("another block wrote it", None),
+    "blocks_read_what_others_write": (UNORDERED, None),
+    "mixed_atomics": ("race: thread", None),
+}
+
+
+@cache
+def program(kind: str, name: str) -> Path:
+    return host_build.build(kind, kernels=[], main=HERE / f"{name}.cu")
+
+
+@pytest.mark.parametrize("kind", host_build.BUILDS)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_fault_is_reported(fault, kind):
+    """With the kernel's name and the place in the grid, in the first schedule that is tried."""
+    expected = FAULTS[fault][host_build.BUILDS.index(kind)]
+    if expected is None:
+        run_program([program(kind, "faults"), fault, "right"])
+        return
+    with pytest.raises(HostFaultError) as report:
+        run_program([program(kind, "faults"), fault, "wrong"])
+    assert re.search(expected, str(report.value))
+    assert f"{fault}<true>" in str(report.value)
+    assert "thread (" in str(report.value)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_same_kernel_without_the_fault_passes(fault):
+    for kind in host_build.BUILDS:
+        run_program([program(kind, "faults"), fault, "right"])
+
+
+def test_report_names_the_source_line():
+    """A reader should not have to search."""
+    with pytest.raises(HostFaultError) as report:
+        run_program([program("threads", "faults"), "missing_barrier", "wrong"])
+    line = 1 + next(
+        i for i, text in enumerate((HERE / "faults.cu").read_text().splitlines()) if "tile[(threadIdx.x + 1)" in text
+    )
+    assert f"faults.cu:{line}" in str(report.value)
+
+
+CHECKS = [
+    "shuffles",
+    "votes",
+    "schedules",
+    "refusals",
+    "copies",
+    "loads",
+    "transposed_loads",
+    "product_f16",
+    "product_bf16",
+    "product_tf32",
+    "tf32_rounding",
+    "halves",
+    "bfloats",
+    "division",
+]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_model(check):
+    """Shuffles, votes, matrix fragments, roundings and divisions are what the card makes of them."""
+    for kind in host_build.BUILDS:
+        run_program([program(kind, "model"), check])

@@ -1,0 +1,261 @@
+"""The kernels of LRN, max-pooling and the epilogue on the CPU: exact, within bounds, and the same in any schedule."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from alexnet_fast.ops import LRN, Pool
+
+from ..ops.samples import Sample, epilogue, lrn, max_pool
+from . import host_build
+from .host_build import Case, run
+from .params import LrnParams
+from .pointwise import CLOSED, TASKS, Task, codes, tasks
+
+STEMS = ("lrn", "max_pool", "epilogue")
+COUNT = 210
+each_stem = pytest.mark.parametrize("stem", STEMS)
+each_build = pytest.mark.parametrize("kind", host_build.BUILDS)
+
+
+@cache
+def all_tasks(stem: str) -> list[Task]:
+    return tasks(stem, COUNT)
+
+
+def run_and_check(kind: str, some: list[Task]) -> None:
+    for task, result in zip(some, run(kind, [task.case for task in some]), strict=True):
+        task.check(result)
+
+
+def of(sample: Sample, dtype: torch.dtype, channels_last: bool) -> list[Task]:
+    layout = "NHWC" if channels_last else "NCHW"
+    return list(TASKS[sample.stem](sample, dtype, channels_last, f"{sample} {dtype} {layout}"))
+
+
+# ---- Results ---------------------------------------------------------------------------------------------------------
+
+
+@each_build
+@each_stem
+def test_as_exact_as_torch(stem, kind):
+    """Forward, inference and backward; a shape that no vector fits, a wrong window or a lost mask shows here."""
+    run_and_check(kind, all_tasks(stem))
+
+
+@each_build
+@each_stem
+def test_misaligned_tensors(stem, kind):
+    """Tensors that begin between two multiples of 16 bytes: each in turn, and all of them."""
+    some = []
+    for task in all_tasks(stem)[:: len(all_tasks(stem)) // 40]:
+        tensors = {**task.case.inputs, **task.case.outputs}
+        shift = {key: tensor.element_size() for key, tensor in tensors.items()}
+        for offsets in [shift, *({key: value} for key, value in shift.items())]:
+            some.append(replace(task, case=replace(task.case, offsets=offsets)))
+    run_and_check(kind, some)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "sample",
+    [
+        lrn("several blocks of one wave", (1, 40, 3, 7), 5, alpha=0.02),
+        max_pool("overlapping", (1, 24, 7, 9), 3, 2),
+        epilogue("sums over blocks", (1, 24, 5, 6)),
+        epilogue("pool", (1, 24, 7, 9), pool=Pool(3, 2)),
+        epilogue("LRN and pool", (1, 24, 7, 7), lrn=LRN(5, 1e-3), pool=Pool(3, 2)),
+    ],
+    ids=str,
+)
+def test_a_thousand_schedules(sample, dtype):
+    """Every order of blocks and threads gives the same bits, and none of them races."""
+    some = [task for channels_last in (False, True) for task in of(sample, dtype, channels_last)]
+    schedules = 1000 // len(some) + 1
+    run_and_check("threads", [replace(task, case=replace(task.case, schedules=schedules)) for task in some])
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_ties(dtype, channels_last):
+    """Of equal elements the first in row order wins: data of -1, 0 and 1 are full of them, and sums are exact."""
+    some = []
+    for sample in (
+        max_pool("overlapping", (2, 16, 13, 13), 3, 2),
+        max_pool("padded", (2, 16, 9, 8), 3, 2, 1),
+        max_pool("wide", (1, 8, 9, 8), (5, 4), (1, 3), (2, 2)),
+        epilogue("overlapping", (2, 16, 13, 13), pool=Pool(3, 2)),
+        epilogue("wide", (1, 8, 9, 8), pool=Pool((5, 4), (1, 3), (2, 2))),
+    ):
+        whole = replace(sample)
+        object.__setattr__(whole, "data", sample.whole_numbers)
+        some += of(whole, dtype, channels_last)
+    run_and_check("threads", some)
+
+
+# ---- Special values --------------------------------------------------------------------------------------------------
+
+
+def single(launcher: str, task: Task, **inputs: Tensor) -> dict[str, Tensor]:
+    (result,) = run("threads", [replace(task.case, inputs={**task.case.inputs, **inputs})])
+    assert result.error == 0
+    return result.outputs
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("channels", [16, 13])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_nan_stays_within_its_windows(channels, channels_last, groups):
+    """A NaN or infinity reaches the channels whose windows hold it, backward twice as far; never another group."""
+    channels *= groups
+    sample = lrn("", (1, channels, 2, 3), 5, alpha=0.02, groups=groups)
+    forward, backward = of(sample, torch.float32, channels_last)
+    group = channels // groups
+    for place, value in product((0, group - 1, group // 2), (torch.nan, torch.inf)):
+        x = forward.case.inputs["x"].clone()
+        x[0, place, 1, 1] = value
+        y = single("lrn_fwd", forward, x=x)["y"]
+        dx = single("lrn_bwd", backward, x=x)["dx"]
+        distance = (torch.arange(channels) - place).abs()[None, :, None, None].expand_as(x)
+        here = torch.zeros_like(x, dtype=torch.bool)
+        here[0, :, 1, 1] = True
+        here &= (torch.arange(channels) < group)[:, None, None]
+        assert y[0, place, 1, 1].isnan()
+        if value != value:
+            assert torch.equal(y.isnan(), here & (distance <= 2))
+            assert torch.equal(dx.isnan(), here & (distance <= 4))
+        else:  # t is infinite, its power 0
+            assert torch.equal(
+                y[here & (distance > 0) & (distance <= 2)],
+                torch.zeros(int((here & (distance > 0) & (distance <= 2)).sum())),
+            )
+        assert y[~here].isfinite().all()
+        assert dx[~here].isfinite().all()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float16, 300.0), (torch.bfloat16, 10.0), (torch.float16, 6e-8)])
+def test_squares_do_not_overflow(dtype, scale, channels_last):
+    """300 squared is beyond float16; subnormal float16 numbers are numbers."""
+    sample = lrn("", (2, 16, 3, 3), 5, alpha=1.0)
+    loud = replace(sample)
+    object.__setattr__(
+        loud, "data", lambda dtype: {"input": (scale * torch.randn(2, 16, 3, 3).sign().double()).to(dtype)}
+    )
+    run_and_check("threads", of(loud, dtype, channels_last))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_pooling_of_special_values(dtype, channels_last):
+    """NaN beats infinity, -infinity alone is a maximum, the code names NaN's place: PyTorch's results to the bit."""
+    x = torch.full((1, 8, 7, 7), -torch.inf, dtype=dtype)
+    x[0, 1, 3, 3] = torch.nan
+    x[0, 2, 2, 4], x[0, 2, 3, 4] = torch.inf, torch.nan
+    x[0, 3] = 0.0
+    x[0, 3, 1, 1] = -0.0
+    x[0, 4, 5, 5] = torch.finfo(dtype).smallest_normal / 2
+    for arguments in ((3, 2), (3, 2, 1), (2, 1)):
+        forward = of(max_pool("", x.shape, *arguments), dtype, channels_last)[0]
+        x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        outputs = single("max_pool_fwd", forward, x=x)
+        expected = torch.nn.functional.max_pool2d(x.double(), *arguments)
+        assert torch.equal(outputs["y"].double().nan_to_num(7e9), expected.nan_to_num(7e9))
+        assert torch.equal(outputs["code"], codes(x, *arguments))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_relu_lets_nan_through(dtype, channels_last):
+    """As in PyTorch: relu(NaN) is NaN, a pool over it is open, and its gradient passes."""
+    z = torch.full((1, 8, 5, 5), -1.0, dtype=dtype)
+    z[0, 2, 2, 2] = torch.nan
+    z[0, 3] = torch.inf
+    z = z.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    zero = torch.zeros(8, dtype=dtype)
+    forward, _, backward, _ = of(epilogue("", z.shape, pool=Pool(3, 2)), dtype, channels_last)
+    outputs = single("epilogue_fwd", forward, z=z, bias=zero)
+    expected = torch.nn.functional.max_pool2d(z.double().relu(), 3, 2)
+    assert torch.equal(outputs["y"].double().nan_to_num(7e9), expected.nan_to_num(7e9))
+    closed = torch.where(expected <= 0, CLOSED, codes(z.relu(), 3, 2))
+    assert torch.equal(outputs["code"], closed.to(torch.uint8))
+    dz = single("epilogue_bwd", backward, code=outputs["code"])["dz"]
+    assert dz[0, 2, 2, 2] != 0
+    assert dz[0, :2].abs().max() == 0
+    forward, _, backward, _ = of(epilogue("", z.shape), dtype, channels_last)
+    r = single("epilogue_fwd", forward, z=z, bias=zero)["y"]
+    assert torch.equal(r.double().nan_to_num(7e9), z.double().relu().nan_to_num(7e9))
+    dz = single("epilogue_bwd", backward, r=r)["dz"]
+    assert torch.equal(dz != 0, r != 0)
+
+
+# ---- Memory ----------------------------------------------------------------------------------------------------------
+
+# Bytes read, as a multiple of each input once, on tensors wider than a block. What is above 1 comes out of L1 or L2:
+# LRN's halo of channels, and the rows and columns that windows share.
+TRAFFIC = [
+    (lrn("", (2, 96, 8, 8), 5), True, 1.5, 1.5),
+    (lrn("", (2, 96, 8, 8), 5), False, 1.1, 1.2),
+    (max_pool("", (2, 64, 23, 23), 3, 2), True, 2.0, 2.0),
+    (max_pool("", (2, 64, 23, 23), 3, 2), False, 2.0, 2.0),
+    (epilogue("", (2, 64, 8, 8)), True, 1.1, 1.1),
+    (epilogue("", (2, 64, 8, 8)), False, 1.1, 1.1),
+    (epilogue("", (2, 64, 23, 23), lrn=LRN(5), pool=Pool(3, 2)), True, 2.0, 3.5),
+]
+
+
+@pytest.mark.parametrize(("sample", "channels_last", "forward_bound", "backward_bound"), TRAFFIC)
+def test_traffic(sample, channels_last, forward_bound, backward_bound):
+    """Outputs are written once, inputs read no more often than the kernel's comment says."""
+    tried = [task for task in of(sample, torch.bfloat16, channels_last) if "inference" not in task.name]
+    for task, result in zip(tried, run("threads", [task.case for task in tried]), strict=True):
+        inputs = sum(tensor.numel() * tensor.element_size() for tensor in task.case.inputs.values())
+        outputs = sum(tensor.numel() * tensor.element_size() for tensor in task.case.outputs.values())
+        bound = forward_bound if task.case.launcher.endswith("fwd") else backward_bound
+        sums = 0 if "db" not in task.case.outputs else 0.2 * outputs  # rows of partial sums, written and read again
+        assert outputs <= result.written <= outputs + sums
+        assert inputs <= result.read <= bound * inputs + sums, f"{task.case.launcher}: {result.read / inputs:.2f}"
+
+
+# ---- What a launcher refuses -----------------------------------------------------------------------------------------
+
+
+def test_refusals():
+    """cudaErrorInvalidValue, and nothing is written: float64, and windows wider than 16 channels."""
+    forward, backward = of(lrn("", (1, 20, 2, 2), 16), torch.float32, True)
+    for task in (forward, backward):
+        for change in ({"dtype": 3}, {"size": 17}, {"size": 0}):
+            params = LrnParams.from_buffer_copy(task.case.params)
+            for key, value in change.items():
+                setattr(params if key == "dtype" else params.lrn, key, value)
+            (result,) = run("threads", [replace(task.case, params=params)])
+            assert result.error == 1
+            assert all(tensor.isnan().all() for tensor in result.outputs.values())
+
+
+def test_empty_batch():
+    """Nothing to do is no error, and no launch of an empty grid."""
+    some = []
+    for sample in (
+        lrn("", (1, 8, 3, 3), 5),
+        max_pool("", (1, 8, 5, 5), 3, 2),
+        epilogue("", (1, 8, 5, 5), pool=Pool(3, 2)),
+    ):
+        for task in of(sample, torch.float32, True):
+            params = type(task.case.params).from_buffer_copy(task.case.params)
+            params.batch = 0
+            empty = {key: tensor[:0] for key, tensor in task.case.outputs.items() if key != "db"}
+            some.append(Case(task.case.launcher, params, {}, empty))
+    assert [result.error for result in run("threads", some)] == [0] * len(some)
+
+
+def test_more_than_two_to_the_31st_elements():
+    """Offsets have 64 bits, whether the batch or the image is large."""
+    kernels = [host_build.CSRC / f"cuda/{stem}_{way}.cu" for stem, way in product(STEMS, ("fwd", "bwd"))]
+    host_build.run_program([host_build.build("threads", kernels, main=host_build.HERE / "large.cu")])

@@ -1,0 +1,272 @@
+"""alexnet(weights=…): every source, transfer learning, and each way in which weights can be wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from enum import Enum
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from alexnet_fast import AlexNet, alexnet
+from alexnet_fast.models import AlexNet_Weights
+from alexnet_fast.models.weights import read
+
+
+@pytest.fixture(scope="module")
+def trained() -> AlexNet:
+    torch.manual_seed(5)
+    return AlexNet(4)
+
+
+@pytest.fixture(scope="module")
+def folder(trained, tmp_path_factory) -> Path:
+    """The same weights as net.pth, net.safetensors and model.safetensors; paper.safetensors names its variant."""
+    path = tmp_path_factory.mktemp("weights")
+    state = trained.state_dict()
+    torch.save(state, path / "net.pth")
+    save_file(state, path / "net.safetensors")
+    (path / "model.safetensors").symlink_to(path / "net.safetensors")
+    save_file(AlexNet(4, variant="paper").state_dict(), path / "paper.safetensors", metadata={"variant": "paper"})
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    return tmp_path / "checkpoints"
+
+
+def same(model: AlexNet, other: AlexNet, without: str = " ") -> bool:
+    pairs = zip(model.state_dict().items(), other.state_dict().values(), strict=True)
+    return all(torch.equal(t, u) for (key, t), u in pairs if not key.startswith(without))
+
+
+# ---------------------------------------------------------------------------------------------------------- sources
+
+
+@pytest.mark.parametrize("name", ["net.pth", "net.safetensors", ""])
+def test_path(trained, folder, name):
+    """A file, or a folder with model.safetensors; the number of classes is the file's."""
+    assert same(alexnet(weights=folder / name), trained)
+    assert same(alexnet(weights=str(folder / name), num_classes=4), trained)
+
+
+def test_file_url(trained, folder):
+    assert same(alexnet(weights=(folder / "net.safetensors").as_uri()), trained)
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A site whose every file is the state_dict of ``TINY``; counts requests."""
+    torch.save(TINY, tmp_path / "tiny.pth")
+    data, requests = (tmp_path / "tiny.pth").read_bytes(), []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            requests.append(self.path)
+            self.send_response(404 if "missing" in self.path else 200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *args):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", requests, hashlib.sha256(data).hexdigest()[:8]
+    server.shutdown()
+    server.server_close()
+
+
+TINY = {"weight": torch.arange(3.0)}
+
+
+def test_url_is_fetched_once(server, cache):
+    base, requests, _ = server
+    for _ in range(2):
+        checkpoint = read(f"{base}/a/net.pth?download=1", progress=False)
+        assert torch.equal(checkpoint.state["weight"], TINY["weight"])
+    assert len(requests) == 1
+    read(f"{base}/b/net.pth", progress=False)
+    assert len(requests) == 2, "another URL with the same file name is another file"
+
+
+def test_hash_in_the_name_is_checked(server, cache):
+    base, _, digits = server
+    assert torch.equal(read(f"{base}/net-{digits}.pth", progress=False).state["weight"], TINY["weight"])
+    with pytest.raises(RuntimeError, match="invalid hash value"):
+        read(f"{base}/net-00000000.pth", progress=False)
+    assert [file.name for file in cache.iterdir()] == [f"net-{digits}.pth"]
+
+
+def test_missing_url(server, cache):
+    with pytest.raises(OSError, match=r"weights: cannot download http://.*missing\.pth: HTTP Error 404"):
+        alexnet(weights=f"{server[0]}/missing.pth", progress=False)
+
+
+class Theirs(Enum):
+    """An enum made as torchvision's are: members with a URL."""
+
+    IMAGENET1K_V1 = "imagenet"
+
+    @property
+    def url(self) -> str:
+        return AlexNet_Weights.IMAGENET1K_V1.url
+
+
+@pytest.mark.parametrize("weights", [*AlexNet_Weights, "IMAGENET1K_V1", "DEFAULT", Theirs.IMAGENET1K_V1])
+def test_published_weights(cache, monkeypatch, weights):
+    """Their URL, file name and hash are torchvision's, so its cached download serves; no download here."""
+    asked = []
+
+    def download(url, to, hash_prefix, progress):
+        asked.append((url, Path(to).name, hash_prefix))
+        torch.save({"classifier.6.weight": torch.zeros(1000, 4096)}, to)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    with pytest.raises(ValueError, match=r"weights: IMAGENET1K_V1 does not fit the net: .*is missing"):
+        alexnet(weights=weights)
+    url = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
+    assert asked == [(url, "alexnet-owt-7be5be79.pth", "7be5be79")]
+
+
+def test_what_is_known_of_the_published_weights():
+    weights = AlexNet_Weights.DEFAULT
+    assert weights is AlexNet_Weights.IMAGENET1K_V1
+    assert weights.meta["metrics"]["ImageNet-1K"] == {"acc@1": 56.522, "acc@5": 79.066}
+    assert weights.meta["num_params"] == sum(p.numel() for p in AlexNet().parameters())
+    assert weights.meta["min_size"] == (AlexNet(1).variant.min_image_size,) * 2
+    assert weights.transforms["crop_size"] == AlexNet(1).variant.image_size
+    assert weights.transforms["mean"] == AlexNet(1).variant.mean
+
+
+# ------------------------------------------------------------------------------------------------ transfer learning
+
+
+def test_replaces_the_head_on_request(trained, folder):
+    torch.manual_seed(0)
+    model = alexnet(weights=folder, num_classes=7, replace_head=True)
+    assert model.classifier[6].weight.shape == (7, 4096)
+    features_and_rest = {key: t for key, t in trained.state_dict().items() if not key.startswith("classifier.6.")}
+    assert all(torch.equal(model.state_dict()[key], t) for key, t in features_and_rest.items())
+
+
+def test_a_replaced_head_is_new_even_of_the_same_size(trained, folder):
+    model = alexnet(weights=folder, replace_head=True)
+    assert same(model, trained, without="classifier.6.")
+    assert not same(model, trained)
+
+
+def test_other_classes_are_an_error_otherwise(folder):
+    with pytest.raises(ValueError, match=r"num_classes: .* has 4 outputs, got 7; replace_head=True"):
+        alexnet(weights=folder, num_classes=7)
+
+
+def test_freeze_features(folder):
+    model = alexnet(weights=folder, freeze_features=True)
+    assert not any(p.requires_grad for p in model.features.parameters())
+    assert all(p.requires_grad for p in model.classifier.parameters())
+
+
+def test_without_weights(trained):
+    torch.manual_seed(5)
+    assert same(alexnet(num_classes=4, dropout=0.1), trained)
+    assert alexnet(dropout=0.1).classifier[0].p == 0.1
+    with pytest.raises(ValueError, match="replace_head: without weights"):
+        alexnet(replace_head=True)
+    with pytest.raises(ValueError, match="num_classes: expected a positive int, got 0"):
+        alexnet(num_classes=0)
+
+
+def test_variant_that_the_file_names(folder):
+    path = folder / "paper.safetensors"
+    assert alexnet(weights=path).variant.name == "paper"
+    with pytest.raises(ValueError, match=r"variant: .* is for 'paper', got 'caffe'"):
+        alexnet(weights=path, variant="caffe")
+
+
+# ------------------------------------------------------------------------------------------------------ bad weights
+
+
+class Mischief:
+    def __reduce__(self):
+        return (Path.touch, (Path("touched"),))
+
+
+def test_no_code_from_a_pickle(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, save in (
+        ("a.pth", torch.save),
+        ("b.pt", lambda thing, path: path.write_bytes(pickle.dumps(thing, protocol=2))),
+    ):
+        save({"features.0.weight": Mischief()}, tmp_path / name)
+        with pytest.raises(ValueError, match=f"weights: .*{name} is not a file of tensors alone"):
+            alexnet(weights=tmp_path / name)
+    assert not Path("touched").exists()
+
+
+def test_damaged_files(folder, tmp_path):
+    for name in ("net.pth", "net.safetensors"):
+        data = (folder / name).read_bytes()
+        for damaged in (data[: len(data) // 2], b"", b"hello"):
+            (tmp_path / name).write_bytes(damaged)
+            with pytest.raises(ValueError, match=rf"weights: .*{name} is not a"):
+                alexnet(weights=tmp_path / name)
+
+
+def test_misfits_are_all_named(trained, tmp_path):
+    state = trained.state_dict()
+    del state["features.3.bias"]
+    state["extra"] = torch.zeros(1)
+    state["features.0.weight"] = torch.zeros(96, 3, 11, 11)
+    save_file(state, tmp_path / "net.safetensors")
+    with pytest.raises(ValueError) as error:  # noqa: PT011  the whole message follows
+        alexnet(weights=tmp_path / "net.safetensors")
+    assert str(error.value) == (
+        f"weights: {tmp_path}/net.safetensors does not fit the net: "
+        "features.3.bias is missing; extra is not in the net; "
+        "features.0.weight has shape (96, 3, 11, 11), the net's is (64, 3, 11, 11)"
+    )
+
+
+def test_a_long_list_of_misfits_is_cut(folder):
+    with pytest.raises(ValueError, match=r"does not fit the net: ([^;]+; ){5}[^;]+ and 16 more$"):
+        alexnet(weights=folder / "net.pth", variant="caffe")
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "message"),
+    [
+        ("IMAGENET1K_V2", FileNotFoundError, "weights: no file IMAGENET1K_V2; expected .* IMAGENET1K_V1, DEFAULT"),
+        ("ftp://host/net.pth", ValueError, "weights: expected an http, https or file URL"),
+        (3, TypeError, "weights: expected an AlexNet_Weights, its name, a path or a URL, got int 3"),
+    ],
+)
+def test_bad_sources(weights, error, message):
+    with pytest.raises(error, match=message):
+        alexnet(weights=weights)
+
+
+def test_bad_files(tmp_path, trained):
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+        alexnet(weights=tmp_path)
+    (tmp_path / "net.h5").touch()
+    with pytest.raises(ValueError, match=r"weights: expected a \.safetensors, \.pth or \.pt file, got .*net\.h5"):
+        alexnet(weights=tmp_path / "net.h5")
+    torch.save({"epoch": 3, "model": trained.state_dict()}, tmp_path / "run.pth")
+    with pytest.raises(ValueError, match=r"weights: expected a state_dict in .*run\.pth, got a dict of epoch, model"):
+        alexnet(weights=tmp_path / "run.pth")
+
+
+def test_published_weights_are_torchvisions(cache):
+    cache.mkdir()
+    torch.save({}, cache / "alexnet-owt-7be5be79.pth")
+    with pytest.raises(ValueError, match="variant: IMAGENET1K_V1 is for 'torchvision', got 'owt'"):
+        alexnet(weights="DEFAULT", variant="owt")

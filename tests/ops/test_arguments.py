@@ -1,0 +1,261 @@
+"""What an operator refuses, PyTorch's refuses too, and the message names the argument, what came and what is wanted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from alexnet_fast import ops
+from alexnet_fast.ops import LRN, Pool
+
+from .samples import TORCH
+
+X = torch.randn(2, 6, 9, 9)
+WEIGHT = torch.randn(4, 6, 3, 3)
+BIAS = torch.randn(4)
+
+# ---- The result, or the error, that PyTorch gives ------------------------------------------------------------------
+
+POOLS = {
+    "kernel larger than input": (X, (10, 3)),
+    "kernel larger than input, rounding up": (X, 11, 2, 0, 1, True),
+    "kernel as large as the padded input": (X, 11, 2, 1),
+    "padding over half the kernel": (X, 3, 2, 2),
+    "padding over half a side of the kernel": (X, (5, 3), 1, (2, 2)),
+    "negative padding": (X, 3, 2, -1),
+    "stride 0": (X, 3, 0),
+    "kernel 0": (X, 0),
+    "dilated": (X, 3, 2, 1, 2),
+    "dilated past the input": (X, 3, 2, 0, 5),
+    "a list": (X, [3, 2], [2, 1]),
+    "three sides": (X, (3, 3, 3)),
+    "a kernel of floats": (X, 2.5),
+    "no rows": (X[:, :, :0], 1),
+    "no rows but padding": (X[:, :, :0], 2, 2, 1),
+    "no channels": (X[:, :0], 3),
+    "no images": (X[:0], 3, 2),
+    "no images, two dimensions of none": (X[:0, :0], 3, 2),
+    "2-D": (X[0, 0], 3),
+    "5-D": (X[None], 3),
+}
+CONVOLUTIONS = {
+    "kernel larger than input": (X, torch.randn(4, 6, 10, 3)),
+    "kernel as large as the padded input": (X, torch.randn(4, 6, 11, 3), BIAS, 1, 1),
+    "dilated past the input": (X, WEIGHT, BIAS, 1, 0, 5),
+    "negative padding": (X, WEIGHT, BIAS, 1, -1),
+    "stride 0": (X, WEIGHT, BIAS, 0),
+    "dilation 0": (X, WEIGHT, BIAS, 1, 0, 0),
+    "groups 0": (X, WEIGHT, BIAS, 1, 0, 1, 0),
+    "groups that do not divide": (X, torch.randn(4, 2, 3, 3), BIAS, 1, 0, 1, 3),
+    "other channels": (X, torch.randn(4, 5, 3, 3)),
+    "bias of another length": (X, WEIGHT, torch.randn(5)),
+    "bias of two dimensions": (X, WEIGHT, torch.randn(4, 1)),
+    "3-D weight": (X, WEIGHT[0]),
+    "2-D input": (X[0, 0], WEIGHT),
+    "5-D input": (X[None], WEIGHT),
+    "no images": (X[:0], WEIGHT, BIAS),
+    "no input channels": (X[:, :0], WEIGHT[:, :0], BIAS),
+    "no output channels": (X, WEIGHT[:0]),
+    "no rows": (X[:, :, :0], WEIGHT, BIAS),
+    "no rows but padding": (X[:, :, :0], WEIGHT, BIAS, 1, 2),
+    "'same' with a stride": (X, WEIGHT, BIAS, 2, "same"),
+    "a misspelled padding": (X, WEIGHT, BIAS, 1, "sme"),
+}
+NORMS = {
+    "2-D": (X[0, 0], 3),
+    "no images": (X[:0], 3),
+    "no channels": (X[:, :0], 3),
+    "no rows": (X[:, :, :0], 3),
+    "size 0": (X, 0),
+}
+
+
+@pytest.mark.parametrize(
+    ("stem", "arguments"),
+    [
+        pytest.param(stem, arguments, id=f"{stem}: {reason}")
+        for stem, table in (("max_pool", POOLS), ("conv_relu", CONVOLUTIONS), ("lrn", NORMS))
+        for reason, arguments in table.items()
+    ],
+)
+def test_result_or_error_as_torch(stem, arguments, backend, device):
+    function = {"max_pool": ops.max_pool2d, "conv_relu": ops.conv_relu, "lrn": ops.local_response_norm}[stem]
+    if "dilated" in str(arguments) or (stem == "max_pool" and arguments[4:5] == (2,)):
+        backend = "auto"
+    try:
+        expected = TORCH[stem](*arguments)
+    except (RuntimeError, TypeError, ValueError, ZeroDivisionError):
+        with pytest.raises((RuntimeError, TypeError, ValueError)):
+            function(*arguments, backend=backend)
+    else:
+        arguments = [a.to(device) if isinstance(a, torch.Tensor) else a for a in arguments]
+        torch.testing.assert_close(function(*arguments, backend=backend).cpu(), expected)
+
+
+# ---- Messages ------------------------------------------------------------------------------------------------------
+
+
+def meta(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to("meta")
+
+
+BAD_INPUTS = {  # of every operator; pieces of the message
+    "a list": ([1.0], TypeError, ["input", "expected a Tensor", "got list"]),
+    "None": (None, TypeError, ["input", "expected a Tensor", "got NoneType"]),
+    "integers": (torch.ones(2, 6, 9, 9, dtype=torch.int64), TypeError, ["input", "float32", "got torch.int64"]),
+    "complex": (torch.ones(2, 6, 9, 9, dtype=torch.complex64), TypeError, ["input", "float32", "got torch.complex64"]),
+    "2-D": (torch.ones(9, 9), ValueError, ["input", "3", "4", "got 2", "(9, 9)"]),
+}
+CALLS = {
+    "lrn": lambda x, **more: ops.local_response_norm(x, **{"size": 5, **more}),
+    "max_pool": lambda x, **more: ops.max_pool2d(x, **{"kernel_size": 3, **more}),
+    "epilogue": lambda x, **more: ops.epilogue(x, **more),
+    "conv_relu": lambda x, **more: ops.conv_relu(x, **{"weight": WEIGHT, **more}),
+    "conv_stage": lambda x, **more: ops.conv_stage(x, **{"weight": WEIGHT, "pool": Pool(2), **more}),
+}
+WEIGHTS = [
+    ({"weight": [1]}, TypeError, ["weight", "expected a Tensor", "got list"]),
+    ({"weight": WEIGHT.long()}, TypeError, ["weight", "float32", "got torch.int64"]),
+    ({"weight": WEIGHT.half()}, TypeError, ["weight", "torch.float16", "input is torch.float32"]),
+    ({"weight": meta(WEIGHT)}, ValueError, ["weight", "meta", "input is on cpu"]),
+    ({"weight": WEIGHT[0]}, ValueError, ["weight", "expected 4", "got 3", "(6, 3, 3)"]),
+    ({"weight": WEIGHT[:, :5]}, ValueError, ["weight", "(4, 5, 3, 3)", "5 input channels", "input has 6"]),
+    ({"weight": torch.randn(4, 6, 10, 3)}, ValueError, ["weight", "10", "larger", "9"]),
+    ({"bias": BIAS.double()}, TypeError, ["bias", "torch.float64", "input is torch.float32"]),
+    ({"bias": meta(BIAS)}, ValueError, ["bias", "meta", "input is on cpu"]),
+    ({"bias": BIAS[None]}, ValueError, ["bias", "expected 1", "got 2", "(1, 4)"]),
+    ({"bias": torch.ones(5)}, ValueError, ["bias", "4 channels", "got 5"]),
+    ({"bias": 1.0}, TypeError, ["bias", "expected a Tensor", "got float"]),
+    ({"stride": 0}, ValueError, ["stride", "at least 1", "got 0"]),
+    ({"stride": (1, 2, 3)}, ValueError, ["stride", "pair", "3 values"]),
+    ({"stride": 1.5}, TypeError, ["stride", "pair of ints", "1.5"]),
+    ({"padding": -1}, ValueError, ["padding", "at least 0", "got -1"]),
+    ({"padding": "sme"}, ValueError, ["padding", "'same'", "'sme'"]),
+    ({"padding": "same", "stride": 2}, ValueError, ["padding", "'same' needs stride 1", "2"]),
+    ({"dilation": 2**31}, ValueError, ["dilation", "at most 2147483647", "2147483648"]),
+    ({"groups": 3}, ValueError, ["groups", "divisor", "4 output channels", "got 3"]),
+    ({"groups": 0}, ValueError, ["groups", "divisor", "got 0"]),
+    ({"groups": 1.0}, ValueError, ["groups", "got 1.0"]),
+    ({"groups": 2}, ValueError, ["groups=2", "12", "input has 6"]),
+]
+POOL_ARGUMENTS = [
+    ({"kernel_size": 10}, ValueError, ["kernel_size", "10", "larger", "9"]),
+    ({"kernel_size": 0}, ValueError, ["kernel_size", "at least 1", "got 0"]),
+    ({"kernel_size": "3"}, TypeError, ["kernel_size", "pair of ints", "'3'"]),
+    ({"stride": 0}, ValueError, ["stride", "at least 1", "got 0"]),
+    ({"padding": 2}, ValueError, ["padding", "half of kernel_size 3", "got 2"]),
+    ({"padding": (0, 2)}, ValueError, ["padding", "half of kernel_size 3", "(0, 2)"]),
+]
+NORM_ARGUMENTS = [
+    ({"size": 0}, ValueError, ["size", "positive int", "got 0"]),
+    ({"size": 2.0}, ValueError, ["size", "positive int", "got 2.0"]),
+    ({"size": 2**31}, ValueError, ["size", "2147483648"]),
+    ({"groups": 4}, ValueError, ["groups", "divisor", "6 channels", "got 4"]),
+    ({"groups": 0}, ValueError, ["groups", "divisor", "got 0"]),
+    ({"alpha": "1"}, TypeError, ["alpha", "number", "'1'"]),
+    ({"beta": None}, TypeError, ["beta", "number", "None"]),
+    ({"k": torch.ones(1)}, TypeError, ["k", "number", "tensor"]),
+]
+TABLE = {
+    "lrn": NORM_ARGUMENTS,
+    "max_pool": [*POOL_ARGUMENTS, ({"dilation": 0}, ValueError, ["dilation", "at least 1", "got 0"])],
+    "epilogue": [
+        ({"bias": torch.ones(5)}, ValueError, ["bias", "6 channels", "got 5"]),
+        ({"bias": torch.ones(6).half()}, TypeError, ["bias", "torch.float16", "input is torch.float32"]),
+        ({"bias": meta(torch.ones(6))}, ValueError, ["bias", "meta", "input is on cpu"]),
+        *(({"pool": Pool(**{"kernel_size": 3, **bad})}, *rest) for bad, *rest in POOL_ARGUMENTS),
+        *(({"lrn": LRN(**{"size": 5, **bad})}, *rest) for bad, *rest in NORM_ARGUMENTS),
+        ({"pool": 3}, TypeError, ["pool", "Pool", "got 3"]),
+        ({"lrn": 5}, TypeError, ["lrn", "LRN", "got 5"]),
+    ],
+    "conv_relu": WEIGHTS,
+    "conv_stage": [
+        *WEIGHTS,
+        ({"pool": Pool(8)}, ValueError, ["kernel_size", "8", "larger", "7"]),
+        ({"lrn": LRN(5, groups=3)}, ValueError, ["groups", "divisor", "4 channels", "got 3"]),
+        ({"pool": 3}, TypeError, ["pool", "Pool", "got 3"]),
+        ({"lrn": 5}, TypeError, ["lrn", "LRN", "got 5"]),
+    ],
+}
+
+
+def refused(call, exception: type[Exception], pieces: list[str]) -> None:
+    with pytest.raises(exception) as caught:
+        call()
+    message = str(caught.value)
+    assert all(piece in message for piece in pieces), message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("bad", BAD_INPUTS)
+@pytest.mark.parametrize("stem", CALLS)
+def test_bad_input(stem, bad, backend):
+    value, exception, pieces = BAD_INPUTS[bad]
+    refused(lambda: CALLS[stem](value, backend=backend), exception, pieces)
+
+
+@pytest.mark.parametrize(
+    ("stem", "arguments", "exception", "pieces"),
+    [pytest.param(stem, *row, id=f"{stem}: {row[2]}") for stem, rows in TABLE.items() for row in rows],
+)
+def test_bad_argument(stem, arguments, exception, pieces, backend):
+    refused(lambda: CALLS[stem](X, **arguments, backend=backend), exception, pieces)
+
+
+# ---- Past the Python functions -------------------------------------------------------------------------------------
+
+NATIVE = torch.ops.alexnet_fast
+BYTES = torch.zeros(2, 6, 4, 4, dtype=torch.uint8)
+Y = torch.zeros(2, 6, 4, 4)
+THREE_TWO = ([3, 3], [2, 2], [0, 0])
+NORM = (5, 1e-4, 0.75, 1.0, 1)
+NO_NORM = (0, 1e-4, 0.75, 1.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: NATIVE.lrn(X[0], *NORM), "lrn: x must have 4 dimensions"),
+        (lambda: NATIVE.lrn(X.long(), *NORM), "expected float32"),
+        (lambda: NATIVE.lrn(X, 0, 1.0, 1.0, 1.0, 1), "lrn: size must be positive"),
+        (lambda: NATIVE.lrn(X, 2**31, 1.0, 1.0, 1.0, 1), "lrn: size"),
+        (lambda: NATIVE.lrn(X, 5, 1.0, 1.0, 1.0, 4), "6 channels do not divide into 4 groups"),
+        (lambda: NATIVE.lrn(X, 5, 1.0, 1.0, 1.0, 2**32), "groups"),
+        (lambda: NATIVE.lrn_backward(X[:1], X, *NORM), "lrn_backward: dy has size 1 in dimension 0, expected 2"),
+        (lambda: NATIVE.lrn_backward(X.double(), X, *NORM), "lrn_backward: dy has another dtype"),
+        (lambda: NATIVE.max_pool(X, [10, 3], [1, 1], [0, 0], False, False), "larger than the padded input"),
+        (lambda: NATIVE.max_pool(X, [3, 3], [2, 2], [2, 2], False, False), "is not one"),
+        (lambda: NATIVE.max_pool(X, [3, 3], [0, 2], [0, 0], False, False), "is not one"),
+        (lambda: NATIVE.max_pool(torch.ones(1, 1, 99, 99), [16, 16], [1, 1], [0, 0], False, True), "at most 255"),
+        (lambda: NATIVE.max_pool_backward(Y[:1], BYTES, 9, 9, *THREE_TWO), "dy has size 1 in dimension 0, expected 2"),
+        (lambda: NATIVE.max_pool_backward(Y, Y, 9, 9, *THREE_TWO), "code has another dtype"),
+        (
+            lambda: NATIVE.max_pool_backward(Y, BYTES, -1, 9, *THREE_TWO),
+            "dy has size 4 in dimension 2, expected -1",
+        ),
+        (lambda: NATIVE.max_pool_backward(Y, BYTES, 9, 7, *THREE_TWO), "dy has size 4 in dimension 3, expected 3 or 3"),
+        (lambda: NATIVE.epilogue(X, torch.ones(5), *NORM, *THREE_TWO, False, False), "bias must be"),
+        (lambda: NATIVE.epilogue(X, torch.ones(6).half(), *NORM, *THREE_TWO, False, False), "bias has another dtype"),
+        (lambda: NATIVE.epilogue_backward(Y, BYTES[:1], Y, 9, 9, True, *NO_NORM, *THREE_TWO), "code has size 1"),
+        (lambda: NATIVE.epilogue_backward(Y, BYTES, Y, 9, 9, True, *NORM, *THREE_TWO), "r has size 4 in dimension 2"),
+        (lambda: NATIVE.epilogue_backward(Y, BYTES, X, 4, 4, True, *NO_NORM, [0, 0], [1, 1], [0, 0]), "r has size 9"),
+        (lambda: NATIVE.epilogue_backward(Y, BYTES, X, 9, 9, True, *NO_NORM, [0, 0], [1, 1], [0, 0]), "dy has size 4"),
+        (
+            lambda: NATIVE.epilogue_backward(Y, BYTES, X, 9, 12, True, *NO_NORM, *THREE_TWO),
+            "dy has size 4 in dimension 3",
+        ),
+    ],
+)
+def test_native_operators_check_what_would_read_foreign_memory(call, message):
+    with pytest.raises(RuntimeError, match=message):
+        call()
+
+
+def test_signatures_are_torchs():
+    """Argument for argument, so that positional calls move over as they are; what is ours comes by keyword."""
+    x = torch.randn(1, 6, 9, 9)
+    assert torch.equal(ops.max_pool2d(x, 3, 1, 1, 2, True), F.max_pool2d(x, 3, 1, 1, 2, True))
+    torch.testing.assert_close(ops.local_response_norm(x, 3, 0.1, 0.5, 2.0), F.local_response_norm(x, 3, 0.1, 0.5, 2.0))
+    expected = F.relu(F.conv2d(x, WEIGHT[:, :3], BIAS, (2, 1), (1, 0), (1, 2), 2))
+    torch.testing.assert_close(ops.conv_relu(x, WEIGHT[:, :3], BIAS, (2, 1), (1, 0), (1, 2), 2), expected)

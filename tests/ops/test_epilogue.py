@@ -1,0 +1,95 @@
+"""Bias, ReLU, LRN and pooling in one pass: ReLU's corner, extreme values, and what is kept for backward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from alexnet_fast import ops
+from alexnet_fast.ops import LRN, Pool
+
+from .calls import Calls
+from .compare import DTYPES, saved_bytes
+from .layouts import relayout
+from .samples import torch_epilogue
+
+NAN, INF = float("nan"), float("inf")
+LAYOUTS = pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+STAGES = pytest.mark.parametrize(
+    "stage",
+    [{}, {"pool": Pool(3, 2)}, {"lrn": LRN(5)}, {"lrn": LRN(5), "pool": Pool(3, 2)}],
+    ids=["ReLU", "pool", "LRN", "LRN and pool"],
+)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@STAGES
+@LAYOUTS
+def test_closed_windows_pass_no_gradient(stage, dtype, layout, backend, device):
+    """Where z + bias is 0 or less everywhere the output is 0, and so is each gradient, the bias's too."""
+    z = relayout((-torch.rand(2, 8, 7, 7)).to(device, dtype), layout)
+    z[:, 1] = 0
+    z, bias = z.requires_grad_(), torch.zeros(8, dtype=dtype, device=device, requires_grad=True)
+    y = ops.epilogue(z, bias, **stage, backend=backend)
+    dz, db = torch.autograd.grad(y, (z, bias), torch.ones_like(y))
+    assert not y.any()
+    assert not dz.any()
+    assert not db.any()
+
+
+@pytest.mark.parametrize("special", [NAN, INF, -INF])
+@pytest.mark.parametrize("dtype", DTYPES)
+@STAGES
+@LAYOUTS
+def test_special_values_go_where_torch_sends_them(special, stage, dtype, layout, backend, device):
+    z = torch.randint(-9, 9, (1, 8, 9, 9)).to(dtype)
+    z[0, 2, 4, 4] = z[0, 6, 0, 8] = special
+    dy = torch.randint(1, 4, torch_epilogue(z, **stage).shape).to(dtype)
+
+    leaf = relayout(z.to(device), layout).requires_grad_()
+    y = ops.epilogue(leaf, **stage, backend=backend)
+    (dz,) = torch.autograd.grad(y, leaf, dy.to(device))
+    wide = z.double().requires_grad_()
+    exact = torch_epilogue(wide, **stage)
+    (exact_dz,) = torch.autograd.grad(exact, wide, dy.double())
+    tolerance = {"rtol": 8 * torch.finfo(dtype).eps, "atol": 8 * torch.finfo(dtype).eps, "equal_nan": True}
+    torch.testing.assert_close(y.double().cpu(), exact, **tolerance)
+    if "lrn" not in stage:  # with LRN 0·inf makes NaNs, not in the same places in every arrangement of the formula
+        torch.testing.assert_close(dz.double().cpu(), exact_dz, **tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@LAYOUTS
+def test_keeps_what_the_page_says(dtype, layout):
+    """One byte an output with a pool alone; z's size once in every other case, and the code with LRN and pool."""
+    z = relayout(torch.randn(2, 8, 9, 9, dtype=dtype), layout).requires_grad_()
+    whole, code = z.numel() * z.itemsize, 2 * 8 * 4 * 4
+    for stage, expected in [
+        ({"pool": Pool(3, 2)}, code),
+        ({}, whole),
+        ({"lrn": LRN(5)}, whole),
+        ({"lrn": LRN(5), "pool": Pool(3, 2)}, whole + code),
+    ]:
+        bias = torch.zeros(8, dtype=dtype)
+        assert saved_bytes(lambda: ops.epilogue(z, bias, **stage, backend="cpu")) == expected, stage  # noqa: B023
+
+
+def test_inference_keeps_nothing():
+    z = torch.randn(2, 8, 9, 9, requires_grad=True)
+    with Calls() as mode, torch.no_grad():
+        ops.epilogue(z, lrn=LRN(5), pool=Pool(3, 2), backend="cpu")
+    ((operator, arguments),) = mode.calls
+    assert arguments[-1] is False
+    _y, code, r = operator(z.detach(), *arguments[1:])
+    assert code.numel() == r.numel() == 0
+    with pytest.raises(RuntimeError, match="training=False is for inference"):
+        operator(z, *arguments[1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_bias_gradient_of_many_pixels(dtype, backend, device):
+    """40,000 ones: a sum kept in 16 bits would stop at 2048 or 256."""
+    z = torch.ones(1, 3, 200, 200, dtype=dtype, device=device)
+    bias = torch.zeros(3, dtype=dtype, device=device, requires_grad=True)
+    (db,) = torch.autograd.grad(ops.epilogue(z, bias, backend=backend).sum(), bias)
+    assert torch.equal(db.cpu(), torch.full((3,), 40000.0, dtype=dtype))

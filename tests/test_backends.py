@@ -1,0 +1,153 @@
+"""The choice of a backend: who decides, what is refused, and with which words."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from alexnet_fast import BackendError, backend, backends, ops
+
+X = torch.randn(1, 4, 5, 5)
+
+
+def ran_on(y: torch.Tensor) -> str:
+    """Which backend made y, as its autograd node tells."""
+    return "cpu" if "alexnet_fast" in y.grad_fn.name() else "reference"
+
+
+def lrn(**arguments) -> torch.Tensor:
+    return ops.local_response_norm(X.clone().requires_grad_(), 3, **arguments)
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_nearest_choice_wins():
+    assert backends.current() == "auto"
+    assert ran_on(lrn()) == "cpu"
+    with backend("reference"):
+        assert ran_on(lrn()) == "reference"
+        assert ran_on(lrn(backend="cpu")) == "cpu"
+        with backend("auto"):
+            assert ran_on(lrn()) == "cpu"
+        assert backends.current() == "reference"
+    assert backends.current() == "auto"
+
+
+def test_an_exception_ends_the_block():
+    with pytest.raises(KeyError), backend("reference"):
+        raise KeyError
+    assert backends.current() == "auto"
+
+
+def test_a_choice_is_its_threads_own():
+    with backend("reference"), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: ran_on(lrn())).result() == "cpu"
+
+
+def test_backward_runs_where_forward_ran():
+    """The block has ended when backward is called; only the reference has a second derivative."""
+    x = X.clone().requires_grad_()
+    with backend("reference"):
+        y = ops.local_response_norm(x, 3)
+    with backend("cpu"):
+        (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        dx.sum().backward()
+
+
+def test_environment():
+    code = "from alexnet_fast import backends; print(backends.current())"
+    assert python(code, ALEXNET_FAST_BACKEND="reference").stdout == "reference\n"
+    assert python(code, ALEXNET_FAST_BACKEND="").stdout == "auto\n"
+    use = "import torch; from alexnet_fast import ops; ops.max_pool2d(torch.ones(1, 2, 2), 2)"
+    wrong = python(use, ALEXNET_FAST_BACKEND="gpu")
+    assert wrong.returncode == 1
+    assert wrong.stderr.splitlines()[-1].endswith(
+        "BackendError: backend: unknown backend 'gpu'; known are auto, reference, cpu, cuda, triton"
+    )
+
+
+@pytest.mark.parametrize(
+    "call", [lambda: lrn(backend="gpu"), lambda: backend("gpu").__enter__()], ids=["argument", "block"]
+)
+def test_unknown(call):
+    with pytest.raises(BackendError, match="unknown backend 'gpu'; known are auto, reference, cpu, cuda, triton"):
+        call()
+
+
+def test_missing_names_the_reason(monkeypatch):
+    monkeypatch.setattr(backends, "missing", lambda name: f"no {name} today")
+    with pytest.raises(BackendError, match=r"^lrn: backend 'triton' is missing: no triton today$"):
+        lrn(backend="triton")
+
+
+CALLS = {
+    "lrn": lambda x, b: ops.local_response_norm(x, 3, backend=b),
+    "max_pool": lambda x, b: ops.max_pool2d(x, 2, backend=b),
+    "epilogue": lambda x, b: ops.epilogue(x, backend=b),
+    "conv_relu": lambda x, b: ops.conv_relu(x, torch.ones(2, 4, 3, 3, device=x.device), backend=b),
+    "linear_relu_dropout": lambda x, b: ops.linear_relu_dropout(
+        x.flatten(1), torch.ones(2, 100, device=x.device), backend=b
+    ),
+    "conv_stage": lambda x, b: ops.conv_stage(x, torch.ones(2, 4, 3, 3, device=x.device), pool=ops.Pool(2), backend=b),
+}
+
+
+@pytest.mark.parametrize("stem", CALLS)
+def test_another_device_is_refused(stem):
+    """A named backend never falls back."""
+    with pytest.raises(BackendError, match=rf"{stem}: backend 'cuda' does not run on cpu tensors"):
+        CALLS[stem](X, "cuda")
+    with pytest.raises(BackendError, match=rf"{stem}: backend 'cpu' does not run on meta tensors"):
+        CALLS[stem](X.to("meta"), "cpu")
+
+
+@pytest.mark.parametrize("stem", CALLS)
+def test_auto_runs_everywhere(stem):
+    """On a device without a row in the table, on the reference."""
+    assert CALLS[stem](X.to("meta"), None).is_meta
+
+
+@pytest.mark.parametrize("reason", ["dilation", "windows of more than 255 elements"])
+def test_what_a_kernel_does_not_cover(reason):
+    arguments = {
+        "dilation": {"kernel_size": 2, "dilation": 2},
+        "windows of more than 255 elements": {"kernel_size": 16},
+    }
+    x = torch.randn(1, 2, 20, 20, requires_grad=True)
+    assert ran_on(ops.max_pool2d(x, **arguments[reason])) == "reference"
+    with pytest.raises(
+        BackendError, match=f"max_pool: backend 'cpu' does not cover {reason}.*'reference' and 'auto' do"
+    ):
+        ops.max_pool2d(x, **arguments[reason], backend="cpu")
+
+
+def test_report_gives_a_reason_for_each_that_is_missing():
+    report = {status.name: status for status in backends.report()}
+    assert list(report) == list(backends.NAMES)
+    assert report["reference"].available
+    assert report["cpu"].available
+    assert all(bool(status.reason) != status.available for status in report.values())
+    assert report["cuda"].available == (backends.missing("cuda") == "")
+
+
+def test_the_cuda_reason_follows_the_build(monkeypatch):
+    """In the order in which a user can mend them: the build, torch's build, the device."""
+    monkeypatch.setitem(backends._build, "cuda", None)
+    assert backends.missing("cuda") == "built without CUDA: no nvcc was found, or ALEXNET_FAST_CUDA=0"
+    monkeypatch.setitem(backends._build, "cuda", "13.0 for sm_90")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert backends.missing("cuda") == "this torch is a build without CUDA"
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert backends.missing("cuda") == "torch sees no CUDA device"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert backends.missing("cuda") == ""

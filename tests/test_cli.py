@@ -1,0 +1,300 @@
+"""The command: what it prints, the code it ends with, and one line for each thing that cannot be used."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from alexnet_fast import cli
+from alexnet_fast.models import VARIANTS
+from alexnet_fast.train import checkpoint
+from alexnet_fast.train.config import resolve
+from tests.data.pictures import write_fashion, write_folder
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
+    """command("train", "digits", ...) runs alexnet-fast in this process."""
+
+    def run(*words: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["alexnet-fast", *map(str, words)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return Ended(ended.value.code or 0, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def small_set(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"fashion-mnist:{write_fashion(tmp_path_factory.mktemp('data'), train=20, val=11)}"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, small_set: str):
+    """Two steps of the real net in a process of its own, as a user starts it. Each checkpoint takes half a gigabyte."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    words = [*("train", small_set), *("-b", 4), *("--epochs", 3), *("--max-steps", 2), *("--out", run)]
+    ended = subprocess.run(
+        [sys.executable, "-m", "alexnet_fast", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+    )
+    assert ended.returncode == 0, ended.stderr
+    yield run, ended
+    shutil.rmtree(run)
+
+
+# ------------------------------------------------------------------------------------------------------ what it can do
+
+
+def test_train_writes_what_it_says(trained: tuple[Path, subprocess.CompletedProcess]):
+    run, ended = trained
+    assert ended.stderr == ""
+    assert "20 training and 11 held-out images of 10 classes" in ended.stdout
+    assert "held-out accuracy" in ended.stdout
+    assert "\x1b" not in ended.stdout  # no bars where there is no terminal
+    kinds = [json.loads(line)["kind"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert kinds[-1] == "stop"
+    config = json.loads((run / "config.json").read_text())
+    assert (config["variant"], config["batch_size"], config["max_steps"]) == ("torchvision", 4, 2)
+    assert sum(p.numel() for p in checkpoint.load(run / "checkpoints" / "last").model.values()) == 57_044_810
+    assert (run / "conv1.png").exists()
+
+
+def test_eval_prints_exact_counts(trained: tuple[Path, subprocess.CompletedProcess], command):
+    run, _ = trained
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    ended = command("eval", run, "--json", "--batch-size", 5)
+    assert ended.code == 0
+    record = json.loads(ended.out)
+    assert (record["count"], record["step"], record["bad_files"]) == (11, 2, {})
+    assert record["top1"] == last["val_top1"]
+    assert record["loss"] == pytest.approx(last["val_loss"], rel=1e-4)
+    table = command("eval", run / "checkpoints" / "last").out
+    assert f"{record['top1']:.2%}" in table
+
+
+def test_predict_names_classes_with_probabilities(trained: tuple[Path, subprocess.CompletedProcess], command, tmp_path):
+    run, _ = trained
+    paths = [tmp_path / "grey.png", tmp_path / "colour.jpg"]
+    Image.fromarray(np.full((9, 30), 90, np.uint8)).save(paths[0])
+    Image.new("RGB", (40, 20), (10, 200, 30)).save(paths[1])
+    ended = command("predict", *paths, "--weights", run, "--top", 3, "--json")
+    assert ended.code == 0
+    predictions = json.loads(ended.out)
+    assert [prediction["path"] for prediction in predictions] == list(map(str, paths))
+    names = checkpoint.load(run / "checkpoints" / "last").classes
+    for prediction in predictions:
+        odds = [row["probability"] for row in prediction["classes"]]
+        assert odds == sorted(odds, reverse=True)
+        assert len(odds) == 3
+        assert all(row["name"] in names for row in prediction["classes"])
+    whole = json.loads(command("predict", paths[0], "--weights", run, "--top", 99, "--json").out)
+    assert sum(row["probability"] for row in whole[0]["classes"]) == pytest.approx(1)
+    assert f"{odds[0]:.2%}" in command("predict", paths[1], "--weights", run).out
+
+
+def test_predict_names_files_that_are_no_pictures(trained: tuple[Path, subprocess.CompletedProcess], command, tmp_path):
+    run, _ = trained
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    Image.new("RGB", (40, 20)).save(good)
+    bad.write_text("no picture")
+    ended = command("predict", bad, good, "--weights", run, "--json")
+    assert ended.code == 2
+    assert [row["path"] for row in json.loads(ended.out)] == [str(good)]
+    assert ended.err.startswith(f"error: 1 of 2 images could not be read: {bad}: not an image")
+    assert ended.err.count("\n") == 1
+
+
+def test_transfer_learning_replaces_the_head_and_freezes_features(
+    trained: tuple[Path, subprocess.CompletedProcess], command, tmp_path: Path
+):
+    run, _ = trained
+    pictures = write_folder(tmp_path / "set", train=2, val=1)
+    weights = run / "checkpoints" / "last"
+    words = ("--weights", weights, "--freeze-features", "--image-size", 64, "-b", 4, "--max-steps", 1, "-j", 0)
+    assert command("train", pictures, "--out", tmp_path / "run", *words).code == 0
+    before, after = checkpoint.load(weights.resolve()), checkpoint.load(checkpoint.find(tmp_path / "run", "last"))
+    assert after.model["classifier.6.weight"].shape == (2, 4096)
+    for key, value in before.model.items():
+        assert torch.equal(after.model[key], value) == key.startswith("features."), key
+    shutil.rmtree(tmp_path / "run")
+
+
+def test_doctor_says_which_backends_work_and_why_others_do_not(command):
+    ended = command("doctor", "--json")
+    assert ended.code == 0
+    record = json.loads(ended.out)
+    assert record["facts"]["torch"] == torch.__version__
+    assert list(record["backends"]) == ["reference", "cpu", "cuda", "triton"]
+    assert record["backends"]["cpu"] == {"available": True, "reason": ""}
+    for state in record["backends"].values():
+        assert state["available"] == (state["reason"] == "")
+    assert "backend" in command("doctor").out
+
+
+def test_commands_that_come_later_are_not_there(command):
+    for name in ("bench", "prepare"):
+        assert command(name).code == 2
+
+
+# --------------------------------------------------------------------------------------------- what it cannot work with
+
+
+def spoiled_run(folder: Path, spoil=lambda path: None, **config: object) -> Path:
+    """A run's folder with one checkpoint of a few numbers, then spoiled."""
+    resolved = resolve({"data": "digits", "out": str(folder), **config}, 10)
+    folder.mkdir(parents=True)
+    tensors = {"features.0.weight": torch.zeros(2)}
+    checkpoint.save(
+        folder, 5, tensors, tensors, config=resolved, classes=list("0123456789"), state={**checkpoint.START, "step": 5}
+    )
+    spoil(folder / "checkpoints" / "step-00000005")
+    return folder
+
+
+def _truncate(path: Path) -> None:
+    os.truncate(path / "model.safetensors", 9)
+
+
+def _occupied(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "precious").write_text("do not touch")
+    return folder
+
+
+def _without_val_dog(root: Path) -> Path:
+    shutil.rmtree(root / "val" / "dog")
+    return root
+
+
+def _too_many_bad(root: Path) -> Path:
+    for path in (root / "train" / "dog").iterdir():
+        path.write_text("no picture")
+    return root
+
+
+# What is typed, given a folder to make things in, and what the one line must say.
+ROWS = {
+    "unknown option": (lambda t: ["train", "--nope"], "No such option: --nope"),
+    "a word for a number": (lambda t: ["train", "--epochs", "many"], "--epochs"),
+    "unknown command": (lambda t: ["trian"], "No such command"),
+    "no image to predict": (lambda t: ["predict", "--weights", "x"], "images"),
+    "missing DATA": (lambda t: ["train", t / "missing"], "no such folder"),
+    "empty DATA": (lambda t: ["train", t], "has no folder train/"),
+    "class missing in val": (
+        lambda t: ["train", _without_val_dog(write_folder(t / "set", 1, 1))],
+        "class dog of train/ is missing",
+    ),
+    "fashion-mnist without files": (lambda t: ["train", f"fashion-mnist:{t}"], "no such file"),
+    "image size too small": (
+        lambda t: ["train", write_folder(t / "set", 1, 1), "--image-size", 40],
+        f"takes at least {VARIANTS['torchvision'].min_image_size}, got 40",
+    ),
+    "occupied folder": (
+        lambda t: ["train", write_folder(t / "set", 1, 1), "--out", _occupied(t / "run")],
+        "is not an empty folder",
+    ),
+    "output is a file": (
+        lambda t: ["train", write_folder(t / "set", 1, 1), "--out", t / "set" / "train" / "cat" / "000.jpg"],
+        "is not an empty folder",
+    ),
+    "unknown backend": (lambda t: ["train", "--backend", "tpu"], "known are auto, reference, cpu, cuda, triton"),
+    "unknown variant": (lambda t: ["train", "--variant", "vgg"], f"known are {', '.join(VARIANTS)}"),
+    "unknown weights": (
+        lambda t: ["train", write_folder(t / "set", 1, 1), "--weights", t / "none.safetensors"],
+        "--weights: no file",
+    ),
+    "resume without a checkpoint": (lambda t: ["train", "--resume", t], "no checkpoint there"),
+    "resume a damaged one": (lambda t: ["train", "--resume", spoiled_run(t / "run", _truncate)], "damaged checkpoint"),
+    "resume another variant's": (
+        lambda t: ["train", "--resume", spoiled_run(t / "run"), "--variant", "paper"],
+        "the run has --variant torchvision, got paper",
+    ),
+    "resume with other classes": (
+        lambda t: ["train", "--resume", spoiled_run(t / "run"), "--num-classes", 12],
+        "the run has --num-classes 10, got 12",
+    ),
+    "resume into another folder": (
+        lambda t: ["train", "--resume", spoiled_run(t / "run"), "--out", t / "other"],
+        "goes on in its own folder",
+    ),
+    "eval without a checkpoint": (lambda t: ["eval", t], "no checkpoint there"),
+    "eval a damaged one": (lambda t: ["eval", spoiled_run(t / "run", _truncate)], "damaged checkpoint"),
+    "eval with no ranks": (
+        lambda t: ["eval", spoiled_run(t / "run"), "--nproc", 0],
+        "--nproc: expected at least 1, got 0",
+    ),
+    "eval on other classes": (
+        lambda t: ["eval", spoiled_run(t / "run"), write_folder(t / "set", 1, 1)],
+        "its 2 classes are not the 10",
+    ),
+    "predict with a damaged one": (
+        lambda t: ["predict", "a.png", "--weights", spoiled_run(t / "run", _truncate)],
+        "damaged checkpoint",
+    ),
+}
+
+
+def everything(folder: Path) -> dict[str, bytes | None]:
+    return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_bad_input_gets_one_line_and_nothing_is_written_or_lost(
+    command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: str
+):
+    words, said = ROWS[row]
+    words = words(tmp_path)
+    monkeypatch.chdir(tmp_path)  # where runs/ would appear
+    before = everything(tmp_path)
+    ended = command(*words)
+    assert ended.code == 2
+    assert ended.err.startswith("error: ")
+    assert said in ended.err
+    assert ended.err.count("\n") == 1
+    assert ended.out == ""
+    assert everything(tmp_path) == before
+
+
+def test_more_ranks_than_gpus(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    data = write_folder(tmp_path / "set", 1, 1)
+    ended = command("train", data, "--nproc", 2, "--out", tmp_path / "run")
+    assert ended == (2, "", "error: 2 ranks, but torch sees 1 GPU(s) here (CUDA_VISIBLE_DEVICES= trains on the CPU)\n")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_too_many_bad_files_stop_the_run_with_one_line(command, tmp_path: Path, nproc: int):
+    """The share is known once a batch is read, so the run has begun: it keeps a checkpoint to go on from."""
+    data = _too_many_bad(write_folder(tmp_path / "set", 4, 1))
+    words = ("--image-size", 64, "-b", 4, "-j", 0, "--nproc", nproc, "--out", tmp_path / "run")
+    ended = command("train", data, *words)
+    assert ended.code == 2
+    assert ended.err.count("\n") == 1
+    assert "of 8 training files are unusable" in ended.err
+    assert ended.out.count("bad file ") >= 1
+    assert checkpoint.load(checkpoint.find(tmp_path / "run", "last")).state["step"] >= 1
+    shutil.rmtree(tmp_path / "run")

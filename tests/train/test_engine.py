@@ -1,0 +1,203 @@
+"""What the loop of one process does with its steps, its sums and its faults."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from alexnet_fast.data import Transform, training_batches
+from alexnet_fast.errors import InputError, RunError
+from alexnet_fast.train import commands
+from tests.data.pictures import write_folder
+from tests.train import runs
+
+
+def test_it_learns_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture):
+    run = tmp_path / "run"
+    assert runs.train(run, epochs=4) == 0
+    rows = runs.rows(run)
+    steps = [row for row in rows if row["kind"] == "step"]
+    epochs = [row for row in rows if row["kind"] == "epoch"]
+    assert [row["step"] for row in steps] == list(range(1, 49))
+    assert [(row["epoch"], row["step"], row["count"]) for row in epochs] == [(e, 12 * (e + 1), 31) for e in range(4)]
+    assert epochs[-1]["val_top1"] > 0.9
+    assert epochs[-1]["train_loss"] < 0.5 * epochs[0]["train_loss"]
+    # The mean of an epoch weighs each image once: the last of its steps has nine, the others ten.
+    first = [row["loss"] for row in steps[:12]]
+    assert epochs[0]["train_loss"] == pytest.approx((10 * sum(first[:11]) + 9 * first[11]) / 119)
+    best = max(epochs, key=lambda row: (row["val_top1"], -row["step"]))
+    assert (run / "checkpoints" / "best").resolve().name == f"step-{best['step']:08d}"
+    said = capsys.readouterr().out
+    assert "119 training and 31 held-out images of 10 classes" in said
+    assert "epoch 4/4  step 48/48  loss" in said
+    assert f"held-out accuracy {epochs[-1]['val_top1']:.2%}" in said
+    config = json.loads((run / "config.json").read_text())
+    assert (config["lr"], config["seed"], config["about"]["training_images"]) == (0.01, 0, 119)
+
+
+def test_pictures_show_what_they_claim(tmp_path: Path):
+    pytest.importorskip("matplotlib", reason="the extra demo is not installed")
+    run = tmp_path / "run"
+    assert runs.train(run, epochs=1) == 0
+    assert Image.open(run / "curves.png").size == (1440, 432)
+    filters = np.asarray(Image.open(run / "conv1.png"))
+    assert filters.shape == (
+        8 * 12 * 4 + 4,
+        1 * 12 * 4 + 4,
+        3,
+    )  # 8 filters of 11x11 in one column, a white line between
+    weight = runs.tensors(run)["0.weight"][5]
+    scaled = ((weight - weight.min()) / (weight.max() - weight.min()) * 255).round().permute(1, 2, 0)
+    shown = filters[5 * 48 + 4 : 6 * 48 : 4, 4:48:4]
+    assert (shown == scaled.numpy().astype(np.uint8)).all()
+
+
+def test_without_matplotlib_one_line_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert runs.train(tmp_path / "run", epochs=3) == 0
+    assert capsys.readouterr().out.count("matplotlib is not installed") == 1
+    assert not (tmp_path / "run" / "curves.png").exists()
+    assert (tmp_path / "run" / "conv1.png").exists()
+
+
+def test_a_set_smaller_than_the_batch_trains(tmp_path: Path):
+    run = tmp_path / "run"
+    assert runs.train(run, batch_size=500, epochs=3) == 0
+    assert [row["step"] for row in runs.rows(run) if row["kind"] == "step"] == [1, 2, 3]
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert runs.train(tmp_path / name, seed=seed, max_steps=5) == 0
+    runs.assert_same_bits(tmp_path / "a", tmp_path / "b")
+    assert not torch.equal(runs.tensors(tmp_path / "a")["0.weight"], runs.tensors(tmp_path / "c")["0.weight"])
+
+
+@pytest.mark.parametrize("size", [10, 500])
+def test_a_step_is_torchs_sgd_on_the_mean_over_the_batch(tmp_path: Path, size: int):
+    """One step of the run against one written out here; 500 are more than the set's 119 images."""
+    run = tmp_path / "run"
+    assert runs.train(run, batch_size=size, max_steps=1, dropout=0.0, label_smoothing=0.1, warmup=0.0) == 0
+    found = commands.checkpoint.load(commands.checkpoint.find(run, "last"))
+    config, data = found.config, commands.open_run_data(found.config)
+    transform = Transform(config.transform, config.image_size)
+    options = {"seed": 0, "epoch": 0, "first": 0, "batch_size": size, "rank": 0, "world": 1, "workers": 0}
+    batch = next(training_batches(data.train, transform, **options))
+    net = runs.small_net(config)
+    optimizer = torch.optim.SGD(net.parameters(), config.lr, momentum=0.9, weight_decay=config.weight_decay)
+    nn.functional.cross_entropy(
+        net((batch.images.float() / 255 - 0.5) / 0.5), batch.labels, label_smoothing=0.1
+    ).backward()
+    optimizer.step()
+    for key, value in net.state_dict().items():
+        torch.testing.assert_close(found.model[key], value)
+
+
+def test_bf16_autocast_trains(tmp_path: Path):
+    assert runs.train(tmp_path / "fp32", max_steps=5) == 0
+    assert runs.train(tmp_path / "bf16", max_steps=5, precision="bf16") == 0
+    one, other = (runs.tensors(tmp_path / name)["0.weight"] for name in ("fp32", "bf16"))
+    assert other.dtype == torch.float32
+    assert not torch.equal(one, other)
+    torch.testing.assert_close(one, other, rtol=0.1, atol=1e-3)
+
+
+def test_max_steps_stops_evaluates_and_can_be_raised(tmp_path: Path):
+    run = tmp_path / "run"
+    assert runs.train(run, max_steps=5) == 0
+    assert [row["kind"] for row in runs.rows(run)] == ["step"] * 5 + ["stop"]
+    assert runs.train(run, resume=run, max_steps=14) == 0
+    assert [row["kind"] for row in runs.rows(run)] == ["step"] * 12 + ["epoch"] + ["step"] * 2 + ["stop"]
+
+
+@pytest.mark.parametrize("lr", [1e30, 1e39])  # the second step's loss overflows; the first step's weights do
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path: Path, lr: float):
+    run = tmp_path / "run"
+    with pytest.raises(RunError, match=r"--lr or lengthen --warmup"):
+        runs.train(run, lr=lr, warmup=0.0, checkpoint_steps=1, epochs=3)
+    for folder in (run / "checkpoints").glob("step-*"):
+        assert all(value.isfinite().all() for value in commands.checkpoint.load(folder).model.values())
+    assert all(math.isfinite(row.get("loss", 0)) for row in runs.rows(run))
+
+
+def test_noise_instead_of_data(tmp_path: Path):
+    run = tmp_path / "run"
+    given = {"synthetic": True, "num_classes": 7, "image_size": 64, "max_steps": 2, "batch_size": 8, "workers": 0}
+    assert commands.train({**given, "out": str(run)}, None, runs.small_net) == 0
+    assert runs.rows(run)[-1]["count"] == 1280
+
+
+def test_tensorboard_logs_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
+    run = tmp_path / "run"
+    assert runs.train(run, epochs=1, tensorboard=True) == 0
+    assert len(list((run / "tensorboard").glob("events.*"))) == 1
+    assert runs.train(tmp_path / "plain", max_steps=1) == 0
+    assert not (tmp_path / "plain" / "tensorboard").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------ bad files
+
+
+def _folder_run(tmp_path: Path, spoiled: int, part: str = "train", **given) -> Path:
+    """A run over 40 pictures of which the first ``spoiled`` of one class are no pictures."""
+    root = write_folder(tmp_path / "set", train=20, val=10)
+    for path in sorted((root / part / "dog").iterdir())[:spoiled]:
+        path.write_text("no picture")
+    options = {**runs.GIVEN, "image_size": 64, "lr": 0.001, "epochs": 2, "data": str(root), **given}
+    commands.train({**options, "out": str(tmp_path / "run")}, None, runs.small_net)
+    return tmp_path / "run"
+
+
+def test_few_bad_files_are_named_counted_and_replaced(tmp_path: Path, capsys: pytest.CaptureFixture):
+    run = _folder_run(tmp_path, 2)
+    bad = [row for row in runs.rows(run) if row["kind"] == "bad file"]
+    assert [Path(row["path"]).name for row in sorted(bad, key=lambda row: row["path"])] == ["000.jpg", "001.jpg"]
+    assert all(row["set"] == "training" and "not an image" in row["reason"] for row in bad)
+    said = capsys.readouterr().out
+    assert said.count("bad file ") == 2
+    assert "2 bad files were replaced" in said
+    assert runs.rows(run)[-1]["count"] == 20
+
+
+def test_a_bad_held_out_file_is_left_out_of_the_count(tmp_path: Path):
+    run = _folder_run(tmp_path, 1, "val")
+    assert runs.rows(run)[-1]["count"] == 19
+    assert [row["set"] for row in runs.rows(run) if row["kind"] == "bad file"] == ["held-out"]
+
+
+@pytest.mark.parametrize(("spoiled", "part"), [(3, "train"), (20, "train"), (2, "val"), (10, "val")])
+def test_past_the_stated_share_the_run_stops_and_can_go_on(tmp_path: Path, spoiled: int, part: str):
+    files, kind = (40, "training") if part == "train" else (20, "held-out")
+    with pytest.raises(InputError, match=rf"of {files} {kind} files are unusable, more than the share --max-bad 0.05"):
+        _folder_run(tmp_path, spoiled, part)
+    run = tmp_path / "run"
+    assert (run / "checkpoints" / "last" / "state.json").exists()
+    with pytest.raises(InputError, match="files are unusable"):
+        runs.train(run, resume=run)
+    for path in (tmp_path / "set" / part / "dog").iterdir():
+        if path.read_bytes().startswith(b"no picture"):
+            Image.new("RGB", (70, 70)).save(path)
+    assert runs.train(run, resume=run) == 0
+    assert runs.rows(run)[-1]["step"] == 8
+
+
+def test_a_larger_share_can_be_allowed(tmp_path: Path):
+    assert runs.rows(_folder_run(tmp_path, 10, max_bad=0.5))[-1]["count"] == 20

@@ -1,0 +1,32 @@
+"""Triton's kernels run on the GPU if torch sees one, and otherwise on the CPU, in Triton's interpreter.
+
+Triton decides when it is first imported, so the choice is made here, before any test module.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+    assert "triton" not in sys.modules, "triton was imported before it could be told to interpret"
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture
+def device() -> str:
+    return DEVICE
+
+
+@pytest.fixture(autouse=True)
+def full_precision() -> Iterator[None]:
+    """float32 convolutions are compared with exact ones: no TF32 on a GPU."""
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    yield
+    torch.backends.cudnn.conv.fp32_precision = before

@@ -1,0 +1,151 @@
+"""Compiles the Triton kernels for a GPU that is not here, through the launchers themselves, and describes the result.
+
+    python -m tests.triton.machine_code 90
+
+prints one line of JSON for each kernel: its name and case, registers a thread, bytes of stack (spilled registers) and
+of shared memory, the widest load in bytes, and its matrix instructions. Tensors are on torch's meta device: they have a
+shape and a dtype, and no memory.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from alexnet_fast.ops import LRN
+from alexnet_fast.ops.arguments import Window
+from alexnet_fast.ops.convolution import Geometry
+from alexnet_fast.triton_kernels import conv_relu, epilogue, lrn, max_pool
+
+PAPER = LRN(5, 5e-4, 0.75, 2.0)
+OVERLAPPING = Window([3, 3], [2, 2], [0, 0], False)
+NO_POOL = Window([0, 0], [1, 1], [0, 0], False)
+# Images, weight, geometry: folded, channels that are no multiple of a step of the depth, and channels that are one.
+CONVOLUTIONS = {
+    "conv1": ((128, 3, 224, 224), (64, 3, 11, 11), Geometry([4, 4], [2, 2], [1, 1], 1)),
+    "conv2 in towers": ((128, 96, 27, 27), (256, 48, 5, 5), Geometry([1, 1], [2, 2], [1, 1], 2)),
+    "conv3": ((128, 192, 13, 13), (384, 192, 3, 3), Geometry([1, 1], [1, 1], [1, 1], 1)),
+}
+
+
+class Elsewhere:
+    """A driver for a GPU of compute capability ``capability`` / 10, for compiling: nothing can be launched on it."""
+
+    def __init__(self, capability: int):
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def pointwise(dtype: torch.dtype, form: torch.memory_format) -> None:
+    """Every pointwise kernel, at the shapes of the first stage."""
+    z = torch.empty(128, 96, 55, 55, dtype=dtype, device="meta", memory_format=form)
+    y = torch.empty(128, 96, 27, 27, dtype=dtype, device="meta", memory_format=form)
+    code = torch.empty_like(y, dtype=torch.uint8)
+    bias = torch.empty(96, dtype=dtype, device="meta")
+    lrn.forward(z, form, PAPER)
+    lrn.backward(z, z, form, PAPER)
+    lrn.forward(z, form, PAPER, bias, relu=True, keep_r=True)
+    lrn.backward(z, z, form, PAPER, relu=True, want_bias=True)
+    max_pool.forward(z, form, OVERLAPPING, True)
+    max_pool.backward(y, code, form, [55, 55], OVERLAPPING)
+    max_pool.forward(z, form, OVERLAPPING, True, bias, relu=True)
+    max_pool.backward(y, code, form, [55, 55], OVERLAPPING, want_bias=True)
+    epilogue.forward(z, form, bias, LRN(0), NO_POOL, True)
+    epilogue.mask(z, z, form, True)
+
+
+def convolution(layer: str, dtype: torch.dtype) -> None:
+    """Forward and both gradients."""
+    images, kernel, geometry = CONVOLUTIONS[layer]
+    x = torch.empty(images, dtype=dtype, device="meta", memory_format=torch.channels_last)
+    weight = torch.empty(kernel, dtype=dtype, device="meta")
+    y = conv_relu.forward(x, weight, torch.empty(kernel[0], dtype=dtype, device="meta"), geometry)
+    conv_relu.backward(y, x, weight, geometry, [True, True])
+
+
+def cases() -> Iterator[str]:
+    """Launches everything once, after giving the case its name."""
+    for dtype, form in ((torch.float32, torch.contiguous_format), (torch.bfloat16, torch.channels_last)):
+        yield f"{dtype} {form}"
+        pointwise(dtype, form)
+    for dtype in (torch.float32, torch.bfloat16):
+        for layer in CONVOLUTIONS:
+            yield f"{dtype} {layer}"
+            convolution(layer, dtype)
+    tuned = conv_relu.CONV, conv_relu.WEIGHT
+    for number in range(1, max(len(kernel.configurations) for kernel in tuned)):
+        for kernel in tuned:
+            kernel.first = kernel.configurations[number % len(kernel.configurations)].all_kwargs()
+        for dtype in (torch.float32, torch.bfloat16):
+            yield f"{dtype} conv2 in towers, configuration {number}"
+            convolution("conv2 in towers", dtype)
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(cubin)
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", report)}
+
+
+def widest_load(ptx: str) -> int:
+    """In bytes, of one thread from global memory."""
+    loads = [int(n or 1) * int(bits) // 8 for n, bits in re.findall(r"ld\.global\S*?(?:\.v(\d))?\.b(\d+)", ptx)]
+    copies = [int(n, 0) for n in re.findall(r"cp\.async\.c\w\.shared\.global \[[^]]+\], \[[^]]+\], (\w+)", ptx)]
+    return max(loads + copies)
+
+
+def main(capability: int) -> None:
+    triton.runtime.driver.set_active(Elsewhere(capability))
+    compiled = []
+    run = JITFunction.run
+
+    def compile_only(self, *args, grid, warmup, **kwargs):
+        compiled.append(run(self, *args, grid=grid, warmup=True, **kwargs))
+
+    def describe(case: str) -> None:
+        for kernel in compiled:
+            ptx, used = kernel.asm["ptx"], resources(kernel.asm["cubin"])
+            row = {
+                "case": case.replace("torch.", ""),
+                "kernel": f"{kernel.src.fn.__module__.rpartition('.')[2]}.{kernel.name.strip('_')}",
+                "registers": used["REG"],
+                "stack": used["STACK"] + used["LOCAL"],
+                "shared": kernel.metadata.shared,
+                "threads": 32 * kernel.metadata.num_warps,
+                "load": widest_load(ptx),
+                "matrix": sorted(set(re.findall(r"\b(?:wgmma\.mma_async|mma\.sync)\S*", ptx))),
+            }
+            print(json.dumps(row), flush=True)
+        compiled.clear()
+
+    JITFunction.run = compile_only
+    before = None
+    for case in cases():
+        if before:
+            describe(before)
+        before = case
+    describe(before)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,90 @@
+"""What ptxas makes of the kernels for an A100 and an H100: nothing is spilled, and the instructions meant are there.
+
+Compiled without a GPU, in a process of its own for each architecture: where kernels are interpreted, none is compiled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+KB = 1024
+SHARED = {80: 163 * KB, 90: 227 * KB}  # a block's limit
+SMALLEST = 99 * KB  # on sm_86 and sm_89, where the first configuration, which runs untuned, must fit too
+MATRIX = {
+    (80, "float32"): "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32",
+    (80, "bfloat16"): "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
+    (90, "float32"): "wgmma.mma_async.sync.aligned.m64n64k8.f32.tf32.tf32",
+    (90, "bfloat16"): "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16",
+}
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[int, list[dict]]:
+    """Architecture -> a row for each kernel, as machine_code.py describes it."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "ALEXNET_FAST_TUNE": "0"}
+    command = [sys.executable, "-m", "tests.triton.machine_code"]
+    running = {
+        architecture: subprocess.Popen(
+            [*command, str(architecture)], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        for architecture in SHARED
+    }
+    output = {architecture: process.communicate()[0] for architecture, process in running.items()}
+    assert all(process.returncode == 0 for process in running.values())
+    return {architecture: [json.loads(line) for line in lines.splitlines()] for architecture, lines in output.items()}
+
+
+def names(rows: list[dict]) -> list[str]:
+    return [f"{row['case']}: {row['kernel']}" for row in rows]
+
+
+@pytest.mark.parametrize("architecture", SHARED)
+def test_every_kernel_is_compiled(architecture, compiled):
+    kernels = {row["kernel"] for row in compiled[architecture]}
+    both = [f"{stem}.{way}_kernel" for stem in ("lrn", "max_pool", "epilogue") for way in ("forward", "backward")]
+    assert kernels == {*both, "conv_relu.conv_kernel", "conv_relu.weight_kernel"}
+
+
+@pytest.mark.parametrize("architecture", SHARED)
+def test_nothing_is_spilled(architecture, compiled):
+    assert names([row for row in compiled[architecture] if row["stack"]]) == []
+
+
+@pytest.mark.parametrize("architecture", SHARED)
+def test_shared_memory_is_in_budget(architecture, compiled):
+    rows = compiled[architecture]
+    assert names([row for row in rows if row["shared"] > SHARED[architecture]]) == []
+    assert names([row for row in rows if "configuration" not in row["case"] and row["shared"] > SMALLEST]) == []
+
+
+@pytest.mark.parametrize("architecture", SHARED)
+def test_two_blocks_of_a_pointwise_kernel_fit(architecture, compiled):
+    """65,536 registers a multiprocessor: with fewer blocks, too few loads are under way to fill the bus."""
+    rows = [row for row in compiled[architecture] if not row["kernel"].startswith("conv")]
+    assert names([row for row in rows if 2 * row["registers"] * row["threads"] > 65536]) == []
+
+
+@pytest.mark.parametrize("architecture", SHARED)
+def test_convolutions_run_on_tensor_cores(architecture, compiled):
+    for row in compiled[architecture]:
+        if row["kernel"].startswith("conv"):
+            wanted = MATRIX[architecture, row["case"].split()[0]]
+            first = "configuration" not in row["case"]
+            assert (wanted in row["matrix"]) if first else row["matrix"], row
+
+
+@pytest.mark.parametrize("architecture", SHARED)
+def test_channels_last_is_loaded_in_whole_words(architecture, compiled):
+    """16 bytes a load in convolutions; 8 in bfloat16 pointwise kernels, of which a thread has four elements. Not LRN's,
+    whose loads are shifted by a channel, and not TF32's weight gradient, whose operands the loads have to transpose."""
+    for row in compiled[architecture]:
+        stem = row["kernel"].partition(".")[0]
+        if stem == "conv_relu" and not (row["kernel"].endswith("weight_kernel") and row["case"].startswith("float32")):
+            assert row["load"] == 16, row
+        elif stem in ("max_pool", "epilogue") and "channels_last" in row["case"]:
+            assert row["load"] >= 8, row
