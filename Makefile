@@ -18,6 +18,7 @@ demo: $(VENV)/installed
 
 test: lint
 	$(BIN)/pytest $(PYTEST)
+	TRITON_INTERPRET=1 $(BIN)/pytest tests/triton $(PYTEST)
 
 bench: $(VENV)/installed
 	$(BIN)/pytest benchmarks --benchmark-only

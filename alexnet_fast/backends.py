@@ -33,7 +33,7 @@ DTYPES = {
     "triton": (torch.float32, *HALF),
 }
 
-# What ``auto`` takes, per device type and operator. cpu: measured (docs/performance.md). cuda: no GPU has measured
+# What ``auto`` takes, per device type and operator. cpu: measured by `pytest benchmarks`. cuda: no GPU has measured
 # these rows yet; they follow the byte counts (the pointwise kernels move fewer) and leave convolutions to cuDNN.
 AUTO = {
     "cpu": {

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+# Triton reads TRITON_INTERPRET once, when it is first imported, and other tests import it through torch's compiler.
+collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["triton"]
+
+
+def pytest_report_header() -> str:
+    return "tests/triton: " + ("left out; TRITON_INTERPRET=1 pytest tests/triton" if collect_ignore else "interpreted")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
