@@ -209,8 +209,8 @@ void free_all();
 // The order of blocks and threads of the launches that follow.
 void set_seed(uint64_t seed);
 
-// Runs no more than the last `count` blocks of the launches that follow: for tensors too large to go through.
-void run_last_blocks(uint64_t count);
+// Of the launches that follow, runs no more than the last `count` blocks in x: for tensors too large to go through.
+void run_last_blocks(unsigned count);
 
 // Bytes of global memory that kernels asked for since the last call: what a block reads again counts once, as if L1
 // held all that a block reads; writes go through and count each time. Zero unless built with -fsanitize=thread.

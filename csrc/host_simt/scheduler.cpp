@@ -58,7 +58,7 @@ struct Barrier {
 };
 
 const Launch* current = nullptr;
-uint64_t last_blocks = UINT64_MAX;
+unsigned last_blocks = UINT32_MAX;
 unsigned block_threads = 0;
 unsigned finished = 0;
 Stack program;
@@ -215,7 +215,7 @@ uint3 thread_index(unsigned thread) {
 
 int lane() { return lane_of(*self); }
 
-void run_last_blocks(uint64_t count) { last_blocks = count; }
+void run_last_blocks(unsigned count) { last_blocks = count; }
 
 void set_seed(uint64_t seed) {
   random_state = (seed + 1) * 0x9e3779b97f4a7c15;  // neighbouring seeds begin far apart
@@ -320,13 +320,13 @@ int run(const Launch& launch) {
     fibers.back()->stack.start(fiber_main);
   }
   begin_launch(launch.shared_bytes);
-  std::vector<uint64_t> order(std::min(blocks, last_blocks));
-  std::iota(order.begin(), order.end(), blocks - order.size());
+  const unsigned columns = std::min(gridDim.x, last_blocks);
+  std::vector<uint32_t> order(columns * (blocks / gridDim.x));
+  std::iota(order.begin(), order.end(), 0);
   for (size_t i = 0; i < order.size(); ++i) {
     std::swap(order[i], order[i + draw(order.size() - i)]);
-    const uint64_t row = order[i] / gridDim.x;
-    blockIdx = {static_cast<unsigned>(order[i] % gridDim.x), static_cast<unsigned>(row % gridDim.y),
-                static_cast<unsigned>(row / gridDim.y)};
+    const unsigned row = order[i] / columns;
+    blockIdx = {gridDim.x - columns + order[i] % columns, row % gridDim.y, row / gridDim.y};
     run_block();
   }
   end_launch();

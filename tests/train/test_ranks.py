@@ -94,13 +94,14 @@ def _part(ranks: Ranks, how: str, folder: str) -> int:
 def test_a_rank_that_ends_takes_the_others_with_it(
     tmp_path: Path, capfd: pytest.CaptureFixture, how: str, error: type[Exception], said: str
 ):
+    before = runs.children(os.getpid())  # workers of torch's compiler, perhaps
     with pytest.raises(error) as caught:
         launch(_part, (how, str(tmp_path)), 2)
     assert str(caught.value) == said
     trace = capfd.readouterr().err
     assert ("ZeroDivisionError: a fault of the program" in trace) == (how == "failed")
     assert trace.count("Traceback") == (how == "failed")
-    assert runs.children(os.getpid()) == []
+    assert set(runs.children(os.getpid())) <= set(before)
 
 
 MESSAGE, TRACE = (-2, 9.0, "the user's fault", ""), (-1, 3.0, "", "trace")

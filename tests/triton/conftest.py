@@ -11,11 +11,19 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
     assert "triton" not in sys.modules, "triton was imported before it could be told to interpret"
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The interpreter's matrix products are NumPy's, too small for threads: those would only wait for each other."""
+    with threadpool_limits(1, "blas"):
+        yield
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from tests.ops.samples import conv_relu as conv
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter's tiles hold whole samples; these cut them along every axis."""
-    monkeypatch.setattr(tiles, "ELEMENTS", 64)
+    monkeypatch.setattr(tiles, "ELEMENTS", 256)
     monkeypatch.setattr(conv_relu.CONV, "first", conv_relu.configuration(16, 16, 64, 4, 1).all_kwargs())
     monkeypatch.setattr(conv_relu.WEIGHT, "first", conv_relu.configuration(16, 16, 64, 4, 1).all_kwargs())
     monkeypatch.setattr(conv_relu, "PIXELS_EACH", 16)
