@@ -8,7 +8,6 @@ import torch
 FORMS = [
     (torch.float32, "contiguous"),
     (torch.float32, "channels_last"),
-    (torch.bfloat16, "contiguous"),
     (torch.bfloat16, "channels_last"),
 ]
 forms = pytest.mark.parametrize(("dtype", "layout"), FORMS, ids=lambda value: str(value).removeprefix("torch."))

@@ -9,13 +9,20 @@ import torch
 
 from alexnet_fast import _C
 
-from .timing import Row, race, spread
+from .timing import Row, keep_memory, race, spread
 
 ROWS = pytest.StashKey[list[Row]]()
+MEMORY = pytest.StashKey[str]()
 OVERHEADS = pytest.StashKey[list[tuple[str, float, float, float]]]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fresh-memory", action="store_true", help="leave malloc as it is: large tensors are mapped anew")
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    kept = not config.getoption("--fresh-memory") and keep_memory()
+    config.stash[MEMORY] = "freed memory is kept" if kept else "memory as malloc gives it"
     config.stash[ROWS] = []
     config.stash[OVERHEADS] = []
 
@@ -36,7 +43,8 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     write = terminalreporter.write_line
     if rows := config.stash[ROWS]:
         terminalreporter.section("against PyTorch")
-        write(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {_C.build_info()['cpu_isa']} kernels.")
+        threads, kernels = torch.get_num_threads(), _C.build_info()["cpu_isa"]
+        write(f"torch {torch.__version__}, {threads} threads, {kernels} kernels; {config.stash[MEMORY]}.")
         write(
             "Median [quartiles] in ms. GB/s: each input and output counted once. Saved: for backward, over the input's."
         )

@@ -48,6 +48,22 @@ def test_as_exact_as_torch(sample, dtype, layout, gradient_layout, backend, devi
     check({name: value.cpu() for name, value in actual.items()}, *expected(SAMPLES.index(sample), dtype))
 
 
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("sample", [s for s in SAMPLES if len(s.input) > 1], ids=str)
+def test_expanded_inputs_and_gradients(sample, axis, backend, device):
+    """Many elements at one address, as ``sum().backward()`` gives gradients: the same as of a dense copy."""
+
+    def expanded(tensor: Tensor) -> Tensor:
+        return tensor.to(device).narrow(axis, 0, min(1, tensor.shape[axis])).expand(tensor.shape)
+
+    data = {name: tensor.to(device) for name, tensor in sample.data(torch.float32).items()}
+    data["input"], dy = expanded(data["input"]), expanded(output_gradient(sample, torch.float32))
+    actual = results(lambda leaves: sample.ours(leaves, backend), data, dy)
+    dense = {name: tensor.contiguous() for name, tensor in data.items()}
+    for name, value in results(lambda leaves: sample.ours(leaves, backend), dense, dy.contiguous()).items():
+        torch.testing.assert_close(actual[name], value)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @samples
 def test_input_is_left_alone(sample, layout, backend, device):
