@@ -131,9 +131,9 @@ struct Stage {
   template <class T>
   int64_t rows(const EpilogueParams& p) const {
     if (normalizing) {
-      return lrn_bwd_rows(shape, p.lrn,
-                          pooling ? lrn_bwd_vector<T, PooledGradient<T>>(shape, p.lrn, aligned)
-                                  : lrn_bwd_vector<T, PlainGradient<T>>(shape, p.lrn, aligned));
+      const int V = pooling ? lrn_bwd_vector<T, PooledGradient<T>>(shape, p.lrn, aligned)
+                            : lrn_bwd_vector<T, PlainGradient<T>>(shape, p.lrn, aligned);
+      return lrn_bwd_items(shape, p.lrn, V, true);
     }
     return pooling ? pool_bwd_rows(pool_params(p)) : relu_grid(p, relu_vector<T>(), kSumItems).grid.x;
   }

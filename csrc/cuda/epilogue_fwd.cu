@@ -26,8 +26,6 @@ namespace {
 
 // ---------------------------------------------------------------- bias and ReLU alone
 
-constexpr int64_t kUnitsPerThread = 4;  // that share one read of the bias, and are in flight together
-
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads, 1)
     relu_nhwc(Rectified<T, true> source, T* __restrict__ y, Units units, int32_t channels) {
@@ -74,12 +72,6 @@ __global__ void __launch_bounds__(kThreads, 1) relu_nchw(Rectified<T, false> sou
   }
 }
 
-// As many blocks as units ask for, but several units a thread.
-UnitGrid shared_bias_grid(int64_t units, int64_t vectors, bool channels_last) {
-  const UnitGrid one(units, vectors, channels_last);
-  return UnitGrid(units, vectors, channels_last, ceil_div<int64_t>(one.grid.x, kUnitsPerThread));
-}
-
 template <class T, int V>
 int launch_relu(const EpilogueParams& p, void* stream) {
   const int64_t pixels = p.height * p.width;
@@ -87,12 +79,12 @@ int launch_relu(const EpilogueParams& p, void* stream) {
   const T* z = static_cast<const T*>(p.z);
   const T* bias = static_cast<const T*>(p.bias);
   if (p.channels_last) {
-    const UnitGrid grid = shared_bias_grid(p.batch * pixels, p.channels / V, true);
+    const UnitGrid grid(p.batch * pixels, p.channels / V, true);
     return launch<relu_nhwc<T, V>>(grid.grid, grid.block, 0, stream, Rectified<T, true>{z, bias, static_cast<T*>(p.r)},
                                    static_cast<T*>(p.y), grid.units, channels);
   }
   const int64_t slots = (pixels + V - 2) / V + 1;  // aligned vectors that a plane can touch
-  const UnitGrid grid = shared_bias_grid(p.batch * slots, p.channels, false);
+  const UnitGrid grid(p.batch * slots, p.channels, false);
   return launch<relu_nchw<T, V>>(grid.grid, grid.block, 0, stream, Rectified<T, false>{z, bias, static_cast<T*>(p.r)},
                                  static_cast<T*>(p.y), grid.units, Divider(slots), channels, pixels);
 }

@@ -39,6 +39,7 @@ __global__ void __launch_bounds__(kThreads, 1) pool_bwd_strips(PoolBackward<T> p
   const PoolShape& shape = p.gradient.shape;
   const int32_t channel = units.vector() * V;
   const bool wanted = channel < channels;
+  const int64_t line = shape.out_width * shape.out.pixel;
   float total[V] = {};
   for (int64_t unit = wanted ? units.first() : units.count; unit < units.count; unit += units.stride()) {
     int64_t w, strip;
@@ -49,28 +50,40 @@ __global__ void __launch_bounds__(kThreads, 1) pool_bwd_strips(PoolBackward<T> p
     const int32_t place = static_cast<int32_t>(w) + shape.window.pad_w;
     const int32_t last = place / S, in_window = place % S;
 
+    // Windows that are not there are read as the nearest one that is, and compared with codes that nobody has: no load
+    // waits behind a branch.
+    constexpr int32_t kNobody = 1 << 10;
+    int64_t from[kReach];
+    int32_t from_left[kReach];  // where in the window the pixel's column is
+#pragma unroll
+    for (int j = 0; j < kReach; ++j) {
+      const int32_t column = min(max(last - j, 0), shape.out_width - 1);
+      from[j] = out + column * shape.out.pixel;
+      from_left[j] = column == last - j && in_window + j * S < K ? in_window + j * S : kNobody;
+    }
     float sums[kSteps * S][V] = {};
 #pragma unroll
     for (int i = 1 - kReach; i < kSteps; ++i) {
+      const int32_t row = min(max(first + i, 0), shape.out_height - 1);
+      const int32_t nobody = row == first + i ? 0 : kNobody;
 #pragma unroll
       for (int j = 0; j < kReach; ++j) {
-        const int32_t row = first + i, column = last - j;
-        const int32_t from_left = in_window + j * S;  // where in the window the pixel's column is
-        if (row < 0 || row >= shape.out_height || column < 0 || column >= shape.out_width || from_left >= K) {
-          continue;
+        const Pack<uint8_t, V> codes = load<V>(p.gradient.code + from[j] + row * line);
+        const Pack<T, V> dy = load<V>(p.gradient.dy + from[j] + row * line);
+        int32_t own[K];
+#pragma unroll
+        for (int k = 0; k < K; ++k) {
+          own[k] = K * k + from_left[j] + nobody;
         }
-        const int64_t from = out + (int64_t{row} * shape.out_width + column) * shape.out.pixel;
-        const Pack<uint8_t, V> codes = load<V>(p.gradient.code + from);
-        const Pack<T, V> dy = load<V>(p.gradient.dy + from);
 #pragma unroll
         for (int v = 0; v < V; ++v) {
-          const int32_t code = byte_of(codes, v) - from_left;  // a multiple of K if it lies in this column
+          const int32_t code = byte_of(codes, v);
           const float value = element(dy, v);
 #pragma unroll
           for (int k = 0; k < K; ++k) {
             const int pixel = i * S + k;  // of the strip
-            if (pixel >= 0 && pixel < kSteps * S) {
-              sums[pixel][v] += code == K * k ? value : 0.0f;
+            if (pixel >= 0 && pixel < kSteps * S && code == own[k]) {
+              sums[pixel][v] += value;
             }
           }
         }
@@ -82,9 +95,11 @@ __global__ void __launch_bounds__(kThreads, 1) pool_bwd_strips(PoolBackward<T> p
       const int32_t h = first * S + i - shape.window.pad_h;
       if (h >= 0 && h < shape.height) {
         store(p.dx + in + (int64_t{h} * shape.width + w) * shape.in.pixel, pack<T>(sums[i]));
+        if (p.partial != nullptr) {
 #pragma unroll
-        for (int v = 0; v < V; ++v) {
-          total[v] += sums[i][v];
+          for (int v = 0; v < V; ++v) {
+            total[v] += sums[i][v];
+          }
         }
       }
     }

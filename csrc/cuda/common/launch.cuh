@@ -12,8 +12,8 @@
 
 #include <cuda_runtime.h>
 
-// A __shared__ variable: ALEXNET_FAST_SHARED(float[32][33], tile).
-#define ALEXNET_FAST_SHARED(type, name) __shared__::alexnet_fast::cuda::Same<type> name
+// A __shared__ variable, aligned for 16-byte accesses: ALEXNET_FAST_SHARED(float[32][33], tile).
+#define ALEXNET_FAST_SHARED(type, name) __shared__ __align__(16)::alexnet_fast::cuda::Same<type> name
 
 #endif
 

@@ -19,6 +19,7 @@ struct Lrn {
   float k, beta;
   float slope;  // 2 alpha beta / size
   Power power;
+  bool normal;  // t cannot be subnormal
 
   explicit Lrn(const LrnWindow& window)
       : before(window.size / 2),
@@ -30,7 +31,8 @@ struct Lrn {
         power(window.beta == 0.75  ? Power::three_quarters
               : window.beta == 0.5 ? Power::half
               : window.beta == 1.0 ? Power::one
-                                   : Power::other) {}
+                                   : Power::other),
+        normal(window.k > 1e-30 && window.alpha >= 0) {}
 };
 
 // Calls body(Halo{}): how many neighbours a kernel reads on either side, 2 or 8. Refuses windows that no kernel takes.
@@ -55,47 +57,66 @@ __device__ __forceinline__ float refined(float w, float error, float weight) {
 
 // w = t^-beta. With r = t^-1/2: t^-3/4 = r sqrt(r). Other powers are 2^(-beta log2 t), whose error grows with the
 // exponent: 2 ulp at t = 1, 4 at t = 1000.
+//
+// Backward wants 1 / t as well, which is r r.
 template <class T, int N>
-__device__ __forceinline__ void inverse_power(const float (&t)[N], const Lrn& lrn, float (&w)[N]) {
+__device__ __forceinline__ void inverse_power(const float (&t)[N], const Lrn& lrn, float (&w)[N],
+                                              float (&reciprocal)[N]) {
   constexpr bool kExact = sizeof(T) == 4;
-  if (lrn.power == Power::other) {  // the same branch for every thread
+  float r[N];
+  if (lrn.normal) {  // these branches are the same for every thread
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      w[i] = exp2f(-lrn.beta * (kExact ? log2f(t[i]) : __log2f(t[i])));
-    }
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    w[i] = rsqrtf(t[i]);
-  }
-  if (lrn.power == Power::three_quarters) {
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      w[i] *= approximate_root(w[i]);
-      if constexpr (kExact) {
-        const float p = t[i] * w[i];  // t^1/4
-        w[i] = refined(w[i], fmaf(-(p * p) * p, w[i], 1.0f), 0.25f);
-      }
+      r[i] = approximate_reciprocal_root(t[i]);
     }
   } else {
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      if constexpr (kExact) {
-        w[i] = refined(w[i], fmaf(-(t[i] * w[i]), w[i], 1.0f), 0.5f);
-      }
-      if (lrn.power == Power::one) {
-        w[i] *= w[i];
-      }
+      r[i] = rsqrtf(t[i]);  // three instructions more
     }
+  }
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    if constexpr (kExact) {
+      r[i] = refined(r[i], fmaf(-(t[i] * r[i]), r[i], 1.0f), 0.5f);
+    }
+    reciprocal[i] = r[i] * r[i];
+  }
+  switch (lrn.power) {
+    case Power::three_quarters:
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        w[i] = r[i] * approximate_root(r[i]);
+        if constexpr (kExact) {
+          const float p = t[i] * w[i];  // t^1/4
+          w[i] = refined(w[i], fmaf(-(p * p) * p, w[i], 1.0f), 0.25f);
+        }
+      }
+      break;
+    case Power::half:
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        w[i] = r[i];
+      }
+      break;
+    case Power::one:
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        w[i] = reciprocal[i];
+      }
+      break;
+    default:
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        w[i] = exp2f(-lrn.beta * (kExact ? log2f(t[i]) : __log2f(t[i])));
+      }
   }
 }
 
-// 1 / t from w = t^-beta's own beginning, without a division.
-template <class T>
-__device__ __forceinline__ float reciprocal(float t) {
-  const float r = rsqrtf(t);  // the compiler finds it in w as well
-  return sizeof(T) == 4 ? refined(r * r, fmaf(-(r * r), t, 1.0f), 1.0f) : r * r;
+template <class T, int N>
+__device__ __forceinline__ void inverse_power(const float (&t)[N], const Lrn& lrn, float (&w)[N]) {
+  float unused[N];
+  inverse_power<T>(t, lrn, w, unused);
 }
 
 // ---------------------------------------------------------------- windows

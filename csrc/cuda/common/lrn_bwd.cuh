@@ -3,13 +3,14 @@
 //   dx_i = dy_i t_i^-beta - 2 alpha beta / size * x_i * (sum of q_j over the channels j whose windows hold i)
 //   q_j  = dy_j x_j t_j^(-beta - 1),  t recomputed from x
 //
-// Channel i lies in the windows of i - after ... i + before: the mirrored window. So dx_i needs dy of Halo channels and
-// x of 2 Halo channels on either side.
+// Channel i lies in the windows of i - after ... i + before: the mirrored window. So dx_i needs q of Halo channels on
+// either side, and their t needs x of Halo channels more.
 //
-// NHWC: as forward, a thread owns V channels and reads the halo through L1. It computes t and q for V + 2 Halo
-// channels, 1.5 times what it owns at V = 8 and size 5; an exchange through shared memory would save that third of the
-// arithmetic for two barriers. NCHW: as forward, a walk through channels, with x, t^-beta dy and q of the last ones in
-// registers.
+// NHWC: as forward, a thread owns V channels of a pixel and reads the halo of x through L1. It computes q of its own
+// channels alone; the threads of a pixel show each other theirs in shared memory, one barrier a pixel. (Computing q of
+// the halo as well needs no barrier, but half as much arithmetic again at V = 8 and size 5, and where dy comes through
+// a pool three gathers for one.) NCHW: as forward, a walk through channels, with x, t^-beta dy and q of the last ones
+// in registers.
 //
 // Gradient: where dy comes from (a tensor, or gathered through a pool). kRectified: x is a ReLU's output, whose
 // gradient is masked, and summed for the bias.
@@ -44,73 +45,94 @@ struct LrnBackward {
 
 // ---------------------------------------------------------------- NHWC
 
+// How the threads of a pixel lie over its channels, which may be more than a block has threads. Then the first and the
+// last `edge` threads compute q for their neighbours only: the next block has the same channels.
+struct Tile {
+  int32_t edge, threads;
+
+  Tile(int64_t vectors, int V, int halo)
+      : edge(vectors <= kThreads ? 0 : ceil_div(halo, V)), threads(vectors <= kThreads ? vectors : kThreads) {}
+  int64_t owned() const { return threads - 2 * edge; }
+};
+
 template <class T, int V, int Halo, bool kRectified, class Gradient>
-__global__ void __launch_bounds__(kThreads, 1)
-    lrn_bwd_nhwc(LrnBackward<T> p, Gradient gradient, Units units, int32_t channels, int32_t group_channels) {
-  const int32_t channel = units.vector() * V;
-  const bool wanted = channel < channels;
-  const int32_t before = channel % group_channels, after = group_channels - before - V;
+__global__ void __launch_bounds__(kThreads, 1) lrn_bwd_nhwc(LrnBackward<T> p, Gradient gradient, int64_t pixels,
+                                                            int32_t channels, int32_t group_channels, Tile tile) {
+  ALEXNET_FAST_SHARED(float[2][kThreads * V], shown);  // in turns: a barrier later everybody has read the other one
+  const int32_t lane = threadIdx.x;
+  const int32_t vector = static_cast<int32_t>(blockIdx.y) * (tile.threads - 2 * tile.edge) - tile.edge + lane;
+  const int32_t channel = vector * V;
+  const bool there = channel >= 0 && channel < channels;
+  const bool owned = there && lane >= tile.edge && lane < tile.threads - tile.edge;
+  const int32_t before = there ? channel % group_channels : 0, after = group_channels - before - V;
+  const int32_t place = (threadIdx.y * blockDim.x + lane) * V;
   const Plain<T> source{p.x};
   float total[V] = {};
-  for (int64_t pixel = wanted ? units.first() : units.count; pixel < units.count; pixel += units.stride()) {
+  int turn = 0;
+  for (int64_t first = int64_t{blockIdx.x} * blockDim.y; first < pixels; first += int64_t{gridDim.x} * blockDim.y) {
+    const int64_t pixel = first + threadIdx.y;
+    const bool active = there && pixel < pixels;
     const int64_t offset = pixel * channels + channel;
-    Neighbourhood<T, V, 2 * Halo> near;
-    near.load(source, offset, channel, before, after);
-
-    const typename Gradient::Place place = gradient.place(pixel);
-    float dy[Halo + V + Halo] = {};
-    constexpr int kPiece = Halo < V ? Halo : V;
-    float own[V], piece[kPiece];
-    gradient.at(place, offset, channel, own);
+    float x[Halo + V + Halo] = {}, a[V] = {}, q[Halo + V + Halo] = {};
+    if (active) {
+      Neighbourhood<T, V, Halo> near;
+      near.load(source, offset, channel, before, after);
+      float dy[V], t[V], w[V], reciprocal[V];
+      gradient.at(gradient.place(pixel), offset, channel, dy);
+      near.unpack(x);
+      scales<Halo>(x, p.lrn, t);
+      inverse_power<T>(t, p.lrn, w, reciprocal);
 #pragma unroll
-    for (int i = 0; i < V; ++i) {
-      dy[Halo + i] = own[i];
+      for (int i = 0; i < V; ++i) {
+        a[i] = dy[i] * w[i];
+        q[Halo + i] = a[i] * x[Halo + i] * reciprocal[i];
+      }
     }
+    constexpr int kPart = V < 4 ? V : 4;
+    float* const own = &shown[turn][place];
 #pragma unroll
-    for (int i = 0; i < Halo; i += kPiece) {
-      if (Halo - i <= before) {
-        gradient.at(place, offset - (Halo - i), channel - (Halo - i), piece);
+    for (int i = 0; i < V; i += kPart) {
+      float part[kPart];
+#pragma unroll
+      for (int j = 0; j < kPart; ++j) {
+        part[j] = q[Halo + i + j];
+      }
+      store(own + i, pack<float>(part));
+    }
+    __syncthreads();
+    if (active && owned) {
+      constexpr int kPiece = Halo < kPart ? Halo : kPart;  // never across a group's end
+#pragma unroll
+      for (int i = 0; i < Halo; i += kPiece) {
+        float left[kPiece] = {}, right[kPiece] = {};
+        if (Halo - i <= before) {
+          unpack(load<kPiece>(own - Halo + i), left);
+        }
+        if (i < after) {
+          unpack(load<kPiece>(own + V + i), right);
+        }
 #pragma unroll
         for (int j = 0; j < kPiece; ++j) {
-          dy[i + j] = piece[j];
+          q[i + j] = left[j];
+          q[Halo + V + i + j] = right[j];
         }
       }
-      if (i < after) {
-        gradient.at(place, offset + V + i, channel + V + i, piece);
+      float sum[V], dx[V];
+      window_sums<Halo>(q, p.lrn.after, p.lrn.before, sum);
 #pragma unroll
-        for (int j = 0; j < kPiece; ++j) {
-          dy[Halo + V + i + j] = piece[j];
+      for (int i = 0; i < V; ++i) {
+        dx[i] = fmaf(-p.lrn.slope * x[Halo + i], sum[i], a[i]);
+        if (kRectified && x[Halo + i] <= 0) {
+          dx[i] = 0;
         }
+        total[i] += dx[i];
       }
+      store(p.dx + offset, pack<T>(dx));
     }
-
-    float x[2 * Halo + V + 2 * Halo];
-    near.unpack(x);
-    constexpr int kQ = Halo + V + Halo;
-    float t[kQ], w[kQ], q[kQ], sum[V];
-    scales<Halo>(x, p.lrn, t);
-    inverse_power<T>(t, p.lrn, w);
-#pragma unroll
-    for (int i = 0; i < kQ; ++i) {
-      // Beyond the group's ends there is no q, whatever its t: a NaN within must not come back from there.
-      const bool beyond = (i < Halo && Halo - i > before) || (i >= Halo + V && i - Halo - V >= after);
-      q[i] = beyond ? 0.0f : dy[i] * x[Halo + i] * w[i] * reciprocal<T>(t[i]);
-    }
-    window_sums<Halo>(q, p.lrn.after, p.lrn.before, sum);
-    float dx[V];
-#pragma unroll
-    for (int i = 0; i < V; ++i) {
-      const float own_x = x[2 * Halo + i];
-      dx[i] = fmaf(-p.lrn.slope * own_x, sum[i], dy[Halo + i] * w[Halo + i]);
-      if (kRectified && own_x <= 0) {
-        dx[i] = 0;
-      }
-      total[i] += dx[i];
-    }
-    store(p.dx + offset, pack<T>(dx));
+    turn ^= 1;
   }
   if (kRectified && p.partial != nullptr) {
-    store_block_sums(total, p.partial + int64_t{blockIdx.x} * channels, channel, wanted);
+    store_block_sums(total, p.partial + int64_t{blockIdx.x} * channels, channel, owned);
   }
 }
 
@@ -127,6 +149,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int lane = threadIdx.x % 32;
   float (&own_sums)[kLongestChunk] = sums[threadIdx.x / 32];
   const Walk walk(columns);
+  const int32_t channels = columns.group_channels;
+  const int64_t plane = columns.pixels;
   const bool summing = kRectified && p.partial != nullptr;
   if (summing) {
     for (int i = lane; i < kLongestChunk; i += 32) {
@@ -134,55 +158,59 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     __syncwarp();
   }
-  for (int64_t base = walk.item * kThreads; base < columns.count; base += items * kThreads) {
-    const int64_t column = base + threadIdx.x;
-    const bool active = column < columns.count;
-    const int64_t origin = active ? walk.origin(columns, column, V) : 0;
-    typename Gradient::Place place{};
-    if (active) {
-      place = gradient.place(column * V);
-    }
-    const auto load_x = [&](int32_t channel) {
-      const bool wanted = active && channel >= max(walk.begin - 2 * Halo, 0) &&
-                          channel < min(walk.end + 2 * Halo, columns.group_channels);
-      return wanted ? load<V>(p.x + origin + channel * columns.pixels) : Pack<T, V>{};
-    };
+  for (int64_t first = walk.item * kThreads; first < columns.count; first += items * kThreads) {
+    const bool active = first + threadIdx.x < columns.count;
+    // Threads beyond the end go along, over the last column: the warp's sums need them.
+    const int64_t column = active ? first + threadIdx.x : columns.count - 1;
+    const int64_t origin = walk.origin(columns, column, V);
+    const typename Gradient::Place place = gradient.place(column * V);
 
     // At step c: x of channels c - 2 Halo and on, q of channels c - Halo and on, a = dy t^-beta of channels c and on.
     // The walk begins so early that q is complete when the first dx is due.
     Pack<T, V> x[4 * Halo + kStep];
     float q[2 * Halo + kStep][V] = {}, a[Halo + kStep][V] = {};
     int32_t c = walk.begin - ceil_div(2 * Halo, kStep) * kStep;
+    int64_t here = origin + c * plane, ahead = here + 2 * Halo * plane, between = here + Halo * plane;
 #pragma unroll
     for (int i = 0; i < 4 * Halo; ++i) {
-      x[i] = load_x(c - 2 * Halo + i);
+      const int32_t channel = c - 2 * Halo + i;
+      x[i] = Pack<T, V>{};
+      if (channel >= max(walk.begin - 2 * Halo, 0) && channel < channels) {
+        x[i] = load<V>(p.x + origin + channel * plane);
+      }
     }
-    for (; c < walk.end; c += kStep) {
+    // A whole step writes all its channels, and all it reads lies in the group: nothing needs to be asked per channel.
+    const auto step = [&](auto is_whole) {
+      constexpr bool whole = decltype(is_whole)::value;
       float dy[kStep][V] = {};
 #pragma unroll
-      for (int i = 0; i < kStep; ++i) {
-        x[4 * Halo + i] = load_x(c + 2 * Halo + i);
-        const int32_t channel = c + Halo + i;
-        if (active && channel >= max(walk.begin - Halo, 0) && channel < min(walk.end + Halo, columns.group_channels)) {
-          gradient.at(place, origin + channel * columns.pixels, walk.first_channel + channel, dy[i]);
+      for (int i = 0; i < kStep; ++i, ahead += plane, between += plane) {
+        const int32_t x_channel = c + 2 * Halo + i, q_channel = c + Halo + i;
+        x[4 * Halo + i] = Pack<T, V>{};
+        if (whole || (x_channel >= 0 && x_channel < min(walk.end + 2 * Halo, channels))) {
+          x[4 * Halo + i] = load<V>(p.x + ahead);
+        }
+        if (whole || (q_channel >= max(walk.begin - Halo, 0) && q_channel < min(walk.end + Halo, channels))) {
+          gradient.at(place, between, walk.first_channel + q_channel, dy[i]);
         }
       }
       float dx[kStep][V];
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        float values[Halo + kStep + Halo], t[kStep], w[kStep], products[Halo + kStep + Halo], sum[kStep];
+        float values[Halo + kStep + Halo], t[kStep], w[kStep], reciprocal[kStep], products[Halo + kStep + Halo],
+            sum[kStep];
 #pragma unroll
         for (int i = 0; i < 2 * Halo + kStep; ++i) {
           values[i] = element(x[2 * Halo + i], v);
         }
         scales<Halo>(values, p.lrn, t);
-        inverse_power<T>(t, p.lrn, w);
+        inverse_power<T>(t, p.lrn, w, reciprocal);
 #pragma unroll
         for (int i = 0; i < kStep; ++i) {
-          const int32_t channel = c + Halo + i;
-          const bool beyond = channel < 0 || channel >= columns.group_channels;
+          // Beyond the group's ends there is no q, whatever its t: a NaN within must not come back from there.
+          const bool beyond = !whole && (c + Halo + i < 0 || c + Halo + i >= channels);
           a[Halo + i][v] = dy[i][v] * w[i];
-          q[2 * Halo + i][v] = beyond ? 0.0f : a[Halo + i][v] * values[Halo + i] * reciprocal<T>(t[i]);
+          q[2 * Halo + i][v] = beyond ? 0.0f : a[Halo + i][v] * values[Halo + i] * reciprocal[i];
         }
 #pragma unroll
         for (int i = 0; i < 2 * Halo + kStep; ++i) {
@@ -199,9 +227,9 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
       }
 #pragma unroll
-      for (int i = 0; i < kStep; ++i) {
-        if (active && c + i >= walk.begin && c + i < walk.end) {
-          store(p.dx + origin + (c + i) * columns.pixels, pack<T>(dx[i]));
+      for (int i = 0; i < kStep; ++i, here += plane) {
+        if (active && (whole || (c + i >= walk.begin && c + i < walk.end))) {
+          store(p.dx + here, pack<T>(dx[i]));
         }
       }
       if (summing && c >= walk.begin) {
@@ -234,6 +262,16 @@ __global__ void __launch_bounds__(kThreads, 1)
           a[i][v] = a[i + kStep][v];
         }
       }
+      c += kStep;
+    };
+    while (c < walk.begin) {
+      step(std::false_type{});
+    }
+    while (c + kStep <= walk.end && c + 2 * Halo + kStep <= channels) {
+      step(std::true_type{});
+    }
+    while (c < walk.end) {
+      step(std::false_type{});
     }
   }
   if (summing) {
@@ -259,27 +297,33 @@ int lrn_bwd_vector(const LrnShape& shape, const LrnWindow& window, bool aligned)
   return possible && aligned && lrn_in_vectors(shape, window, V) ? V : 1;
 }
 
-// Blocks along units, and so rows of `partial`.
-inline int64_t lrn_bwd_rows(const LrnShape& shape, const LrnWindow& window, int V) {
-  return shape.channels_last ? UnitGrid(shape.batch * shape.pixels, shape.channels / V, true, kSumItems).grid.x
-                             : std::min(Columns(shape, window.groups, V, kLongestChunk).items(), kSumItems);
+// Blocks of a chunk or tile of channels, and so rows of `partial`.
+inline int64_t lrn_bwd_items(const LrnShape& shape, const LrnWindow& window, int V, bool summing) {
+  const int64_t most = summing ? kSumItems : INT32_MAX;
+  if (!shape.channels_last) {
+    return std::min(Columns(shape, window.groups, V, kLongestChunk).items(), most);
+  }
+  const Tile tile(shape.channels / V, V, kWidestHalo);
+  const int64_t rectangles = ceil_div<int64_t>(shape.batch * shape.pixels, kThreads / tile.threads);
+  return std::min(ceil_div(rectangles, std::clamp<int64_t>(rectangles / 2048, 1, 4)), most);
 }
 
 template <class T, int V, int Halo, bool kRectified, class Gradient>
 int launch_lrn_bwd_nhwc(const LrnShape& shape, const LrnWindow& window, const LrnBackward<T>& p,
                         const Gradient& gradient, void* stream) {
-  const UnitGrid grid(shape.batch * shape.pixels, shape.channels / V, true,
-                      p.partial == nullptr ? INT32_MAX : kSumItems);
-  return launch<lrn_bwd_nhwc<T, V, Halo, kRectified, Gradient>>(grid.grid, grid.block, 0, stream, p, gradient,
-                                                                grid.units, static_cast<int32_t>(shape.channels),
-                                                                static_cast<int32_t>(shape.channels / window.groups));
+  const Tile tile(shape.channels / V, V, Halo);
+  const dim3 grid(lrn_bwd_items(shape, window, V, p.partial != nullptr), ceil_div(shape.channels / V, tile.owned()));
+  const dim3 block(tile.threads, kThreads / tile.threads);
+  return launch<lrn_bwd_nhwc<T, V, Halo, kRectified, Gradient>>(
+      grid, block, 0, stream, p, gradient, shape.batch * shape.pixels, static_cast<int32_t>(shape.channels),
+      static_cast<int32_t>(shape.channels / window.groups), tile);
 }
 
 template <class T, int V, int Halo, bool kRectified, class Gradient>
 int launch_lrn_bwd_nchw(const LrnShape& shape, const LrnWindow& window, const LrnBackward<T>& p,
                         const Gradient& gradient, void* stream) {
   const Columns columns(shape, window.groups, V, kLongestChunk);
-  const int64_t items = std::min<int64_t>(columns.items(), p.partial == nullptr ? INT32_MAX : kSumItems);
+  const int64_t items = lrn_bwd_items(shape, window, V, p.partial != nullptr);
   return launch<lrn_bwd_nchw<T, V, Halo, kRectified, Gradient>>(columns.grid(items), dim3(kThreads), 0, stream, p,
                                                                 gradient, columns, items);
 }

@@ -55,26 +55,32 @@ __global__ void __launch_bounds__(kThreads, 1)
 // ---------------------------------------------------------------- NCHW
 
 // Walks through channels begin ... end of a group, whose first channel is first_channel and lies at offset `origin`,
-// and calls visit(channel, x, y) for each.
+// and calls visit(channel, offset, x, y) for each.
 template <class T, int V, int Halo, class Source, class Visit>
 __device__ __forceinline__ void lrn_of_column(const Source& source, int64_t origin, int64_t plane,
                                               int32_t first_channel, int32_t begin, int32_t end, int32_t group_channels,
                                               const Lrn& lrn, const Visit& visit) {
   constexpr int kStep = V == 1 ? 8 : 4;
-  const auto load = [&](int32_t channel, bool wanted) {
-    return wanted && channel >= 0 && channel < group_channels
-               ? source.template local<V>(first_channel + channel).at(origin + channel * plane)
-               : Pack<T, V>{};
-  };
   Pack<T, V> window[2 * Halo + kStep];  // channels c - Halo ... c + kStep + Halo - 1
 #pragma unroll
   for (int i = 0; i < 2 * Halo; ++i) {
-    window[i] = load(begin - Halo + i, true);
+    const int32_t channel = begin - Halo + i;
+    window[i] = Pack<T, V>{};
+    if (channel >= 0 && channel < group_channels) {
+      window[i] = source.template local<V>(first_channel + channel).at(origin + channel * plane);
+    }
   }
-  for (int32_t c = begin; c < end; c += kStep) {
+  int32_t c = begin;
+  int64_t here = origin + begin * plane, ahead = here + Halo * plane;
+  // A whole step lies within the chunk, and what it reads within the group: nothing needs to be asked per channel.
+  const auto step = [&](auto is_whole) {
+    constexpr bool whole = decltype(is_whole)::value;
 #pragma unroll
-    for (int i = 0; i < kStep; ++i) {
-      window[2 * Halo + i] = load(c + Halo + i, c + i < end);
+    for (int i = 0; i < kStep; ++i, ahead += plane) {
+      window[2 * Halo + i] = Pack<T, V>{};
+      if (whole || (c + i < end && c + Halo + i < group_channels)) {
+        window[2 * Halo + i] = source.template local<V>(first_channel + c + Halo + i).at(ahead);
+      }
     }
     float results[kStep][V];
 #pragma unroll
@@ -92,15 +98,22 @@ __device__ __forceinline__ void lrn_of_column(const Source& source, int64_t orig
       }
     }
 #pragma unroll
-    for (int i = 0; i < kStep; ++i) {
-      if (c + i < end) {
-        visit(c + i, window[Halo + i], pack<T>(results[i]));
+    for (int i = 0; i < kStep; ++i, here += plane) {
+      if (whole || c + i < end) {
+        visit(c + i, here, window[Halo + i], pack<T>(results[i]));
       }
     }
 #pragma unroll
     for (int i = 0; i < 2 * Halo; ++i) {
       window[i] = window[i + kStep];
     }
+    c += kStep;
+  };
+  while (c + kStep <= end && c + kStep + Halo <= group_channels) {
+    step(std::true_type{});
+  }
+  while (c < end) {
+    step(std::false_type{});
   }
 }
 
@@ -113,8 +126,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     return;
   }
   const int64_t origin = walk.origin(columns, column, V);
-  const auto visit = [&](int32_t channel, const Pack<T, V>& own, const Pack<T, V>& result) {
-    const int64_t offset = origin + channel * columns.pixels;
+  const auto visit = [&](int32_t /*channel*/, int64_t offset, const Pack<T, V>& own, const Pack<T, V>& result) {
     source.keep(offset, own);
     store(y + offset, result);
   };

@@ -100,9 +100,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     } else {
       const int64_t origin = offset + first_channel * shape.in.channel;
-      const auto visit = [&](int32_t channel, const Pack<T, V>& own, const Pack<T, V>& result) {
+      const auto visit = [&](int32_t channel, int64_t at, const Pack<T, V>& own, const Pack<T, V>& result) {
         if (owned) {
-          source.keep(origin + channel * shape.in.channel, own);
+          source.keep(at, own);
         }
         if (pooled) {
           store(tile + place(to, channel), result);

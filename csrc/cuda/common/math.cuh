@@ -7,10 +7,16 @@ namespace alexnet_fast::cuda {
 
 #ifndef ALEXNET_FAST_HOST_SIMT
 
-// sqrt within 1 ulp, for arguments that are not subnormal.
+// sqrt and 1 / sqrt within 2 ulp, for arguments that are not subnormal.
 __device__ __forceinline__ float approximate_root(float value) {
   float result;
   asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
+  return result;
+}
+
+__device__ __forceinline__ float approximate_reciprocal_root(float value) {
+  float result;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
   return result;
 }
 
@@ -29,6 +35,7 @@ __device__ __forceinline__ uint32_t add_relu_pair(uint32_t a, uint32_t b) {
 #else
 
 inline float approximate_root(float value) { return sqrtf(value); }
+inline float approximate_reciprocal_root(float value) { return rsqrtf(value); }
 
 // Rounding a sum to float32 and then to 16 bits could round twice. Rounded to odd, float32 keeps enough to tell.
 inline float add_to_odd(float a, float b) {

@@ -41,7 +41,8 @@ __device__ __forceinline__ void begin(Best (&best)[V], int32_t place) {
   }
 }
 
-// K x K windows with stride S.
+// K x K windows with stride S. Rows and columns beyond the image are read as the nearest one in it, whose elements the
+// window holds anyway, at its own place: the result is that of the cut window, and no load waits behind a branch.
 template <class T, int V, int K, int S, int kRows, bool kClosing, class Source>
 __global__ void __launch_bounds__(kThreads, 1)
     pool_fwd_strips(Source source, T* __restrict__ y, uint8_t* __restrict__ code, Units units, int32_t channels,
@@ -52,51 +53,59 @@ __global__ void __launch_bounds__(kThreads, 1)
     return;
   }
   const auto local = source.template local<V>(channel);
+  const int64_t line = shape.width * shape.in.pixel;
   for (int64_t unit = units.first(); unit < units.count; unit += units.stride()) {
     int64_t column, strip;
     const int64_t image = strips.count.divide(strips.out_width.divide(unit, column), strip);
     const int32_t first_row = static_cast<int32_t>(strip) * kRows;
     const int32_t top = first_row * S - shape.window.pad_h;
     const int32_t left = static_cast<int32_t>(column) * S - shape.window.pad_w;
-    const int32_t first_column = max(-left, 0);
     const int64_t in = image * shape.in.image + channel * shape.in.channel;
     const int64_t out = image * shape.out.image + channel * shape.out.channel;
+    int64_t from[K];
+    int32_t in_window[K];
+#pragma unroll
+    for (int j = 0; j < K; ++j) {
+      const int32_t w = min(max(left + j, 0), shape.width - 1);
+      from[j] = in + w * shape.in.pixel;
+      in_window[j] = w - left;
+    }
 
     Best best[kRows][V];
 #pragma unroll
-    for (int row = 0; row < kRows; ++row) {
-      begin(best[row], K * max(-(top + row * S), 0) + first_column);
-    }
-#pragma unroll
     for (int i = 0; i < (kRows - 1) * S + K; ++i) {
-      if (top + i >= 0 && top + i < shape.height) {
-        Best in_row[V];
-        begin(in_row, first_column);
+      const int32_t h = min(max(top + i, 0), shape.height - 1);
+      Pack<T, V> x[K];
 #pragma unroll
-        for (int j = 0; j < K; ++j) {
-          if (left + j >= 0 && left + j < shape.width) {
-            const int64_t pixel = int64_t{top + i} * shape.width + left + j;
-            const Pack<T, V> x = local.at(in + pixel * shape.in.pixel);
+      for (int j = 0; j < K; ++j) {
+        x[j] = local.at(from[j] + h * line);
+      }
+      Best in_row[V];
 #pragma unroll
-            for (int v = 0; v < V; ++v) {
-              in_row[v].take(element(x, v), j);
-            }
-          }
-        }
+      for (int v = 0; v < V; ++v) {
+        in_row[v] = {element(x[0], v), in_window[0]};
 #pragma unroll
-        for (int row = 0; row < kRows; ++row) {
-          if (i - row * S >= 0 && i - row * S < K) {
-#pragma unroll
-            for (int v = 0; v < V; ++v) {
-              best[row][v].take(in_row[v].value, K * (i - row * S) + in_row[v].place);
-            }
-          }
+        for (int j = 1; j < K; ++j) {
+          in_row[v].take(element(x[j], v), in_window[j]);
         }
       }
-      // The row that closes a window: its registers are free from here on.
-      if (i >= K - 1 && (i - (K - 1)) % S == 0) {
-        const int row = (i - (K - 1)) / S;
-        if (first_row + row < shape.out_height) {
+#pragma unroll
+      for (int row = 0; row < kRows; ++row) {
+        const int in_strip = i - row * S;
+        if (in_strip < 0 || in_strip >= K) {
+          continue;
+        }
+        const int32_t place = K * (h - top - row * S);
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+          if (in_strip == 0) {
+            best[row][v] = {in_row[v].value, place + in_row[v].place};
+          } else {
+            best[row][v].take(in_row[v].value, place + in_row[v].place);
+          }
+        }
+        // The row that closes a window: its registers are free from here on.
+        if (in_strip == K - 1 && first_row + row < shape.out_height) {
           const int64_t pixel = int64_t{first_row + row} * shape.out_width + column;
           store_best<kClosing>(best[row], out + pixel * shape.out.pixel, y, code);
         }

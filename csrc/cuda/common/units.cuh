@@ -30,15 +30,19 @@ struct UnitGrid {
   Units units;
   dim3 grid, block;
 
-  // `items` blocks along units at most.
+  // At most `items` blocks along units. Large tensors give each thread several units, which share what is done once a
+  // thread; others get blocks enough for every multiprocessor first.
   UnitGrid(int64_t count, int64_t vectors, bool channels_last, int64_t items = INT32_MAX)
       : units{count, static_cast<int32_t>(vectors)} {
     const int64_t tiles = channels_last ? ceil_div<int64_t>(vectors, kThreads) : vectors;
     const int64_t x = ceil_div(vectors, tiles);
     const int64_t y = kThreads / x;
     block = dim3(x, y);
+    constexpr int64_t kUnitsPerThread = 4, kEnoughBlocks = 2048;
+    const int64_t rectangles = ceil_div(count, y);
+    const int64_t per_thread = std::clamp<int64_t>(rectangles * tiles / kEnoughBlocks, 1, kUnitsPerThread);
     constexpr int64_t kMost = 65535;  // blocks in y and z
-    grid = dim3(std::min(ceil_div(count, y), items), std::min(tiles, kMost), ceil_div(tiles, kMost));
+    grid = dim3(std::min(ceil_div(rectangles, per_thread), items), std::min(tiles, kMost), ceil_div(tiles, kMost));
   }
 };
 
