@@ -43,6 +43,7 @@ AUTO = {
         "conv_relu": "cpu",
         "conv_stage": "cpu",
         "linear_relu_dropout": "reference",
+        "augment": "cpu",
     },
     "cuda": {
         "lrn": "cuda",
@@ -51,6 +52,7 @@ AUTO = {
         "conv_relu": "cuda",
         "conv_stage": "cuda",
         "linear_relu_dropout": "triton",
+        "augment": "triton",
     },
 }
 
@@ -69,6 +71,7 @@ class Status:
 
 
 _build = _C.build_info()
+_triton = importlib.util.find_spec("triton") is not None
 _chosen = threading.local()
 _environment = os.environ.get("ALEXNET_FAST_BACKEND") or "auto"
 
@@ -108,10 +111,8 @@ def missing(name: str) -> str:
         if not torch.cuda.is_available():
             return "torch sees no CUDA device"
     if name == "triton":
-        if importlib.util.find_spec("triton") is None:
+        if not _triton:
             return "the package triton is not installed"
-        if importlib.util.find_spec("alexnet_fast.triton_kernels") is None:
-            return "this version has no Triton kernels"
         if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
             return "torch sees no CUDA device (TRITON_INTERPRET=1 runs the kernels on a CPU, slowly)"
     return ""
@@ -133,7 +134,7 @@ def choose(operator: str, input: Tensor, named: str | None, refusal: str = "") -
         refusal = "torch.func transforms"
     if name == "auto":
         name = AUTO.get(device, {}).get(operator, "reference")
-        absent = (name == "cuda" and _build["cuda"] is None) or (name == "triton" and missing(name))
+        absent = (name == "cuda" and _build["cuda"] is None) or (name == "triton" and not _triton)
         if refusal or absent or input.dtype not in DTYPES[name]:
             return "reference"
         return name

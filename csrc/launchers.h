@@ -17,7 +17,8 @@ namespace alexnet_fast {
   X(max_pool_fwd, PoolParams)       \
   X(max_pool_bwd, PoolParams)       \
   X(epilogue_fwd, EpilogueParams)   \
-  X(epilogue_bwd, EpilogueParams)
+  X(epilogue_bwd, EpilogueParams)   \
+  X(augment_fwd, AugmentParams)
 
 namespace cpu {
 

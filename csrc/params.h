@@ -73,6 +73,17 @@ struct EpilogueParams {
   void* db;          // backward on CUDA, whose launcher adds the rows up: C elements of dtype
 };
 
+// y = (x - shift) / scale over crops of uint8 NHWC images of three channels, mirrored or not.
+struct AugmentParams {
+  DType dtype;  // of y
+  int64_t batch, height, width, out_height, out_width;
+  const uint8_t* x;
+  const int32_t* place;  // (N, 3): the crop's first row, its first column, and 1 if it is mirrored
+  const float* shift;    // (N, 3)
+  const float* scale;    // (3)
+  void* y;
+};
+
 // y = relu(w * x + bias) over NHWC tensors, and its gradients. K output channels, kernel R x S, output P x Q.
 struct ConvParams {
   DType dtype;

@@ -97,6 +97,7 @@ CALLS = {
     "linear_relu_dropout": lambda x, b: ops.linear_relu_dropout(
         x.flatten(1), torch.ones(2, 100, device=x.device), backend=b
     ),
+    "augment": lambda x, b: ops.augment(x[:, :3].byte(), 3, (0.5,) * 3, (0.5,) * 3, backend=b),
     "conv_stage": lambda x, b: ops.conv_stage(x, torch.ones(2, 4, 3, 3, device=x.device), pool=ops.Pool(2), backend=b),
 }
 

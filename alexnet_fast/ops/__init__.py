@@ -1,6 +1,7 @@
 """The operators. Each page holds one: formula, schema, fake, gradient and the public function."""
 
 from alexnet_fast.ops.arguments import LRN, Pool
+from alexnet_fast.ops.augment import augment
 from alexnet_fast.ops.conv_relu import conv_relu
 from alexnet_fast.ops.conv_stage import conv_stage
 from alexnet_fast.ops.epilogue import epilogue
@@ -11,6 +12,7 @@ from alexnet_fast.ops.max_pool import max_pool2d
 __all__ = [
     "LRN",
     "Pool",
+    "augment",
     "conv_relu",
     "conv_stage",
     "epilogue",

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alexnet_fast import backends
+from alexnet_fast import backends, ops
 from alexnet_fast.data import NOT_COUNTED, Transform, evaluation_batches
 from alexnet_fast.data.sources import Split
 from alexnet_fast.errors import InputError
@@ -36,9 +36,11 @@ class Evaluation(NamedTuple):
 
 
 def normalized(images: Tensor, config: TrainConfig, device: torch.device) -> Tensor:
-    """uint8 images (n, 3, h, w) as the net takes them: float32 on ``device``, (image / 255 - mean) / std."""
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in (config.mean, config.std))
-    return (images.to(device, non_blocking=True).float() - mean) / std
+    """uint8 images (n, 3, h, w) as the net takes them, on ``device``: (image / 255 - mean) / std, bfloat16 where
+    autocast would make them so."""
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    images = images.to(device, non_blocking=True)
+    return ops.augment(images, tuple(images.shape[2:]), config.mean, config.std, dtype=dtype)
 
 
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:

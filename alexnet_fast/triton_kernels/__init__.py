@@ -5,6 +5,7 @@ is first imported, the same kernels run on CPU tensors, slowly, through NumPy.
 """
 
 from alexnet_fast.triton_kernels import (  # noqa: F401  each registers its operators
+    augment,
     conv_relu,
     conv_stage,
     epilogue,

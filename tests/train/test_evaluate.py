@@ -13,7 +13,7 @@ from alexnet_fast.data import Transform
 from alexnet_fast.data.sources import ArrayImages
 from alexnet_fast.parallel import Ranks
 from alexnet_fast.train.config import resolve
-from alexnet_fast.train.evaluate import evaluate
+from alexnet_fast.train.evaluate import evaluate, normalized
 from tests.train.runs import small_net
 
 CONFIG = resolve({"data": "digits", "out": "x", "batch_size": 8, "workers": 0}, 10)
@@ -39,3 +39,12 @@ def test_it_equals_one_pass_over_all_images(classes: int):
     assert (result.top5_count == 45) == (classes == 3)
     assert result.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
     assert result.top1 == result.top1_count / 45
+
+
+def test_images_in_bfloat16_are_the_float32_ones_rounded():
+    images = torch.randint(256, (2, 3, 8, 9), dtype=torch.uint8)
+    wide = normalized(images, CONFIG, torch.device("cpu"))
+    torch.testing.assert_close(wide, (images / 255 - 0.5) / 0.5)
+    narrow = normalized(images, dataclasses.replace(CONFIG, precision="bf16"), torch.device("cpu"))
+    assert narrow.dtype == torch.bfloat16
+    assert torch.equal(narrow, wide.bfloat16())

@@ -25,7 +25,7 @@ from triton.runtime.jit import JITFunction
 from alexnet_fast.ops import LRN
 from alexnet_fast.ops.arguments import Window
 from alexnet_fast.ops.convolution import Geometry
-from alexnet_fast.triton_kernels import conv_relu, epilogue, lrn, max_pool
+from alexnet_fast.triton_kernels import augment, conv_relu, epilogue, linear_relu_dropout, lrn, max_pool
 
 PAPER = LRN(5, 5e-4, 0.75, 2.0)
 OVERLAPPING = Window([3, 3], [2, 2], [0, 0], False)
@@ -72,6 +72,21 @@ def pointwise(dtype: torch.dtype, form: torch.memory_format) -> None:
     epilogue.mask(z, z, form, True)
 
 
+def pictures(dtype: torch.dtype) -> None:
+    """A training batch from bytes."""
+    images = torch.empty(128, 3, 256, 256, dtype=torch.uint8, device="meta", memory_format=torch.channels_last)
+    place = torch.empty(128, 3, dtype=torch.int32, device="meta")
+    shift, scale = torch.empty(128, 3, device="meta"), torch.empty(3, device="meta")
+    augment._augment(images, place, shift, scale, 224, 224, dtype)
+
+
+def classifier(dtype: torch.dtype) -> None:
+    """What follows fc6 and fc7; its backward pass is epilogue's."""
+    z, bias = (torch.empty(shape, dtype=dtype, device="meta") for shape in ((128, 4096), (4096,)))
+    seed = torch.empty(1, dtype=torch.int64, device="meta")
+    linear_relu_dropout._linear_relu_dropout(z, bias, 0.5, seed)
+
+
 def convolution(layer: str, dtype: torch.dtype) -> None:
     """Forward and both gradients."""
     images, kernel, geometry = CONVOLUTIONS[layer]
@@ -87,6 +102,10 @@ def cases() -> Iterator[str]:
         yield f"{dtype} {form}"
         pointwise(dtype, form)
     for dtype in (torch.float32, torch.bfloat16):
+        yield f"{dtype} pictures"
+        pictures(dtype)
+        yield f"{dtype} classifier"
+        classifier(dtype)
         for layer in CONVOLUTIONS:
             yield f"{dtype} {layer}"
             convolution(layer, dtype)

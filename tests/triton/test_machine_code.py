@@ -47,7 +47,8 @@ def names(rows: list[dict]) -> list[str]:
 def test_every_kernel_is_compiled(architecture, compiled):
     kernels = {row["kernel"] for row in compiled[architecture]}
     both = [f"{stem}.{way}_kernel" for stem in ("lrn", "max_pool", "epilogue") for way in ("forward", "backward")]
-    assert kernels == {*both, "conv_relu.conv_kernel", "conv_relu.weight_kernel"}
+    once = ["augment.forward_kernel", "linear_relu_dropout.forward_kernel"]
+    assert kernels == {*both, *once, "conv_relu.conv_kernel", "conv_relu.weight_kernel"}
 
 
 @pytest.mark.parametrize("architecture", SHARED)
@@ -86,5 +87,5 @@ def test_channels_last_is_loaded_in_whole_words(architecture, compiled):
         stem = row["kernel"].partition(".")[0]
         if stem == "conv_relu" and not (row["kernel"].endswith("weight_kernel") and row["case"].startswith("float32")):
             assert row["load"] == 16, row
-        elif stem in ("max_pool", "epilogue") and "channels_last" in row["case"]:
+        elif stem == "linear_relu_dropout" or (stem in ("max_pool", "epilogue") and "channels_last" in row["case"]):
             assert row["load"] >= 8, row
