@@ -3,7 +3,7 @@
 from alexnet_fast import ops, reference
 from alexnet_fast.backends import BackendError, backend
 from alexnet_fast.models import AlexNet, alexnet
-from alexnet_fast.nn import FusedSequential, fuse
+from alexnet_fast.nn import FusedSequential, fuse, pack
 
 __version__ = "0.1.0"
-__all__ = ["AlexNet", "BackendError", "FusedSequential", "alexnet", "backend", "fuse", "ops", "reference"]
+__all__ = ["AlexNet", "BackendError", "FusedSequential", "alexnet", "backend", "fuse", "ops", "pack", "reference"]

@@ -2,5 +2,6 @@
 
 from alexnet_fast.nn.fused import FusedSequential, fuse
 from alexnet_fast.nn.norm import GroupedLocalResponseNorm, SpatialResponseNorm
+from alexnet_fast.nn.packed import pack
 
-__all__ = ["FusedSequential", "GroupedLocalResponseNorm", "SpatialResponseNorm", "fuse"]
+__all__ = ["FusedSequential", "GroupedLocalResponseNorm", "SpatialResponseNorm", "fuse", "pack"]

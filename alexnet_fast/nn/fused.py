@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 
 from alexnet_fast import ops
+from alexnet_fast.nn import packed
 from alexnet_fast.nn.norm import GroupedLocalResponseNorm
 from alexnet_fast.ops.arguments import FLOATS
 
@@ -23,12 +24,13 @@ from alexnet_fast.ops.arguments import FLOATS
 # type has to be exactly one of these. The letter stands for the module in RUNS.
 KINDS: dict[type, str] = {
     nn.Conv2d: "c",
+    nn.Linear: "l",
     nn.ReLU: "r",
     nn.LocalResponseNorm: "n",
     GroupedLocalResponseNorm: "n",
     nn.MaxPool2d: "p",
 }
-RUNS = ("crnp", "crn", "crp", "cr", "n", "p")  # longest first
+RUNS = ("crnp", "crn", "crp", "cr", "n", "p", "lr", "l")  # longest first
 
 
 def _kind(module: nn.Module) -> str:
@@ -94,10 +96,18 @@ def _call(run: str, members: list[nn.Module], x: Any) -> Any:
         if run == "p":
             return ops.max_pool2d(x, first.kernel_size, first.stride, first.padding, ceil_mode=first.ceil_mode)
         weight = first.weight
+        if run[0] == "l":
+            y = packed.linear(first, x) if x.dim() == 2 and packed.applies(first, x) else None
+            if y is not None:
+                return y.relu_() if run == "lr" else y
         # Of an unbatched image nn.LocalResponseNorm takes dimension 1, the height, for channels.
-        if _plain(weight) and (x.dim() == 4 or "n" not in run):
+        elif _plain(weight) and (x.dim() == 4 or "n" not in run):
             lrn = _lrn(members[2]) if "n" in run else None
             pool = ops.Pool(last.kernel_size, last.stride, last.padding, last.ceil_mode) if "p" in run else None
+            if x.dim() == 4 and packed.applies(first, x):
+                z = packed.convolution(first, x, with_bias=run == "cr")
+                if z is not None:
+                    return z.relu_() if run == "cr" else ops.epilogue(z, first.bias, lrn=lrn, pool=pool)
             geometry = first.stride, first.padding, first.dilation, first.groups
             return ops.conv_stage(x, weight, first.bias, *geometry, lrn=lrn, pool=pool)
     for module in members:
@@ -111,6 +121,7 @@ class FusedSequential(nn.Sequential):
         Conv2d, ReLU [, LocalResponseNorm] [, MaxPool2d]     ops.conv_stage
         LocalResponseNorm                                    ops.local_response_norm
         MaxPool2d                                            ops.max_pool2d
+        Linear [, ReLU]                                      oneDNN's product, in inference on CPUs
 
     All others are called as they are, and so is, alone, each module that
 

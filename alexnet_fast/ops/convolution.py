@@ -86,7 +86,8 @@ def autocast(dtype: torch.dtype, x: Tensor, weight: Tensor, bias: Tensor | None,
     return cast(x), cast(weight), cast(bias), *rest
 
 
-def _onednn_runs(dtype: torch.dtype) -> bool:
+def onednn_runs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN is here, enabled, and has kernels of ``dtype`` for this processor."""
     if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
         return False
     if dtype == torch.bfloat16:
@@ -106,7 +107,7 @@ def library_convolution(
     """
     form = memory_format(layout_of(x, weight))
     x = x.contiguous(memory_format=form)
-    if x.device.type == "cpu" and x.numel() > 0 and _onednn_runs(x.dtype):
+    if x.device.type == "cpu" and x.numel() > 0 and onednn_runs(x.dtype):
         bias = None if bias is None else bias.contiguous()  # oneDNN reads it as dense, whatever its stride
         onednn = torch.ops.mkldnn._convolution_pointwise.default
         y = onednn(x, weight, bias, padding, stride, dilation, groups, "none", [], "")

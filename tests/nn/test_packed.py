@@ -1,0 +1,152 @@
+"""pack(): the same results from packed weights, new ones whenever a weight has changed, none where they may not be."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from alexnet_fast import FusedSequential, backend, pack
+from alexnet_fast.nn import packed
+
+pytestmark = pytest.mark.skipif(not packed.onednn_runs(torch.float32), reason="this torch has no oneDNN")
+
+
+def net() -> FusedSequential:
+    torch.manual_seed(0)
+    return FusedSequential(
+        *(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.LocalResponseNorm(3, 0.1), nn.MaxPool2d(2)),
+        *(nn.Conv2d(8, 8, 3, groups=2, bias=False), nn.ReLU(inplace=True)),
+        *(nn.Flatten(), nn.Linear(8 * 6 * 6, 16), nn.ReLU(), nn.Linear(16, 5, bias=False)),
+    )
+
+
+@pytest.fixture
+def image() -> torch.Tensor:
+    return torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def expected(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
+    with backend("reference"), torch.enable_grad():  # neither of which a packed weight serves
+        return copy.deepcopy(model)(image).detach()
+
+
+def copies(model: nn.Module) -> list:
+    return [packed._copies[module] for module in model if module in packed._copies]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+@torch.no_grad()
+def test_results(image, dtype, form):
+    """Every run that starts with a weight, in both layouts: in bfloat16 within two roundings of the largest result."""
+    if not packed.onednn_runs(dtype):
+        pytest.skip("oneDNN has no bfloat16 on this processor")
+    model = net().to(dtype).to(memory_format=form)
+    image = image.to(dtype).contiguous(memory_format=form)
+    truth = expected(model, image)
+    allowed = {torch.float32: 1e-5, torch.bfloat16: 2**-6}[dtype] * truth.abs().max()
+    assert (pack(model)(image) - truth).abs().max() <= allowed
+    assert len(copies(model)) == 4
+    assert None not in copies(model)
+    assert (model(image) - truth).abs().max() <= allowed  # from the copies that the first call made
+
+
+@torch.no_grad()
+def test_copies_are_kept_and_are_those_of_the_weights(image):
+    model = pack(net())
+    model(image)
+    before = copies(model)
+    model(image)
+    assert all(a is b for a, b in zip(before, copies(model), strict=True))
+
+
+CHANGES = {
+    "in place": lambda model: [p.mul_(-2) for p in model.parameters()],
+    "load_state_dict": lambda model: model.load_state_dict({k: 3 * v for k, v in model.state_dict().items()}),
+    "data": lambda model: [setattr(p, "data", p.data * -1) for p in model.parameters()],
+    "new parameters": lambda model: [
+        setattr(m, "weight", nn.Parameter(-m.weight)) for m in model if hasattr(m, "weight")
+    ],
+    "new parameters, old memory": lambda model: [
+        setattr(m, "weight", nn.Parameter(m.weight.detach().neg_())) for m in model if hasattr(m, "weight")
+    ],
+    "packed again": lambda model: ([p.data.neg_() for p in model.parameters()], pack(model)),
+    "dtype": lambda model: model.double(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@torch.no_grad()
+def test_changed_weights_count(image, change):
+    model = pack(net())
+    model(image)
+    CHANGES[change](model)
+    image = image.to(model[0].weight.dtype)
+    torch.testing.assert_close(model(image), expected(model, image))
+
+
+@torch.no_grad()
+def test_other_batches_and_image_sizes(image):
+    """Convolutions' blocks are those for the shape; a linear layer has one copy for all."""
+    model = pack(net())
+    model(image)
+    before = copies(model)
+    for x in (image[:0], image.repeat(3, 1, 1, 1), image[:1]):
+        torch.testing.assert_close(model(x), expected(model, x))
+    assert [old is new for old, new in zip(before, copies(model), strict=True)] == [False, False, True, True]
+    wide = torch.randn(2, 3, 16, 30)
+    torch.testing.assert_close(model[:6](wide), expected(model[:6], wide))
+
+
+def test_inference_mode(image):
+    """Weights made outside are packed; those made inside count no versions, and are not."""
+    model = pack(net())
+    with torch.inference_mode():
+        model(image)
+        inside = pack(net())
+        torch.testing.assert_close(inside(image), model(image))
+    assert None not in copies(model)
+    assert copies(inside) == [None] * 4
+
+
+@torch.no_grad()
+def test_nan_survives(image):
+    """oneDNN's own ReLU would turn it into 0."""
+    model = pack(net())
+    image[0] = torch.nan
+    assert model(image)[0].isnan().all()
+
+
+def test_gradients_take_no_copies(image):
+    model = pack(net())
+    model(image).sum().backward()
+    assert model[0].weight.grad is not None
+    assert copies(model) == [None] * 4
+
+
+@torch.no_grad()
+def test_the_named_backend_and_autocast_rule(image):
+    model = pack(net())
+    with backend("reference"):
+        model(image)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(image).dtype == torch.bfloat16
+    assert copies(model) == [None] * 4
+
+
+@torch.no_grad()
+def test_modules_stay_as_they_are(image):
+    model = pack(net())
+    model(image)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert copies(other) == []
+        torch.testing.assert_close(other(image), model(image))
+
+
+def test_wrong_argument():
+    with pytest.raises(TypeError, match=r"^model: expected an nn.Module, got int$"):
+        pack(3)
