@@ -44,6 +44,7 @@ AUTO = {
         "conv_stage": "cpu",
         "linear_relu_dropout": "reference",
         "augment": "cpu",
+        "sgd": "cpu",
     },
     "cuda": {
         "lrn": "cuda",
@@ -53,6 +54,7 @@ AUTO = {
         "conv_stage": "cuda",
         "linear_relu_dropout": "triton",
         "augment": "triton",
+        "sgd": "triton",
     },
 }
 

@@ -18,7 +18,8 @@ namespace alexnet_fast {
   X(max_pool_bwd, PoolParams)       \
   X(epilogue_fwd, EpilogueParams)   \
   X(epilogue_bwd, EpilogueParams)   \
-  X(augment_fwd, AugmentParams)
+  X(augment_fwd, AugmentParams)     \
+  X(sgd, SgdParams)
 
 namespace cpu {
 

@@ -84,6 +84,21 @@ struct AugmentParams {
   void* y;
 };
 
+// One step of SGD:
+//   torch  g = g + weight_decay * w; v = momentum * v + keep * g, or g at first; g = v, or g + momentum * v (nesterov);
+//          w = w - lr * g
+//   2012   v = momentum * v - decayed_lr * w - lr * g; w = w + v
+struct SgdParams {
+  DType dtype;  // of grad and copy
+  int64_t count;
+  float lr, momentum, keep, weight_decay, decayed_lr;  // keep: 1 - dampening; decayed_lr: weight_decay * lr
+  bool nesterov, rule_2012, first;
+  float* weight;
+  const void* grad;
+  float* velocity;  // null without momentum
+  void* copy;       // the weight in 16 bits, written; or null
+};
+
 // y = relu(w * x + bias) over NHWC tensors, and its gradients. K output channels, kernel R x S, output P x Q.
 struct ConvParams {
   DType dtype;

@@ -1,4 +1,4 @@
-"""README's Python runs as it stands, block by block, and its links lead somewhere."""
+"""Python in README and in docs/training.md runs as it stands, block by block, and README's links lead somewhere."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+BLOCKS, LOOPS = (
+    re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    for text in (README, (ROOT / "docs" / "training.md").read_text())
+)
 
 
-@pytest.mark.parametrize("code", BLOCKS, ids=lambda code: code.splitlines()[-1][:40])
+@pytest.mark.parametrize("code", BLOCKS + LOOPS, ids=lambda code: code.splitlines()[-1][:40])
 def test_code_runs(code):
     exec(compile(code, "README.md", "exec"), {})
 

@@ -27,6 +27,7 @@ from alexnet_fast.data import NOT_COUNTED, BadImage, Batch, Data, Transform, rea
 from alexnet_fast.data.loader import steps_per_epoch, worker_deaths_named
 from alexnet_fast.data.random import mix
 from alexnet_fast.errors import InputError, RunError
+from alexnet_fast.optim import SGD
 from alexnet_fast.parallel import Ranks
 from alexnet_fast.train import checkpoint, pictures
 from alexnet_fast.train.checkpoint import Checkpoint
@@ -69,9 +70,7 @@ class Trainer:
             model.load_state_dict(resumed.model)
         self.model = model.to(ranks.device, memory_format=torch.channels_last)
         self.names = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        self.optimizer = torch.optim.SGD(
-            self.names.values(), config.lr, config.momentum, weight_decay=config.weight_decay, fused=True
-        )
+        self.optimizer = SGD(self.names.values(), config.lr, config.momentum, weight_decay=config.weight_decay)
         for name, buffer in (resumed.momentum if resumed else {}).items():
             parameter = self.names[name]
             self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter.detach()).copy_(buffer)

@@ -25,7 +25,7 @@ from triton.runtime.jit import JITFunction
 from alexnet_fast.ops import LRN
 from alexnet_fast.ops.arguments import Window
 from alexnet_fast.ops.convolution import Geometry
-from alexnet_fast.triton_kernels import augment, conv_relu, epilogue, linear_relu_dropout, lrn, max_pool
+from alexnet_fast.triton_kernels import augment, conv_relu, epilogue, linear_relu_dropout, lrn, max_pool, sgd
 
 PAPER = LRN(5, 5e-4, 0.75, 2.0)
 OVERLAPPING = Window([3, 3], [2, 2], [0, 0], False)
@@ -87,6 +87,14 @@ def classifier(dtype: torch.dtype) -> None:
     linear_relu_dropout._linear_relu_dropout(z, bias, 0.5, seed)
 
 
+def optimizer(dtype: torch.dtype, **options) -> None:
+    """Weights, gradients and velocities of fc8, and in bfloat16 the copies."""
+    rule = {"lr": 0.01, "momentum": 0.9, "dampening": 0.0, "weight_decay": 5e-4, "nesterov": False, "first": False}
+    weights, biases = (torch.empty(size, device="meta") for size in ((1000, 4096), (1000,)))
+    rows = [(w, w.to(dtype), w, None if dtype == torch.float32 else w.to(dtype)) for w in (weights, biases)]
+    sgd.step(rows, **rule, **options)
+
+
 def convolution(layer: str, dtype: torch.dtype) -> None:
     """Forward and both gradients."""
     images, kernel, geometry = CONVOLUTIONS[layer]
@@ -106,6 +114,9 @@ def cases() -> Iterator[str]:
         pictures(dtype)
         yield f"{dtype} classifier"
         classifier(dtype)
+        for rule_2012 in (False, True):
+            yield f"{dtype} optimizer"
+            optimizer(dtype, rule_2012=rule_2012)
         for layer in CONVOLUTIONS:
             yield f"{dtype} {layer}"
             convolution(layer, dtype)

@@ -47,7 +47,7 @@ def names(rows: list[dict]) -> list[str]:
 def test_every_kernel_is_compiled(architecture, compiled):
     kernels = {row["kernel"] for row in compiled[architecture]}
     both = [f"{stem}.{way}_kernel" for stem in ("lrn", "max_pool", "epilogue") for way in ("forward", "backward")]
-    once = ["augment.forward_kernel", "linear_relu_dropout.forward_kernel"]
+    once = ["augment.forward_kernel", "linear_relu_dropout.forward_kernel", "sgd.kernel"]
     assert kernels == {*both, *once, "conv_relu.conv_kernel", "conv_relu.weight_kernel"}
 
 
@@ -80,12 +80,16 @@ def test_convolutions_run_on_tensor_cores(architecture, compiled):
 
 
 @pytest.mark.parametrize("architecture", SHARED)
-def test_channels_last_is_loaded_in_whole_words(architecture, compiled):
-    """16 bytes a load in convolutions; 8 in bfloat16 pointwise kernels, of which a thread has four elements. Not LRN's,
+def test_loads_are_of_whole_words(architecture, compiled):
+    """16 bytes a load in convolutions and the optimizer; in channels_last 8 in bfloat16 pointwise kernels, of which a thread has four elements. Not LRN's,
     whose loads are shifted by a channel, and not TF32's weight gradient, whose operands the loads have to transpose."""
     for row in compiled[architecture]:
         stem = row["kernel"].partition(".")[0]
-        if stem == "conv_relu" and not (row["kernel"].endswith("weight_kernel") and row["case"].startswith("float32")):
+        if stem == "sgd":
+            assert row["load"] == 16, row
+        elif stem == "conv_relu" and not (
+            row["kernel"].endswith("weight_kernel") and row["case"].startswith("float32")
+        ):
             assert row["load"] == 16, row
         elif stem == "linear_relu_dropout" or (stem in ("max_pool", "epilogue") and "channels_last" in row["case"]):
             assert row["load"] >= 8, row
