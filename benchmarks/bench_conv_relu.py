@@ -1,4 +1,4 @@
-"""Convolution and ReLU: torchvision's conv3, conv4 and conv5."""
+"""Convolution and ReLU, where nothing follows: conv3 and conv4 of torchvision's net and of the 2012 net."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from .cases import backends, forms, passes
 SAMPLES = [
     conv_relu("conv3", (16, 192, 13, 13), (384, 192, 3, 3), padding=1),
     conv_relu("conv4", (16, 384, 13, 13), (256, 384, 3, 3), padding=1),
+    conv_relu("2012 conv3", (16, 256, 13, 13), (384, 256, 3, 3), padding=1),
+    conv_relu("2012 conv4", (16, 384, 13, 13), (384, 192, 3, 3), padding=1, groups=2),
 ]
 
 

@@ -1,65 +1,77 @@
-"""pytest benchmarks --benchmark-only: pytest-benchmark's tables, then one of ours against PyTorch's."""
+"""pytest benchmarks --benchmark-only: pytest-benchmark's tables, then one of ours against every peer.
+
+--results DIR writes DIR/DEVICE/results.json, from which benchmarks/report.py makes tables and pictures.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 
-from alexnet_fast import _C
+from . import machine
+from .results import write
+from .tables import comparison
+from .timing import keep_memory, race
 
-from .timing import Row, keep_memory, race, spread
-
-ROWS = pytest.StashKey[list[Row]]()
-MEMORY = pytest.StashKey[str]()
-OVERHEADS = pytest.StashKey[list[tuple[str, float, float, float]]]()
+ROWS = pytest.StashKey[list[dict[str, Any]]]()
+MISSING = pytest.StashKey[dict[str, str]]()
+HEADER = pytest.StashKey[dict[str, Any]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fresh-memory", action="store_true", help="leave malloc as it is: large tensors are mapped anew")
+    parser.addoption("--results", metavar="DIR", type=Path, help="write what was measured to DIR/DEVICE/results.json")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     kept = not config.getoption("--fresh-memory") and keep_memory()
-    config.stash[MEMORY] = "freed memory is kept" if kept else "memory as malloc gives it"
-    config.stash[ROWS] = []
-    config.stash[OVERHEADS] = []
+    header = {"machine": machine.facts(), "versions": machine.versions(), "commit": machine.commit()}
+    header["machine"]["memory"] = "freed memory is kept" if kept else "memory as malloc gives it"
+    config.stash[ROWS], config.stash[MISSING], config.stash[HEADER] = [], {}, header
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ceilings(pytestconfig) -> None:
+    """Measured before the first case, as long as nothing has warmed or filled the machine."""
+    if not pytestconfig.getoption("--benchmark-disable"):
+        pytestconfig.stash[HEADER]["ceilings"] = machine.ceilings()
 
 
 @pytest.fixture
-def measure(benchmark, pytestconfig) -> Callable[..., None]:
-    """race() with its row kept for the summary."""
+def keep(pytestconfig) -> Callable[[dict[str, Any] | None], None]:
+    """Keeps a row for the summary and the file."""
 
-    def measured(*case) -> None:
-        if row := race(benchmark, *case):
+    def kept(row: dict[str, Any] | None) -> None:
+        if row:
             pytestconfig.stash[ROWS].append(row)
 
-    return measured
+    return kept
+
+
+@pytest.fixture
+def missing(pytestconfig) -> dict[str, str]:
+    """The peers that are left out, and why."""
+    return pytestconfig.stash[MISSING]
+
+
+@pytest.fixture
+def measure(benchmark, keep, missing) -> Callable[..., None]:
+    """race() with its row kept."""
+    return lambda *case: keep(race(benchmark, missing, *case))
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
-    write = terminalreporter.write_line
-    if rows := config.stash[ROWS]:
-        terminalreporter.section("against PyTorch")
-        threads, kernels = torch.get_num_threads(), _C.build_info()["cpu_isa"]
-        write(f"torch {torch.__version__}, {threads} threads, {kernels} kernels; {config.stash[MEMORY]}.")
-        write(
-            "Median [quartiles] in ms. GB/s: each input and output counted once. Saved: for backward, over the input's."
-        )
-        width = max(len(row.name) for row in rows)
-        write(
-            f"{'case':{width}} {'dtype':8} {'layout':13} {'passes':16} {'ours':>26} {'PyTorch':>26} {'ratio':>6} "
-            f"{'GB/s':>6} {'saved':>5} PyTorch"
-        )
-        for row in rows:
-            bandwidth = f"{row.gigabytes_per_s:.1f}" if row.gigabytes_per_s else ""
-            saved = f"{row.saved[0]:5.2f} {row.saved[1]:7.2f}" if row.saved else ""
-            what = f"{row.name:{width}} {row.dtype:8} {row.layout:13} {row.passes:16}"
-            write(f"{what} {spread(row.ours)} {spread(row.torch)} {row.ratio:5.1f}x {bandwidth:>6} {saved}".rstrip())
-    if overheads := config.stash[OVERHEADS]:
-        terminalreporter.section("microseconds a call on a tiny tensor")
-        write(f"{'operator':12} {'PyTorch':>8} {'operator':>9} {'function':>9}  function over operator")
-        for stem, theirs, direct, function in overheads:
-            write(f"{stem:12} {theirs:8.1f} {direct:9.1f} {function:9.1f} {function - direct:9.1f}")
+    rows, absent, header = config.stash[ROWS], config.stash[MISSING], config.stash[HEADER]
+    if not rows:
+        return
+    terminalreporter.section("against every peer")
+    for line in comparison({**header, "missing": absent, "rows": rows}):
+        terminalreporter.write_line(line)
+    if folder := config.getoption("--results"):
+        path = folder / machine.folder(header["machine"]) / "results.json"
+        write(path, header, rows, absent)
+        terminalreporter.write_line(f"written: {path}")
