@@ -2,7 +2,7 @@
 #
 #   make demo    train AlexNet on handwritten digits with two processes, then show where the pictures are
 #   make test    lint, then every test   (PYTEST="--slow" adds the tests that install a second torch)
-#   make bench   time the operators on this machine
+#   make bench   time this machine, write benchmarks/results and render docs/performance.md   (more peers: .venv/bin/pip install -e '.[bench]')
 #   make lint    ruff and clang-format, checking only
 
 PYTHON ?= python3
@@ -21,7 +21,8 @@ test: lint
 	TRITON_INTERPRET=1 $(BIN)/pytest tests/triton $(PYTEST)
 
 bench: $(VENV)/installed
-	$(BIN)/pytest benchmarks --benchmark-only
+	$(BIN)/pytest benchmarks --benchmark-only --results benchmarks/results $(PYTEST)
+	$(BIN)/python -m benchmarks.report
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

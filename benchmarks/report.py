@@ -1,0 +1,287 @@
+"""python -m benchmarks.report: tables and pictures from benchmarks/results/*/results.json, and from nothing else.
+
+Writes what stands between the markers in README.md and docs/performance.md, and docs/performance/DEVICE-*.png. Each
+picture carries the SHA-256 of the data that it shows, so that a test can tell whether it is of the committed results.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .tables import LOSES, best_peer, floor_ms, name_of
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- from benchmarks/results: begin -->", "<!-- from benchmarks/results: end -->"
+NONE = "No results are committed yet; `make bench` measures this machine.\n"
+NETS = ("alexnet", "train_step")
+
+Results = dict[str, Any]
+
+
+def load(folder: Path = RESULTS) -> dict[str, Results]:
+    """Results by device, in the order of their names."""
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("*/results.json"))}
+
+
+# ---- Tables ---------------------------------------------------------------------------------------------------------
+
+
+def table(head: list[str], lines: Iterable[list[str]]) -> str:
+    rows = [head, ["---", *["---:"] * (len(head) - 1)], *lines]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _time(row: Results, side: str) -> str:
+    if side not in row["ms"]:
+        return ""
+    middle = row["ms"][side][1]
+    return f"{middle:.3g}" if middle < 1000 else f"{middle:.0f}"
+
+
+def _floor(row: Results, ceilings: dict[str, float]) -> str:
+    floor = floor_ms(row, ceilings)
+    return f"{100 * floor / row['ms']['ours'][1]:.0f}%" if floor else ""
+
+
+def _mark(row: Results) -> str:
+    return f" {LOSES}" if row["ratio"] and best_peer(row)[1] < 1 else ""
+
+
+def _peers(rows: list[Results]) -> list[str]:
+    return list(dict.fromkeys(side for row in rows for side in row["ms"] if side != "ours"))
+
+
+def nets_table(results: Results) -> str:
+    rows = [row for row in results["rows"] if row["bench"] in NETS]
+    peers = _peers(rows)
+    head = ["milliseconds", "dtype", "ours", *peers, "best peer / ours", "floor / ours"]
+    lines = []
+    for row in rows:
+        what = {"alexnet": "inference", "train_step": "training step"}[row["bench"]]
+        name, ratio = best_peer(row)
+        times = [_time(row, side) for side in ("ours", *peers)]
+        ratio_cell = f"{ratio:.2f} ({name})"
+        lines.append(
+            [f"{what}, {row['case']}{_mark(row)}", row["dtype"], *times, ratio_cell, _floor(row, results["ceilings"])]
+        )
+    return table(head, lines)
+
+
+def operators_table(results: Results) -> str:
+    rows = [row for row in results["rows"] if row["bench"] not in NETS]
+    peers = [name for name in _peers(rows) if name != "eager"]
+    head = ["operator", "dtype", "layout", "pass", "ours, ms", "eager / ours [quartiles]"]
+    head += [f"{name} / ours" for name in peers] + ["floor / ours"]
+    lines = []
+    for row in rows:
+        low, middle, high = row["ratio"]["eager"]
+        others = [f"{row['ratio'][name][1]:.2f}" if name in row["ratio"] else "" for name in peers]
+        lines.append(
+            [
+                *(f"{name_of(row)}{_mark(row)}", row["dtype"], row["layout"], row["pass"], _time(row, "ours")),
+                *(f"{middle:.2f} [{low:.2f} {high:.2f}]", *others, _floor(row, results["ceilings"])),
+            ]
+        )
+    return table(head, lines)
+
+
+def memory_table(results: Results) -> str:
+    rows = [row for row in results["rows"] if "saved" in row]
+    head = ["MB", "dtype", "layout", "saved: ours", "saved: eager", "peak: ours", "peak: eager"]
+    lines = []
+    for row in rows:
+        sizes = [f"{size / 1e6:.1f}" for kind in ("saved", "peak") for size in row.get(kind, {}).values()]
+        lines.append([name_of(row), row["dtype"], row["layout"], *sizes, *[""] * (4 - len(sizes))])
+    return table(head, lines)
+
+
+def about(results: Results) -> str:
+    machine, ceilings = results["machine"], results["ceilings"]
+    versions = ", ".join(f"{name} {value}" for name, value in results["versions"].items())
+    text = f"{machine.get('gpu') or machine['processor']}, {machine['cores']} cores, {machine['threads']} threads"
+    text += f", {machine['kernels']} kernels, {machine['memory']}; {versions}; commit {results['commit']}.\n"
+    text += f"Measured ceilings: copy {ceilings['copy_gb_s']:g} GB/s, matrix products "
+    text += f"{ceilings['float32_tflop_s']:g} TFLOP/s in float32 and {ceilings['bfloat16_tflop_s']:g} in bfloat16.\n"
+    for name, reason in results["missing"].items():
+        text += f"Left out: {name}: {reason}.\n"
+    return text
+
+
+def performance_text(devices: dict[str, Results]) -> str:
+    """What docs/performance.md has between its markers."""
+    parts = []
+    for device, results in devices.items():
+        pictures = [f"![{title} on {device}](performance/{device}-{kind}.png)\n" for kind, title in PICTURES.items()]
+        parts += [f"## {device}\n", about(results), *pictures]
+        parts += ["### Nets\n", nets_table(results), "### Operators\n", operators_table(results)]
+        parts += ["### Memory\n", memory_table(results)]
+    return "\n".join(parts) or NONE
+
+
+def readme_text(devices: dict[str, Results]) -> str:
+    """README's tables: whole nets alone."""
+    parts = []
+    for device, results in devices.items():
+        parts += [about(results), nets_table(results)]
+        parts += [f"{LOSES}: a peer is faster.\n", f"![Speed on {device}](docs/performance/{device}-speed.png)\n"]
+    return "\n".join(parts) or NONE
+
+
+def between(page: str, text: str) -> str:
+    """``page`` with ``text`` between its markers."""
+    before, rest = page.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n\n{text}\n{END}{after}"
+
+
+# ---- Pictures -------------------------------------------------------------------------------------------------------
+
+PICTURES = {
+    "speed": "Time of whole nets",
+    "operators": "Speed-up of operators",
+    "roofline": "Roofline",
+    "memory": "Memory",
+}
+
+
+def picture_data(results: Results) -> dict[str, Any]:
+    """What each picture shows."""
+    rows, ceilings = results["rows"], results["ceilings"]
+    nets = [row for row in rows if row["bench"] in NETS]
+    single = [row for row in rows if row["bench"] not in NETS]
+    return {
+        "speed": [
+            [f"{name_of(r)}\n{r['dtype']}", {k: v[1] for k, v in r["ms"].items()}, floor_ms(r, ceilings)] for r in nets
+        ],
+        "operators": [
+            [
+                f"{name_of(r)}, {r['dtype']} {r['layout']} {r['pass']}",
+                r["ratio"]["eager"][1],
+                r["ms"]["eager"][1] / floor if (floor := floor_ms(r, ceilings)) else None,
+            ]
+            for r in single
+        ],
+        "roofline": {
+            "ceilings": ceilings,
+            "points": [
+                [r["bench"], r["dtype"], r["flops"] / r["bytes"], r["flops"] / r["ms"]["ours"][1] / 1e9]
+                for r in rows
+                if r.get("flops") and r.get("bytes")
+            ],
+        },
+        "memory": [
+            [f"{name_of(r)}, {r['dtype']} {r['layout']}", kind, [size / 1e6 for size in r[kind].values()]]
+            for r in rows
+            for kind in ("saved", "peak")
+            if kind in r
+        ],
+    }
+
+
+def digest(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def draw(results: Results, folder: Path, device: str) -> None:
+    from matplotlib.figure import Figure
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, data in picture_data(results).items():
+        figure = Figure(layout="constrained")
+        DRAW[kind](figure, data)
+        figure.suptitle(f"{PICTURES[kind]}: {device}")
+        figure.savefig(folder / f"{device}-{kind}.png", dpi=90, metadata={"Software": None, "Data": digest(data)})
+
+
+def _draw_speed(figure, data) -> None:
+    columns = 3
+    rows = max(1, -(-len(data) // columns))
+    figure.set_size_inches(12, 2.4 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for panel, (title, times, floor) in zip(panels, data, strict=False):
+        colors = ["tab:orange" if side == "ours" else "tab:blue" for side in times]
+        bars = panel.barh(list(times), list(times.values()), color=colors)
+        panel.bar_label(bars, fmt="%.3g", padding=2, fontsize=7)
+        panel.axvline(floor, color="black", linestyle="--", linewidth=1, label="floor")
+        panel.set_xlim(0, 1.2 * max(times.values()))
+        panel.invert_yaxis()
+        panel.tick_params(labelsize=7)
+        panel.set_title(f"{title}, ms", fontsize=8)
+    for panel in list(panels)[len(data) :]:
+        panel.set_axis_off()
+
+
+def _draw_operators(figure, data) -> None:
+    figure.set_size_inches(10, 1 + 0.17 * len(data))
+    panel = figure.subplots()
+    names = [name for name, _, _ in data]
+    panel.barh(
+        names, [ratio for _, ratio, _ in data], color=["tab:orange" if r >= 1 else "tab:red" for _, r, _ in data]
+    )
+    for at, (_, _, floor) in enumerate(data):
+        if floor:
+            panel.plot([floor, floor], [at - 0.4, at + 0.4], color="black", linewidth=1)
+    panel.axvline(1, color="grey", linewidth=0.5)
+    panel.set(xscale="log", xlabel="PyTorch eager's time over ours; black: over the floor")
+    panel.margins(y=0.005)
+    panel.invert_yaxis()
+    panel.tick_params(labelsize=6)
+
+
+def _draw_roofline(figure, data) -> None:
+    figure.set_size_inches(8, 5)
+    panel = figure.subplots()
+    bandwidth = data["ceilings"]["copy_gb_s"] / 1e3
+    for dtype, color in (("float32", "tab:blue"), ("bfloat16", "tab:orange")):
+        rate = data["ceilings"][f"{dtype}_tflop_s"]
+        knee = rate / bandwidth
+        panel.plot([knee / 100, knee, 100 * knee], [rate / 100, rate, rate], color=color, label=f"{dtype} ceiling")
+        for bench, marker in (("conv_relu", "o"), ("conv_stage", "s"), ("alexnet", "^"), ("train_step", "v")):
+            points = [(x, y) for name, kind, x, y in data["points"] if (name, kind) == (bench, dtype)]
+            if points:
+                panel.scatter(*zip(*points, strict=True), marker=marker, color=color, s=16, label=f"{bench}, {dtype}")
+    panel.set(xscale="log", yscale="log", xlabel="FLOP per byte that has to move", ylabel="TFLOP/s")
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize=7)
+
+
+def _draw_memory(figure, data) -> None:
+    figure.set_size_inches(10, 1 + 0.2 * len(data))
+    panel = figure.subplots()
+    for offset, side, color in ((-0.2, 0, "tab:orange"), (0.2, 1, "tab:blue")):
+        sizes = [sizes[side] for _, _, sizes in data]
+        panel.barh(
+            [at + offset for at in range(len(data))], sizes, height=0.4, color=color, label=("ours", "eager")[side]
+        )
+    panel.set_yticks(range(len(data)), [f"{name}, {kind}" for name, kind, _ in data])
+    panel.set(xscale="log", xlabel="MB")
+    panel.margins(y=0.005)
+    panel.invert_yaxis()
+    panel.tick_params(labelsize=6)
+    panel.legend(fontsize=7)
+
+
+DRAW = {"speed": _draw_speed, "operators": _draw_operators, "roofline": _draw_roofline, "memory": _draw_memory}
+
+
+def pages(devices: dict[str, Results], root: Path = ROOT) -> dict[Path, str]:
+    """Each rendered page as it has to be."""
+    texts = {root / "README.md": readme_text(devices), root / "docs" / "performance.md": performance_text(devices)}
+    return {path: between(path.read_text(), text) for path, text in texts.items()}
+
+
+def main() -> None:
+    devices = load()
+    for path, text in pages(devices).items():
+        path.write_text(text)
+    for device, results in devices.items():
+        draw(results, ROOT / "docs" / "performance", device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Tables and pictures come from the results' files alone, and those in the repository are of the committed files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from benchmarks import machine, report, results, tables
+
+DEVICES = report.load()
+CEILINGS = {"copy_gb_s": 10.0, "float32_tflop_s": 0.1, "bfloat16_tflop_s": 0.2}
+
+
+def row(bench: str, case: str, ours: float, peer: float, **more) -> dict:
+    times = {"ours": [ours / 1e3] * 5, "eager": [peer / 1e3] * 5}
+    labels = {"bench": bench, "case": case, "dtype": "float32", "layout": "contiguous", "pass": "forward"}
+    return labels | results.timed(times) | more
+
+
+@pytest.fixture
+def measured() -> dict:
+    rows = [
+        row("lrn", "after conv1", 1.0, 12.0, bytes=5_000_000, flops=0),
+        row("conv_relu", "conv3", 4.0, 3.0, bytes=1000, flops=200_000_000, saved={"ours": 3e6, "eager": 9e6}),
+        row("alexnet", "paper, batch 32", 5.0, 20.0, bytes=10_000_000, flops=100_000_000),
+    ]
+    about = {"processor": "P", "cores": 2, "threads": 2, "kernels": "avx2", "memory": "freed memory is kept"}
+    header = {"machine": about, "versions": {"torch": "2"}, "commit": "abc", "ceilings": CEILINGS}
+    return {**header, "missing": {"OpenVINO": "not installed"}, "rows": rows}
+
+
+@pytest.mark.parametrize("page", report.pages(DEVICES), ids=lambda path: path.name)
+def test_pages_are_those_of_the_results(page):
+    assert page.read_text() == report.pages(DEVICES)[page]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_pictures_are_those_of_the_results(device):
+    for kind, data in report.picture_data(DEVICES[device]).items():
+        with Image.open(report.ROOT / "docs" / "performance" / f"{device}-{kind}.png") as picture:
+            assert picture.text["Data"] == report.digest(data), kind
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_results_are_small_and_of_a_commit(device):
+    assert (report.RESULTS / device / "results.json").stat().st_size < 200_000
+    assert not DEVICES[device]["commit"].endswith("+")
+
+
+def test_the_floor_is_the_slower_of_bytes_and_flops(measured):
+    lrn, conv, _ = measured["rows"]
+    assert tables.floor_ms(lrn, CEILINGS) == pytest.approx(0.5)  # 5 MB at 10 GB/s
+    assert tables.floor_ms(conv, CEILINGS) == pytest.approx(2.0)  # 0.2 GFLOP at 0.1 TFLOP/s
+
+
+def test_rows_where_a_peer_is_faster_stay_and_are_marked(measured):
+    operators = report.operators_table(measured).splitlines()[2:]
+    assert [tables.LOSES in line for line in operators] == [False, True]
+    assert "| 12.00 [12.00 12.00] | 50% |" in operators[0]
+    assert "| 0.75 [0.75 0.75] | 50% |" in operators[1]
+    assert tables.LOSES not in report.nets_table(measured)
+    printed = [line for line in tables.comparison(measured) if tables.LOSES in line]
+    assert printed[1:] == ["conv_relu conv3 float32 contiguous forward †"]  # the first explains the mark
+
+
+def test_what_is_left_out_is_said(measured):
+    for text in (report.performance_text({"p": measured}), report.readme_text({"p": measured})):
+        assert "Left out: OpenVINO: not installed." in text
+        assert "P, 2 cores, 2 threads" in text
+
+
+def test_a_page_keeps_what_is_outside_its_markers():
+    page = f"a\n{report.BEGIN}\nold\n{report.END}\nb\n"
+    once = report.between(page, "new\n")
+    assert once == f"a\n{report.BEGIN}\n\nnew\n\n{report.END}\nb\n"
+    assert report.between(once, "new\n") == once
+
+
+def test_pictures_carry_their_data(measured, tmp_path):
+    report.draw(measured, tmp_path, "p")
+    for kind, data in report.picture_data(measured).items():
+        with Image.open(tmp_path / f"p-{kind}.png") as picture:
+            assert picture.text["Data"] == report.digest(data)
+    measured["rows"][0]["ms"]["ours"][1] = 2.0
+    assert report.digest(report.picture_data(measured)) != report.digest(report.picture_data({**measured, "rows": []}))
+
+
+def test_ratios_are_of_medians_and_their_spread_of_rounds():
+    timed = results.timed({"ours": [1.0, 2.0, 3.0, 4.0], "peer": [2.0, 2.0, 6.0, 40.0]})
+    assert timed["ms"]["ours"] == [1250, 2500, 3750]
+    low, middle, high = timed["ratio"]["peer"]
+    assert middle == 1.6  # 4 / 2.5
+    assert (low, high) == (1.25, 8.0)  # of 2, 1, 2, 10
+
+
+def test_a_file_collects_runs_of_one_commit(measured, tmp_path):
+    path = tmp_path / "p" / "results.json"
+    header = {name: measured[name] for name in ("machine", "versions", "commit", "ceilings")}
+    results.write(path, header, measured["rows"][:2], {"JAX": "no GPU"})
+    again = row("lrn", "after conv1", 2.0, 12.0)
+    results.write(path, {**header, "ceilings": {}}, [again], measured["missing"])
+    stored = json.loads(path.read_text())
+    assert stored["rows"] == [again, measured["rows"][1]]
+    assert stored["missing"] == {"JAX": "no GPU", "OpenVINO": "not installed"}
+    assert stored["ceilings"] == CEILINGS
+    results.write(path, {**header, "commit": "def"}, [again], {})
+    assert json.loads(path.read_text())["rows"] == [again]
+
+
+def test_the_machine_is_named():
+    about, found = machine.facts(), machine.versions()
+    assert about["cores"] >= 1
+    assert set(found) >= {"python", "torch"}
+    assert machine.folder({"processor": "AMD EPYC 9575F", "cores": 2}) == "amd-epyc-9575f-2-cores"
+    assert machine.folder({**about, "gpu": "NVIDIA H200"}) == "nvidia-h200"
