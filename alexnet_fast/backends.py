@@ -2,7 +2,7 @@
 
 ``reference``  plain PyTorch, everywhere
 ``cpu``        C++ of this package; convolutions through the oneDNN that torch carries
-``cuda``       CUDA C++ of this package, where it was built with nvcc and torch sees a GPU
+``cuda``       CUDA C++ of this package, convolutions included, where it was built with nvcc and torch sees a GPU
 ``triton``     Triton kernels of this package; on a CPU through its interpreter (TRITON_INTERPRET=1)
 ``auto``       the fastest of them for the operator and the device, by the table ``AUTO``
 
@@ -31,10 +31,15 @@ DTYPES = {
     "cpu": (torch.float32, torch.float64, *HALF),
     "cuda": (torch.float32, *HALF),
     "triton": (torch.float32, *HALF),
+    "library": (torch.float32, *HALF),
 }
 
-# What ``auto`` takes, per device type and operator. cpu: measured by `pytest benchmarks`. cuda: no GPU has measured
-# these rows yet; they follow the byte counts (the pointwise kernels move fewer) and leave convolutions to cuDNN.
+# What ``auto`` takes, per device type and operator. "conv_relu, few channels" and the like are rows for fewer than 8
+# input channels a group, as a net's first layer has; without one, the operator's own row holds for them too.
+# "library": the convolution that torch carries (cuDNN), then ``cuda``'s epilogue; it has no name for callers.
+#
+# cpu: measured by `pytest benchmarks`. cuda: no GPU has measured these rows yet. They follow the byte counts (the
+# pointwise kernels move fewer) and leave convolutions to cuDNN.
 AUTO = {
     "cpu": {
         "lrn": "cpu",
@@ -50,8 +55,10 @@ AUTO = {
         "lrn": "cuda",
         "max_pool": "cuda",
         "epilogue": "cuda",
-        "conv_relu": "cuda",
-        "conv_stage": "cuda",
+        "conv_relu": "library",
+        "conv_relu, few channels": "library",
+        "conv_stage": "library",
+        "conv_stage, few channels": "library",
         "linear_relu_dropout": "triton",
         "augment": "triton",
         "sgd": "triton",
@@ -125,24 +132,31 @@ def report() -> list[Status]:
     return [Status(name, not (reason := missing(name)), reason) for name in NAMES]
 
 
-def choose(operator: str, input: Tensor, named: str | None, refusal: str = "") -> str:
-    """The backend that a call of ``operator`` (a stem, such as ``lrn``) on ``input`` runs on.
+def choose(
+    operator: str, input: Tensor, named: str | None, refusal: str = "", *, cuda_refusal: str = "", kind: str = ""
+) -> str:
+    """The backend that a call of ``operator`` (a stem, such as ``lrn``) on ``input`` runs on, or ``library``.
 
-    ``named`` is the call's ``backend=``; ``refusal`` says what in its arguments only the reference covers, if anything.
+    ``named`` is the call's ``backend=``. ``refusal`` says what in its arguments only the reference covers, if anything,
+    ``cuda_refusal`` what the CUDA kernels do not; ``kind`` names the row of ``AUTO`` for arguments like these.
     """
     name = current() if named is None else named
     device = input.device.type
     if torch._C._are_functorch_transforms_active():  # operators registered from Python have no rules for them
         refusal = "torch.func transforms"
     if name == "auto":
-        name = AUTO.get(device, {}).get(operator, "reference")
-        absent = (name == "cuda" and _build["cuda"] is None) or (name == "triton" and not _triton)
-        if refusal or absent or input.dtype not in DTYPES[name]:
+        rows = AUTO.get(device, {})
+        name = rows.get(f"{operator}, {kind}") or rows.get(operator, "reference")
+        native = name in ("cuda", "library")
+        absent = (native and _build["cuda"] is None) or (name == "triton" and not _triton)
+        if refusal or (native and cuda_refusal) or absent or input.dtype not in DTYPES[name]:
             return "reference"
         return name
     _check_name(name)
     if name == "reference":
         return name
+    if name == "cuda":
+        refusal = refusal or cuda_refusal
     if refusal:
         raise BackendError(f"{operator}: backend {name!r} does not cover {refusal}; 'reference' and 'auto' do")
     if device != name and not (name == "triton" and device in ("cuda", "cpu")):

@@ -166,7 +166,7 @@ def doctor(as_json: Annotated[bool, _option("print JSON", "--json")] = False) ->
     report = backends.report()
     if as_json:
         states = {status.name: {"available": status.available, "reason": status.reason} for status in report}
-        print(json.dumps({"facts": facts, "backends": states}, default=str))
+        print(json.dumps({"facts": facts, "backends": states, "auto": backends.AUTO}, default=str))
         return
     console = Console()
     about = Table(show_header=False)
@@ -177,6 +177,10 @@ def doctor(as_json: Annotated[bool, _option("print JSON", "--json")] = False) ->
     for status in report:
         table.add_row(status.name, "yes" if status.available else "no", escape(status.reason))
     console.print(table)
+    chosen = Table("auto takes", *(f"on {device}" for device in backends.AUTO))
+    for operator in dict.fromkeys(name for rows in backends.AUTO.values() for name in rows):
+        chosen.add_row(operator, *(rows.get(operator, "") for rows in backends.AUTO.values()))
+    console.print(chosen)
 
 
 def _version(name: str) -> str:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from alexnet_fast import BackendError, backend, backends, ops
 
@@ -129,6 +130,69 @@ def test_what_a_kernel_does_not_cover(reason):
         BackendError, match=f"max_pool: backend 'cpu' does not cover {reason}.*'reference' and 'auto' do"
     ):
         ops.max_pool2d(x, **arguments[reason], backend="cpu")
+
+
+# ---- On a GPU --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """on_gpu(*shape): a tensor on a GPU that only seems to be there. Operators are called, kernels are not."""
+    monkeypatch.setitem(backends._build, "cuda", "13.0 for sm_90")
+    monkeypatch.setattr(backends, "missing", lambda name: "")
+    with FakeTensorMode(), torch.no_grad():
+        yield lambda *shape, **options: torch.empty(shape, device="cuda", **options)
+
+
+CONVOLUTIONS = {
+    "conv_relu": lambda x, weight, b: ops.conv_relu(x, weight, padding=1, backend=b),
+    "conv_stage": lambda x, weight, b: ops.conv_stage(x, weight, padding=1, pool=ops.Pool(3, 2), backend=b),
+}
+
+
+@pytest.mark.parametrize("channels", [3, 8])
+@pytest.mark.parametrize("stem", CONVOLUTIONS)
+def test_convolutions_by_name_are_our_own_and_by_auto_torchs(stem, channels, on_gpu, operators, monkeypatch):
+    """Until a GPU has measured. A row for few channels decides for those alone."""
+    x, weight = on_gpu(1, channels, 9, 9), on_gpu(4, channels, 3, 3)
+    call = CONVOLUTIONS[stem]
+    assert operators(lambda x: call(x, weight, "cuda"), x) == [f"{stem}_cuda"]
+    assert operators(lambda x: call(x, weight, None), x) == [stem]
+    monkeypatch.setitem(backends.AUTO["cuda"], f"{stem}, few channels", "cuda")
+    assert operators(lambda x: call(x, weight, None), x) == [f"{stem}_cuda" if channels == 3 else stem]
+
+
+def test_pointwise_operators_are_our_own(on_gpu, operators):
+    for named in (None, "cuda"):
+        assert operators(
+            lambda x, b=named: ops.max_pool2d(ops.local_response_norm(x, 5, backend=b), 3, backend=b),
+            on_gpu(1, 4, 9, 9),
+        ) == ["lrn", "max_pool"]
+
+
+@pytest.mark.parametrize("named", ["cuda", None])
+def test_what_cuda_kernels_do_not_cover(named, on_gpu, operators):
+    """By name an error that says so; auto leaves it to the reference."""
+    x, weight = on_gpu(1, 24, 9, 9), on_gpu(4, 24, 3, 3)
+    calls = [
+        ("windows of more than 16 channels", lambda: ops.local_response_norm(x, 17, backend=named)),
+        ("windows of more than 16 channels", lambda: ops.epilogue(x, lrn=ops.LRN(17), backend=named)),
+        ("windows of more than 16 channels", lambda: ops.conv_stage(x, weight, lrn=ops.LRN(17), backend=named)),
+        ("a weight without elements", lambda: ops.conv_relu(on_gpu(1, 0, 9, 9), on_gpu(4, 0, 3, 3), backend=named)),
+        ("torch.float64", lambda: ops.local_response_norm(on_gpu(1, 8, 3, 3, dtype=torch.float64), 5, backend=named)),
+    ]
+    for reason, call in calls:
+        if named is None:
+            assert operators(lambda _, call=call: call(), x) == []
+            continue
+        with pytest.raises(BackendError, match=reason):
+            call()
+
+
+def test_without_cuda_kernels_auto_leaves_a_gpu_to_the_reference(on_gpu, operators, monkeypatch):
+    x, weight = on_gpu(1, 8, 9, 9), on_gpu(4, 8, 3, 3)
+    monkeypatch.setitem(backends._build, "cuda", None)
+    assert operators(lambda x: CONVOLUTIONS["conv_stage"](x, weight, None), x) == []
 
 
 def test_report_gives_a_reason_for_each_that_is_missing():

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from alexnet_fast import cli
+from alexnet_fast import backends, cli
 from alexnet_fast.models import VARIANTS
 from alexnet_fast.train import checkpoint
 from alexnet_fast.train.config import resolve
@@ -150,7 +150,9 @@ def test_doctor_says_which_backends_work_and_why_others_do_not(command):
     assert record["backends"]["cpu"] == {"available": True, "reason": ""}
     for state in record["backends"].values():
         assert state["available"] == (state["reason"] == "")
-    assert "backend" in command("doctor").out
+    assert record["auto"] == backends.AUTO
+    printed = command("doctor").out
+    assert all(operator in printed for rows in backends.AUTO.values() for operator in rows)
 
 
 def test_commands_that_come_later_are_not_there(command):

@@ -81,6 +81,11 @@ def check_lrn(lrn: LRN, channels: int) -> None:
         raise ValueError(f"groups: expected a divisor of the {channels} channels, got {lrn.groups!r}")
 
 
+def cuda_refuses(lrn: LRN | None) -> str:
+    """What of a normalization the CUDA kernels do not cover: they keep up to 16 channels in registers."""
+    return f"windows of more than 16 channels (size={lrn.size})" if lrn and lrn.size > 16 else ""
+
+
 def out_side(name: str, side: int, kernel: int, stride: int, padding: int, ceil_mode: bool = False) -> int:
     """Output side of a window that slides over ``side`` elements, as torch counts it."""
     out = (side + 2 * padding - kernel + (stride - 1 if ceil_mode else 0)) // stride + 1

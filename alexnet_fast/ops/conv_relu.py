@@ -17,7 +17,7 @@ from alexnet_fast.ops import convolution
 from alexnet_fast.ops.arguments import IntPair
 from alexnet_fast.ops.convolution import GEOMETRY
 from alexnet_fast.ops.epilogue import NO_LRN, NO_POOL
-from alexnet_fast.ops.registry import LIBRARY, NATIVE, Family, define, empty, family
+from alexnet_fast.ops.registry import CUDA, LIBRARY, NATIVE, TRITON, Family, define, empty, family
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -42,21 +42,25 @@ def _fake_backward(dy, x, weight, y, stride, padding, dilation, groups, wanted):
     )
 
 
+FORWARD = f"(Tensor x, Tensor weight, Tensor? bias, {GEOMETRY}) -> Tensor"
+# y None: dy is masked already. wanted: which of dx, dweight, dbias to compute; the others come back empty.
+BACKWARD = (
+    f"(Tensor dy, Tensor x, Tensor weight, Tensor? y, {GEOMETRY}, bool[3] wanted)"
+    " -> (Tensor dx, Tensor dweight, Tensor dbias)"
+)
+
 define(
     "conv_relu",
-    f"(Tensor x, Tensor weight, Tensor? bias, {GEOMETRY}) -> Tensor",
+    FORWARD,
     fake=lambda x, weight, bias, *geometry: convolution.fake(x, weight, *geometry[:3]),
     setup_context=_setup_context,
     backward=_backward,
     autocast=convolution.autocast,
+    families=(NATIVE, TRITON, CUDA),
 )
-# y None: dy is masked already. wanted: which of dx, dweight, dbias to compute; the others come back empty.
-define(
-    "conv_relu_backward",
-    f"(Tensor dy, Tensor x, Tensor weight, Tensor? y, {GEOMETRY}, bool[3] wanted)"
-    " -> (Tensor dx, Tensor dweight, Tensor dbias)",
-    fake=_fake_backward,
-)
+define("conv_relu_backward", BACKWARD, fake=_fake_backward, families=(NATIVE, TRITON, CUDA))
+convolution.define_own_kernel("conv_relu", FORWARD)
+convolution.define_own_kernel("conv_relu_backward", BACKWARD)
 
 
 def _conv_relu_cpu(x, weight, bias, *geometry):
@@ -115,7 +119,8 @@ def conv_relu(
         BackendError: the named backend cannot run this call.
     """
     geometry, _sides, refusal = convolution.check(input, weight, bias, stride, padding, dilation, groups)
-    chosen = choose("conv_relu", input, backend, refusal)
+    limits = {"cuda_refusal": convolution.cuda_refuses(weight), "kind": convolution.kind(weight)}
+    chosen = choose("conv_relu", input, backend, refusal, **limits)
     if chosen == "reference":
         return reference.conv_relu(input, weight, bias, stride, padding, dilation, groups)
     x = input if input.dim() == 4 else input.unsqueeze(0)

@@ -14,12 +14,12 @@ from torch import Tensor
 from alexnet_fast import reference
 from alexnet_fast.backends import choose
 from alexnet_fast.ops import convolution
-from alexnet_fast.ops.arguments import LRN, IntPair, Pool, Window
+from alexnet_fast.ops.arguments import LRN, IntPair, Pool, Window, cuda_refuses
 from alexnet_fast.ops.conv_relu import conv_relu
 from alexnet_fast.ops.convolution import GEOMETRY
 from alexnet_fast.ops.epilogue import WINDOWS, gradient, plan, save
 from alexnet_fast.ops.epilogue import fake as fake_epilogue
-from alexnet_fast.ops.registry import LIBRARY, NATIVE, Family, define, family
+from alexnet_fast.ops.registry import CUDA, LIBRARY, NATIVE, TRITON, Family, define, family
 
 
 def _fake(x, weight, bias, stride, padding, dilation, groups, lrn_size, alpha, beta, k, lrn_groups, *rest):
@@ -42,15 +42,21 @@ def _backward(family: Family, ctx, dy: Tensor, _dcode, _dr):
     return dx if want_x else None, dweight if want_weight else None, db, *[None] * 14
 
 
+SCHEMA = (
+    f"(Tensor x, Tensor weight, Tensor? bias, {GEOMETRY}, {WINDOWS}, bool ceil_mode, bool training)"
+    " -> (Tensor y, Tensor code, Tensor r)"
+)
+
 define(
     "conv_stage",
-    f"(Tensor x, Tensor weight, Tensor? bias, {GEOMETRY}, {WINDOWS}, bool ceil_mode, bool training)"
-    " -> (Tensor y, Tensor code, Tensor r)",
+    SCHEMA,
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
     autocast=convolution.autocast,
+    families=(NATIVE, TRITON, CUDA),
 )
+convolution.define_own_kernel("conv_stage", SCHEMA)
 
 
 def _conv_stage(x, weight, bias, stride, padding, dilation, groups, *windows):
@@ -92,7 +98,8 @@ def conv_stage(
         return conv_relu(input, weight, bias, stride, padding, dilation, groups, backend=backend)
     geometry, sides, refusal = convolution.check(input, weight, bias, stride, padding, dilation, groups)
     windows, refused_window = plan(lrn, pool, weight.shape[0], *sides)
-    chosen = choose("conv_stage", input, backend, refusal or refused_window)
+    limits = {"cuda_refusal": convolution.cuda_refuses(weight) or cuda_refuses(lrn), "kind": convolution.kind(weight)}
+    chosen = choose("conv_stage", input, backend, refusal or refused_window, **limits)
     if chosen == "reference":
         return reference.conv_stage(input, weight, bias, stride, padding, dilation, groups, lrn=lrn, pool=pool)
     x = input if input.dim() == 4 else input.unsqueeze(0)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from alexnet_fast.ops.arguments import IntPair, check_bias, check_tensor, out_side, pair
-from alexnet_fast.ops.registry import empty, memory_format
+from alexnet_fast.ops.registry import LIBRARY, empty, memory_format
 
 GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation, int groups"
 
@@ -60,6 +61,15 @@ def check(
     return Geometry(steps, pads, dilations, groups), out_sides(input, weight, steps, pads, dilations), refusal
 
 
+def kind(weight: Tensor) -> str:
+    """Which row of :data:`alexnet_fast.backends.AUTO` is for a convolution with this weight."""
+    return "few channels" if weight.shape[1] < 8 else ""
+
+
+def cuda_refuses(weight: Tensor) -> str:
+    return "" if weight.numel() else "a weight without elements"
+
+
 def layout_of(x: Tensor, weight: Tensor) -> Tensor:
     """The tensor whose layout the result takes: channels_last if input or weight is, as in torch."""
     return weight if memory_format(weight) == torch.channels_last else x
@@ -84,6 +94,23 @@ def autocast(dtype: torch.dtype, x: Tensor, weight: Tensor, bias: Tensor | None,
         return t if t is None or t.dtype == torch.float64 else t.to(dtype)
 
     return cast(x), cast(weight), cast(bias), *rest
+
+
+def own_kernel(name: str) -> Callable:
+    """csrc's operator ``NAME_kernel``, told whether torch, at the call, lets float32 operands be rounded to TF32.
+
+    torch.backends.cudnn.allow_tf32, the older switch, sets the one that is read here.
+    """
+    kernel = getattr(torch.ops.alexnet_fast, f"{name}_kernel").default
+    return lambda *args: kernel(*args, torch.backends.cudnn.conv.fp32_precision == "tf32")
+
+
+def define_own_kernel(name: str, schema: str) -> None:
+    """Makes that operator the CUDA implementation of ``NAME_cuda``, in whose own schema the switch would be frozen into
+    compiled graphs."""
+    arguments, returns = schema.split(") ->")
+    LIBRARY.define(f"{name}_kernel{arguments}, bool allow_tf32) ->{returns}")
+    LIBRARY.impl(f"{name}_cuda", own_kernel(name), "CUDA")
 
 
 def onednn_runs(dtype: torch.dtype) -> bool:

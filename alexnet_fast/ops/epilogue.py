@@ -27,6 +27,7 @@ from alexnet_fast.ops.arguments import (
     check_bias,
     check_lrn,
     check_tensor,
+    cuda_refuses,
     pool_window,
     refuse_window,
 )
@@ -133,7 +134,7 @@ def epilogue(
     if bias is not None:
         check_bias(bias, channels, input)
     windows, refusal = plan(lrn, pool, channels, *input.shape[-2:])
-    chosen = choose("epilogue", input, backend, refusal)
+    chosen = choose("epilogue", input, backend, refusal, cuda_refusal=cuda_refuses(lrn))
     if chosen == "reference":
         return reference.epilogue(input, bias, lrn=lrn, pool=pool)
     z = input if input.dim() == 4 else input.unsqueeze(0)

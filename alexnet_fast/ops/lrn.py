@@ -15,7 +15,7 @@ from torch import Tensor
 
 from alexnet_fast import reference
 from alexnet_fast.backends import choose
-from alexnet_fast.ops.arguments import LRN, check_lrn, check_tensor
+from alexnet_fast.ops.arguments import LRN, check_lrn, check_tensor, cuda_refuses
 from alexnet_fast.ops.registry import Family, define, empty, family
 
 
@@ -74,8 +74,9 @@ def local_response_norm(
         BackendError: the named backend cannot run this call.
     """
     check_tensor("input", input, (3, 4, 5))
-    check_lrn(LRN(size, alpha, beta, k, groups), input.shape[1])
-    chosen = choose("lrn", input, backend)
+    lrn = LRN(size, alpha, beta, k, groups)
+    check_lrn(lrn, input.shape[1])
+    chosen = choose("lrn", input, backend, cuda_refusal=cuda_refuses(lrn))
     if chosen == "reference":
         return reference.local_response_norm(input, size, alpha, beta, k, groups=groups)
     x = input if input.dim() == 4 else input.flatten(2).unsqueeze(-1)

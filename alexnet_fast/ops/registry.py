@@ -1,8 +1,10 @@
 """How an operator gets its names: one schema, one fake and one autograd formula, shared by all implementations.
 
-The dispatcher has one slot for each device. Native code (or torch) fills the slots of ``alexnet_fast::NAME``; the
-Triton implementation is an operator of its own, ``alexnet_fast::NAME_triton``, registered here with the same schema,
-fake and formula. A formula reaches the backward operator of its own family through the ``family`` it is handed.
+The dispatcher has one slot for each device. Native code (or torch) fills the slots of ``alexnet_fast::NAME``. Further
+implementations are operators of their own, registered here with the same schema, fake and formula: Triton's,
+``alexnet_fast::NAME_triton``, and ``alexnet_fast::NAME_cuda`` for convolutions by this package's own CUDA kernels,
+whose slot in ``NAME`` is cuDNN's. A formula reaches the backward operator of its own family through the ``family`` it
+is handed.
 """
 
 from __future__ import annotations
@@ -17,18 +19,20 @@ LIBRARY = torch.library.Library("alexnet_fast", "DEF")
 
 
 class Family:
-    """The operators of one kind of implementation, by stem: ``NATIVE.lrn_backward``, ``TRITON.lrn_backward``."""
+    """The operators of one kind of implementation, by stem: ``NATIVE.lrn_backward``, ``TRITON.lrn_backward``. What a
+    family has no operator of its own for, NATIVE's does: ``CUDA.lrn_backward`` is ``NATIVE.lrn_backward``."""
 
     def __init__(self, suffix: str):
         self._suffix = suffix
 
     def __getattr__(self, name: str):
-        overload = getattr(torch.ops.alexnet_fast, name + self._suffix).default
+        operators = torch.ops.alexnet_fast
+        overload = (getattr(operators, name + self._suffix, None) or getattr(operators, name)).default
         setattr(self, name, overload)
         return overload
 
 
-NATIVE, TRITON = Family(""), Family("_triton")
+NATIVE, TRITON, CUDA = Family(""), Family("_triton"), Family("_cuda")
 
 
 def family(backend: str) -> Family:
@@ -37,7 +41,7 @@ def family(backend: str) -> Family:
         import alexnet_fast.triton_kernels  # noqa: F401  registers the implementations
 
         return TRITON
-    return NATIVE
+    return CUDA if backend == "cuda" else NATIVE
 
 
 def define(
@@ -48,14 +52,15 @@ def define(
     setup_context: Callable | None = None,
     backward: Callable | None = None,
     autocast: Callable | None = None,
+    families: tuple[Family, ...] = (NATIVE, TRITON),
 ) -> None:
-    """Registers operator ``name`` for both families.
+    """Registers operator ``name`` for each of ``families``.
 
     ``schema``: arguments and returns, in torch's schema language. ``fake``: shapes, dtypes and strides of the result.
     ``backward(family, ctx, *grads)``: the autograd formula; without one, differentiating raises.
     ``autocast(dtype, *args)``: the arguments in the dtype that autocast wants; without one, autocast passes by.
     """
-    for member in (NATIVE, TRITON):
+    for member in families:
         qualified = f"alexnet_fast::{name}{member._suffix}"
         LIBRARY.define(f"{name}{member._suffix}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.register_fake(qualified, fake, lib=LIBRARY)

@@ -35,7 +35,7 @@ LrnWindow make_lrn(int64_t size, double alpha, double beta, double k, int64_t gr
 
 int64_t partial_rows([[maybe_unused]] const Tensor& dy, const EpilogueParams& params) {
 #if ALEXNET_FAST_CUDA
-  if (!dy.is_cpu()) {
+  if (!runs_cpu_kernels(dy)) {
     return cuda::epilogue_bwd_partial_rows(params);
   }
 #endif
@@ -152,7 +152,7 @@ std::tuple<Tensor, Tensor> epilogue_backward(const Tensor& grad, const Tensor& c
     params.db = db.mutable_data_ptr();
   }
   launch("epilogue_backward", dy, params, cpu::kernels().epilogue_bwd, ALEXNET_FAST_CUDA_LAUNCHER(epilogue_bwd));
-  if (want_bias && dy.is_cpu()) {
+  if (want_bias && runs_cpu_kernels(dy)) {
     Tensor total = empty1d(dy, shape[1], ScalarType::Double);
     if (params.dtype == DType::f64) {
       add_rows<double>(partial, total);

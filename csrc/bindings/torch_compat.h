@@ -147,30 +147,46 @@ using CudaLauncher = int (*)(const Params&, void* stream);
 
 #if ALEXNET_FAST_CUDA
 #define ALEXNET_FAST_CUDA_LAUNCHER(name) &::alexnet_fast::cuda::name
-
-inline void* current_stream(int32_t device) {
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "alexnet_fast: this torch has no CUDA");
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  return stream;
-}
 #else
 #define ALEXNET_FAST_CUDA_LAUNCHER(name) nullptr
 #endif
 
-// Runs a kernel where x is: on torch's threads, or on the current stream of x's device.
+// With ALEXNET_FAST_HOST_SIMT the launchers of csrc/cuda run on CPU tensors: tests then drive these bindings with them.
+#ifdef ALEXNET_FAST_HOST_SIMT
+#define ALEXNET_FAST_CUDA_KEY CPU
+inline bool runs_cpu_kernels(const Tensor&) { return false; }
+#else
+#define ALEXNET_FAST_CUDA_KEY CUDA
+inline bool runs_cpu_kernels(const Tensor& x) { return x.is_cpu(); }
+#endif
+
+#if ALEXNET_FAST_CUDA
+// Enqueues on the current stream of x's device.
+template <class Params>
+void enqueue(const char* op, [[maybe_unused]] const Tensor& x, const Params& params, CudaLauncher<Params> launcher) {
+  void* stream = nullptr;
+#ifndef ALEXNET_FAST_HOST_SIMT
+  const int32_t device = x.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "alexnet_fast: this torch has no CUDA");
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+#endif
+  const int error = launcher(params, stream);
+  STD_TORCH_CHECK(error == 0, op, ": ", cuda::error_string(error));
+}
+#endif
+
+// Runs a kernel where x is: on torch's threads, or on its GPU.
 template <class Params>
 void launch(const char* op, const Tensor& x, const Params& params, const cpu::Kernel<Params>& cpu_kernel,
             [[maybe_unused]] std::common_type_t<CudaLauncher<Params>> cuda_launcher) {
-  if (x.is_cpu()) {
+  if (runs_cpu_kernels(x)) {
     torch::stable::parallel_for(0, cpu_kernel.items(params), 1,
                                 [&](int64_t begin, int64_t end) { cpu_kernel.run(params, begin, end); });
     return;
   }
 #if ALEXNET_FAST_CUDA
-  torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  const int error = cuda_launcher(params, current_stream(x.get_device_index()));
-  STD_TORCH_CHECK(error == 0, op, ": ", cuda::error_string(error));
+  enqueue(op, x, params, cuda_launcher);
 #else
   STD_TORCH_CHECK(false, op, ": this build has no CUDA kernels");
 #endif

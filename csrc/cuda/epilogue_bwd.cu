@@ -12,10 +12,10 @@
 // Bytes an element of z in bfloat16, windows of 3 with stride 2: 6 for bias + ReLU and with LRN, 2.75 with the
 // pool, 4.75 with both. Instructions that 132 multiprocessors at 1.7 GHz issue in the time 4.3 TB/s take for them: 40,
 // 40, 18 and 32. Predictions, not measurements, of the fraction of copy bandwidth in NHWC:
-//   bias + ReLU   90%: 7 instructions with db
-//   LRN           85%: lrn_bwd.cu's 30, and 3 for mask and db
-//   pool          80%: max_pool_bwd.cu's 15, and 1 for db
-//   LRN + pool    55%: 33, and a gather of 1.5 x 2.25 windows at 4 instructions and three loads each
+//   bias + ReLU   90%: 8 instructions with db
+//   LRN           75%: lrn_bwd.cu's 38, and 4 for mask and db
+//   pool          75%: max_pool_bwd.cu's 21, and 1 for db
+//   LRN + pool    55%: 42, and a gather of 2.25 windows at 4 instructions an element each
 #include "cuda/common/lrn_bwd.cuh"
 #include "cuda/common/pool_bwd.cuh"
 #include "launchers.h"

@@ -13,9 +13,9 @@
 // at 1.7 GHz issue in the time 4.3 TB/s take for them: 27, 27, 18 and 17 (32 in training). Predictions, not
 // measurements, of the fraction of copy bandwidth in NHWC:
 //   bias + ReLU   90%: 3 instructions
-//   LRN           90%: 17
-//   pool          85%: max_pool_fwd.cu's 40 an output, and 7.5 x 1.5 for bias and ReLU, are 13 an element
-//   LRN + pool    60% without r (17 for LRN on 1.2 elements each, 13 for the pool), 90% in training
+//   LRN           85%: lrn_fwd.cu's 20, and 2 for bias and ReLU
+//   pool          75%: sm_90's loop has 1073 for 64 elements, 17 each
+//   LRN + pool    45% without r (22 for LRN on 1.2 elements each, 13 for the pool), 75% in training
 #include "cuda/common/lrn_fwd.cuh"
 #include "cuda/common/lrn_pool_fwd.cuh"
 #include "cuda/common/pool_fwd.cuh"

@@ -9,10 +9,10 @@
 //
 // Bytes, windows of 3 with stride 2, an input in bfloat16: dx (2), and a quarter of dy (2) and of a code (1): 2.75, for
 // which 132 multiprocessors at 1.7 GHz have 18 instructions a lane at 4.3 TB/s. A strip of 4 inputs reads 3 x 2
-// windows: 12 conversions and extractions, 20 comparisons and additions of 2 instructions each, and with 8 channels a
-// thread about 10 for addresses, checks and stores: 15 an input. NCHW: 3 loads and a store an input, each an
-// instruction of its own, and addresses for one channel: about 22. Predictions, not measurements: 85% of copy bandwidth
-// in NHWC, 70% in NCHW for 16-bit elements and 90% for float32.
+// windows: 12 conversions and extractions, 20 comparisons and additions of 2 instructions each. sm_90's loop has 658
+// for the 32 inputs of 8 channels, 21 each with addresses and stores: bound by instructions. NCHW: 3 loads and a store
+// an input, each an instruction of its own, and addresses for one channel: more. Predictions, not measurements: 75% of
+// copy bandwidth in NHWC, 60% in NCHW for 16-bit elements and 90% for float32.
 //
 // Considered: a thread for S x S inputs, which shares each dy among all of them (9 comparisons for 4 inputs, not 20
 // with half of them idle), but stores every other pixel of a row: in NCHW half a sector at a time, which L2 has to

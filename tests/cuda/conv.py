@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -186,8 +187,9 @@ TILES += [Shape(f"tile {tile}, odd", 1, 5, 9, 9, 131, (2, 2), tile=tile) for til
 TILE_ROWS = {"bf16": 4, "f16": 4, "tf32": 2, "f32": 1}
 
 
-def random_shapes(count: int, seed: int) -> list[Shape]:
-    """Shapes nobody thought of, small enough to run in milliseconds."""
+def random_shapes(count: int, seed: int, pixels: int = 200, depth: int = 1000) -> list[Shape]:
+    """Shapes nobody thought of, small enough to run in milliseconds. ``pixels`` of the batch's output, and ``depth`` of
+    the product are at most that; with 64 and 48 a convolution is about the least a tile can be given."""
     draw = random.Random(seed)
     shapes = []
     while len(shapes) < count:
@@ -206,7 +208,11 @@ def random_shapes(count: int, seed: int) -> list[Shape]:
             groups=groups,
             bias=draw.random() < 0.7,
         )
-        if min(shape.out) > 0 and shape.out[0] * shape.out[1] * shape.batch <= 200:
+        small = (
+            shape.out[0] * shape.out[1] * shape.batch <= pixels
+            and shape.channels // groups * prod(shape.kernel) <= depth
+        )
+        if min(shape.out) > 0 and small:
             shapes.append(shape)
     return shapes
 
@@ -256,7 +262,7 @@ def stage(stage: Stage, mode: Mode, **case) -> tuple[Case, dict[str, Tensor]]:
     return Case("conv_stage_fwd", params, inputs, outputs, workspace="workspace", **case), exact
 
 
-def stages(count: int, seed: int) -> list[Stage]:
+def stages(count: int, seed: int, **limits: int) -> list[Stage]:
     """AlexNet's overlapping windows over the listed shapes, long rows, windows apart, and random ones."""
     found = [Stage(shape, (3, 3), (2, 2)) for shape in EDGES if min(shape.out) >= 3]
     for tile in (1, 2):
@@ -275,7 +281,7 @@ def stages(count: int, seed: int) -> list[Stage]:
             Stage(Shape(f"windows apart, tile {tile}", 1, 8, 25, 11, 8, (1, 1), tile=tile), (2, 2), (5, 3)),
         ]
     draw = random.Random(seed)
-    for shape in random_shapes(count, seed):
+    for shape in random_shapes(count, seed, **limits):
         kernel = tuple(draw.randint(1, min(5, side)) for side in shape.out)
         padding = tuple(draw.randint(0, k // 2) for k in kernel)
         stride = (draw.randint(1, 4), draw.randint(1, 4))

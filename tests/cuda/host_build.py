@@ -48,6 +48,7 @@ ADDRESS = [
     "-fno-sanitize-recover=all",
     "-fno-omit-frame-pointer",
     "--param=asan-instrumentation-with-call-threshold=0",
+    "-fPIC",
 ]
 BUILDS = ("threads", "address")
 FAULT_EXIT = 70  # host_simt::kFaultExit
@@ -213,7 +214,7 @@ def run(kind: str, cases: list[Case], program: Path | None = None, timeout: floa
 
 def run_program(command: list, timeout: float = 300) -> None:
     environment = os.environ | {
-        "ASAN_OPTIONS": f"exitcode={SANITIZER_EXIT}:detect_leaks=0",
+        "ASAN_OPTIONS": f"exitcode={SANITIZER_EXIT}:detect_leaks=0:malloc_context_size=1",
         "UBSAN_OPTIONS": f"exitcode={SANITIZER_EXIT}:print_stacktrace=1",
     }
     done = subprocess.run(

@@ -14,6 +14,7 @@ from .params import LrnWindow
 from .test_conv_relu import check
 
 POOLING = {BF16: stages(60, seed=3), F16: stages(10, seed=4), TF32: stages(10, seed=5), F32: stages(10, seed=6)}
+ADDRESS = stages(165, seed=7, pixels=64, depth=48)
 FUSED = Stage(Shape("13 x 13", 1, 16, 13, 13, 24, (3, 3), padding=(1, 1)), (3, 3), (2, 2))
 
 
@@ -25,7 +26,13 @@ def test_pooling(mode):
 
 
 def test_under_the_address_sanitizer():
-    check("address", [stage(s, BF16) for s in stages(10, seed=7)])
+    check("address", [stage(s, BF16) for s in ADDRESS])
+
+
+def test_number_of_shapes():
+    """200 in either build."""
+    for table in (POOLING, {BF16: ADDRESS}):
+        assert sum(len(set(shapes)) for shapes in table.values()) >= 200
 
 
 def test_two_kernels_where_the_ring_does_not_fit():

@@ -40,6 +40,23 @@ def test_keeps_no_activation_of_the_convolutions_size():
     assert saved == 4 * (x.numel() + weight.numel()) + 2 * 6 * 6 * 6
 
 
+@pytest.mark.gpu
+def test_inference_allocates_its_output_alone():
+    """Channels in whole chunks of 16 bytes need no workspace, and nothing of the convolution's size is ever there."""
+    x, weight = (
+        torch.randn(size, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+        for size in ((2, 32, 27, 27), (64, 32, 3, 3))
+    )
+    allocations = []
+    for _ in range(2):  # the first call may set up what torch keeps
+        with torch.inference_mode():
+            before = torch.cuda.memory_stats()["allocation.all.allocated"]
+            y = ops.conv_stage(x, weight, padding=1, pool=Pool(3, 2), backend="cuda")
+            allocations.append(torch.cuda.memory_stats()["allocation.all.allocated"] - before)
+    assert y.shape == (2, 64, 13, 13)
+    assert allocations[1] == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

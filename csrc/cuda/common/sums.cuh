@@ -64,6 +64,7 @@ __device__ __forceinline__ float sum_lanes(float (&values)[N]) {
 }
 
 // sums[c] = the sum of column c of `rows` (rows, columns), rounded to T. Blocks of 32 x 32 threads, 32 columns each.
+// The last additions are the largest numbers', and in double: 31 roundings of the whole sum would show in float32.
 template <class T>
 __global__ void __launch_bounds__(1024, 1)
     add_rows(const float* __restrict__ partial, int64_t rows, int32_t columns, T* __restrict__ sums) {
@@ -79,10 +80,11 @@ __global__ void __launch_bounds__(1024, 1)
   shared[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
   if (threadIdx.y == 0 && column < columns) {
+    double total = sum;
     for (int i = 1; i < 32; ++i) {
-      sum += shared[i][threadIdx.x];
+      total += shared[i][threadIdx.x];
     }
-    from_float(sum, sums[column]);
+    from_float(static_cast<float>(total), sums[column]);
   }
 }
 

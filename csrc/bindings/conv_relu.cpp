@@ -1,0 +1,73 @@
+#include "torch_compat.h"
+
+#if ALEXNET_FAST_CUDA
+#include "conv.h"
+
+namespace alexnet_fast {
+namespace {
+
+Tensor conv_relu(const Tensor& input, const Tensor& kernel, std::optional<Tensor> bias, Ints stride, Ints padding,
+                 Ints dilation, int64_t groups, bool allow_tf32) {
+  ConvParams params = conv_params(input, kernel, stride, padding, dilation, groups, allow_tf32, "conv_relu");
+  const Tensor x = dense(input, true), weight = dense(kernel, true);
+  const std::optional<Tensor> b = set_bias(bias, x, params, "conv_relu");
+  Tensor y = empty(x, {params.batch, params.out_channels, params.out_height, params.out_width}, x.scalar_type(), true);
+  params.x = x.const_data_ptr();
+  params.weight = weight.const_data_ptr();
+  params.y = y.mutable_data_ptr();
+  if (y.numel() > 0) {
+    launch_with_workspace("conv_relu", x, params, params.workspace, &cuda::conv_relu_fwd_workspace_bytes,
+                          &cuda::conv_relu_fwd);
+  }
+  return in_layout(y, result_is_channels_last(input, kernel));
+}
+
+// output: forward's, or none where grad is masked already. What is not wanted comes back empty.
+std::tuple<Tensor, Tensor, Tensor> conv_relu_backward(const Tensor& grad, const Tensor& input, const Tensor& kernel,
+                                                      std::optional<Tensor> output, Ints stride, Ints padding,
+                                                      Ints dilation, int64_t groups, std::vector<bool> wanted,
+                                                      bool allow_tf32) {
+  constexpr const char* op = "conv_relu_backward";
+  ConvParams params = conv_params(input, kernel, stride, padding, dilation, groups, allow_tf32, op);
+  STD_TORCH_CHECK(wanted.size() == 3, op, ": wanted must have three elements");
+  STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == params.batch && grad.size(1) == params.out_channels &&
+                      grad.size(2) == params.out_height && grad.size(3) == params.out_width &&
+                      grad.device() == input.device(),
+                  op, ": dy must be on x's device, of the convolution's output size");
+  check_dtype(grad, input.scalar_type(), op, "dy");
+  const Tensor x = dense(input, true), weight = dense(kernel, true), dy = dense(grad, true);
+  std::optional<Tensor> y;
+  if (output) {
+    check_like(*output, grad, op, "y");
+    check_dtype(*output, input.scalar_type(), op, "y");
+    y = dense(*output, true);
+    params.y = const_cast<void*>(y->const_data_ptr());
+  }
+  const auto gradient = [&](bool want, const Tensor& like) {
+    return want ? empty(x, {like.size(0), like.size(1), like.size(2), like.size(3)}, x.scalar_type(), true)
+                : empty1d(x, 0, x.scalar_type());
+  };
+  Tensor dx = gradient(wanted[0], x), dweight = gradient(wanted[1], weight);
+  Tensor dbias = empty1d(x, wanted[2] ? params.out_channels : 0, x.scalar_type());
+  const auto pointer = [](Tensor& t) { return t.numel() > 0 ? t.mutable_data_ptr() : nullptr; };
+  params.x = x.const_data_ptr();
+  params.weight = weight.const_data_ptr();
+  params.dy = dy.const_data_ptr();
+  params.dx = pointer(dx);
+  params.dweight = pointer(dweight);
+  params.dbias = pointer(dbias);
+  launch_with_workspace(op, x, params, params.workspace, &cuda::conv_relu_bwd_workspace_bytes, &cuda::conv_relu_bwd);
+  const bool channels_last = result_is_channels_last(input, kernel);
+  return {wanted[0] ? in_layout(dx, channels_last) : dx, wanted[1] ? in_layout(dweight, channels_last) : dweight,
+          dbias};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(alexnet_fast, ALEXNET_FAST_CUDA_KEY, m) {
+  m.impl("conv_relu_kernel", TORCH_BOX(&conv_relu));
+  m.impl("conv_relu_backward_kernel", TORCH_BOX(&conv_relu_backward));
+}
+
+}  // namespace alexnet_fast
+#endif

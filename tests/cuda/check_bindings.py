@@ -1,0 +1,65 @@
+"""Runs the samples of tests/ops through the bindings of the CUDA kernels: for the process that bindings.run starts."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from alexnet_fast.ops import conv_relu
+
+from ..ops.calls import Calls
+from ..ops.compare import as_exact, double, error, output_gradient, results
+from ..ops.layouts import relayout
+from ..ops.samples import SAMPLES, Sample
+from . import bindings
+
+DENSE, OTHERS = ("contiguous", "channels_last"), ("misaligned", "transposed", "sliced")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def check(sample: Sample, dtype: torch.dtype, layout: str, wrong: list[str]) -> list[tuple]:
+    """Compares output and gradients, and adds to ``wrong``; returns the calls that reached our operators."""
+    data, dy = sample.data(dtype), output_gradient(sample, dtype)
+    peer, exact = results(sample.torch, data, dy), results(sample.torch, double(data), dy.double())
+    moved = {name: relayout(tensor, layout) for name, tensor in data.items()}
+    with Calls() as mode:
+        actual = results(sample.ours, moved, relayout(dy, layout))
+    for name in actual:
+        if not as_exact(actual[name], peer[name], exact[name]):
+            errors = error(actual[name], exact[name]), error(peer[name], exact[name])
+            wrong.append(f"{sample}, {dtype}, {layout}: {name} errs by %.3g, PyTorch by %.3g" % errors)
+    return mode.calls
+
+
+def check_tf32() -> None:
+    """Rounded to ten bits of mantissa 1 + 2^-12 is 1; both of torch's switches decide whether it is rounded."""
+    x, weight = torch.full((1, 8, 3, 3), 1 + 2.0**-12), torch.ones(8, 8, 1, 1)
+    switch = torch.backends.cudnn.conv
+    for allow in (True, False):
+        switch.fp32_precision = "tf32" if allow else "ieee"
+        assert torch.equal(conv_relu(x, weight), torch.full_like(x, 8 if allow else 8 + 2.0**-9))
+        torch.backends.cudnn.allow_tf32 = not allow
+        assert torch.equal(conv_relu(x, weight), torch.full_like(x, 8 + 2.0**-9 if allow else 8))
+    switch.fp32_precision = "ieee"
+
+
+def main() -> None:
+    bindings.take_over(sys.argv[1])
+    check_tf32()
+    # AlexNet's first convolution is check_variants'; the gradient of its image takes long here.
+    samples = [s for s in SAMPLES if s.stem in bindings.STEMS and not (s.weight and "AlexNet" in s.reason)]
+    reached, wrong = set(), []
+    for number, sample in enumerate(samples):
+        for turn, layout in enumerate((*DENSE, OTHERS[number % 3])):
+            calls = check(sample, DTYPES[(number + turn) % 3], layout, wrong)
+            reached |= {func.name() for func, _ in calls}
+            if layout in DENSE:
+                for func, args in calls:
+                    torch.library.opcheck(func, args, test_utils=("test_schema", "test_faketensor"))
+    assert not wrong, "\n" + "\n".join(wrong)
+    print(len(samples), *sorted(reached))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""The CUDA backend as users call it, on a CPU: public functions, autograd formulas, bindings and kernels together."""
+
+from __future__ import annotations
+
+import pytest
+
+from alexnet_fast.models import VARIANTS
+
+from . import bindings
+
+STAGES = {"conv_stage_cuda", "epilogue_backward", "conv_relu_cuda", "conv_relu_backward_cuda"}
+LRN, POOL = {"lrn", "lrn_backward"}, {"max_pool", "max_pool_backward"}
+
+
+def test_every_sample():
+    """Those of tests/ops, in several layouts: results as exact as PyTorch's, strides as the fakes say, TF32 as torch's
+    switch says."""
+    count, *reached = bindings.run("tests.cuda.check_bindings").split()
+    assert int(count) > 70
+    assert {name.removeprefix("alexnet_fast::") for name in reached} == STAGES | LRN | POOL | {"epilogue"}
+
+
+@pytest.fixture(scope="module")
+def called() -> dict[str, set[str]]:
+    """The operators that each variant ran, its results having been compared."""
+    lines = bindings.run("tests.cuda.check_variants").splitlines()
+    return {name: set(operators) for name, *operators in map(str.split, lines)}
+
+
+# What lies beside whole stages: an LRN after the pool, or before the ReLU.
+BESIDE = {"alex2012": LRN | POOL, "caffenet": LRN, "owt": LRN | POOL}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_trains_on_the_kernels(name, called):
+    """Outputs and gradients as the reference's; and nothing but our operators where there is one."""
+    assert called[name] == STAGES | BESIDE.get(name, set())
