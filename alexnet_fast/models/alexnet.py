@@ -45,8 +45,9 @@ class AlexNet(nn.Module):
         dropout: probability of zeroing an input (an output, in variants other than torchvision) of fc6 and fc7.
         variant: a name in :data:`alexnet_fast.models.VARIANTS`. Those that state an initialization start from it.
 
-    ``features`` is a :class:`alexnet_fast.FusedSequential`. ``avgpool`` brings its output to the side that fc6 expects,
-    6 pixels (keras: 5). At the variant's own image size it changes nothing; it lets every variant take other sizes.
+    ``features`` and ``classifier`` are of class :class:`alexnet_fast.FusedSequential`. ``avgpool`` brings the output of
+    ``features`` to the side that fc6 expects, 6 pixels (keras: 5). At the variant's own image size it changes nothing;
+    it lets every variant take other sizes.
 
     Shape: (N, 3, H, W) to (N, num_classes); H and W at least ``variant.min_image_size``.
 
@@ -73,9 +74,9 @@ class AlexNet(nn.Module):
         drop6, drop7 = nn.Dropout(p=dropout), nn.Dropout(p=dropout)
         relu6, relu7 = nn.ReLU(inplace=True), nn.ReLU(inplace=True)
         if self.variant.dropout_first:
-            self.classifier = nn.Sequential(drop6, fc6, relu6, drop7, fc7, relu7, fc8)
+            self.classifier = FusedSequential(drop6, fc6, relu6, drop7, fc7, relu7, fc8)
         else:
-            self.classifier = nn.Sequential(fc6, relu6, drop6, fc7, relu7, drop7, fc8)
+            self.classifier = FusedSequential(fc6, relu6, drop6, fc7, relu7, drop7, fc8)
         self._initialize()
 
     def _initialize(self) -> None:
