@@ -105,8 +105,8 @@ class SGD(torch.optim.SGD):
     """:class:`torch.optim.SGD` in one pass over memory, and the update rule of Krizhevsky, Sutskever and Hinton 2012.
 
     torch's own step goes over gradient, velocity and weight in up to four passes. In float32 on a CPU results are equal
-    to those of its default (``foreach`` and ``fused`` not set) bit for bit, and either loads the other's ``state_dict``.
-    On a GPU one launch steps all parameters of a group.
+    to those of its default (``foreach`` and ``fused`` not set) bit for bit. Either loads the other's ``state_dict``. On
+    a GPU one launch steps all parameters of a group.
 
     float16 and bfloat16 parameters are rounded copies of float32 masters, ``state[parameter]["master"]``, and are
     written in the same pass. A master begins as the parameter at the first step; from then on, new values for the
@@ -119,7 +119,8 @@ class SGD(torch.optim.SGD):
             inside the velocity: a smaller lr holds for new gradients alone, while what is in the velocity runs out.
 
     Which implementation runs is chosen as for the operators (:mod:`alexnet_fast.backends`). Parameters that no kernel
-    covers (float64, neither contiguous nor channels_last) are stepped by plain PyTorch. Sparse gradients are made dense.
+    covers (float64, neither contiguous nor channels_last) are stepped by plain PyTorch. Sparse gradients are made
+    dense.
 
     Raises:
         ValueError: an argument is wrong; the message names it.

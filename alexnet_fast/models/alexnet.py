@@ -45,7 +45,7 @@ class AlexNet(nn.Module):
         dropout: probability of zeroing an input (an output, in variants other than torchvision) of fc6 and fc7.
         variant: a name in :data:`alexnet_fast.models.VARIANTS`. Those that state an initialization start from it.
 
-    ``features`` and ``classifier`` are :class:`alexnet_fast.FusedSequential`. ``avgpool`` brings the output of
+    ``features`` and ``classifier`` are of class :class:`alexnet_fast.FusedSequential`. ``avgpool`` brings the output of
     ``features`` to the side that fc6 expects, 6 pixels (keras: 5). At the variant's own image size it changes nothing;
     it lets every variant take other sizes.
 

@@ -1,4 +1,4 @@
-"""``nn.Sequential`` whose runs of convolution, ReLU, local response normalization and max-pooling are fused stages.
+"""``nn.Sequential`` whose runs of layers (convolution, ReLU, LRN, max-pooling; linear, ReLU, dropout) are fused.
 
 The modules stay where they are: keys, slices, freezing and hooks are those of ``nn.Sequential``. What runs as one
 operator is decided in each call, from what each module is at that moment: a plan kept from an earlier call would have
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 
-from alexnet_fast import ops
+from alexnet_fast import backends, ops
 from alexnet_fast.nn import packed
 from alexnet_fast.nn.norm import GroupedLocalResponseNorm
 from alexnet_fast.ops.arguments import FLOATS
@@ -29,8 +29,9 @@ KINDS: dict[type, str] = {
     nn.LocalResponseNorm: "n",
     GroupedLocalResponseNorm: "n",
     nn.MaxPool2d: "p",
+    nn.Dropout: "d",
 }
-RUNS = ("crnp", "crn", "crp", "cr", "n", "p", "lr", "l")  # longest first
+RUNS = ("crnp", "crn", "crp", "cr", "n", "p", "lrd", "lr", "l")  # longest first
 
 
 def _kind(module: nn.Module) -> str:
@@ -97,9 +98,14 @@ def _call(run: str, members: list[nn.Module], x: Any) -> Any:
             return ops.max_pool2d(x, first.kernel_size, first.stride, first.padding, ceil_mode=first.ceil_mode)
         weight = first.weight
         if run[0] == "l":
+            fusable = run != "l" and _plain(weight) and x.dim() <= 2
+            if fusable and backends.choose("linear_relu_dropout", x, None) == "triton":
+                p, training = (last.p, last.training) if "d" in run else (0.0, False)
+                return ops.linear_relu_dropout(x, weight, first.bias, p, training)
             y = packed.linear(first, x) if x.dim() == 2 and packed.applies(first, x) else None
             if y is not None:
-                return y.relu_() if run == "lr" else y
+                y = y.relu_() if "r" in run else y
+                return last(y) if "d" in run else y
         # Of an unbatched image nn.LocalResponseNorm takes dimension 1, the height, for channels.
         elif _plain(weight) and (x.dim() == 4 or "n" not in run):
             lrn = _lrn(members[2]) if "n" in run else None
@@ -121,7 +127,8 @@ class FusedSequential(nn.Sequential):
         Conv2d, ReLU [, LocalResponseNorm] [, MaxPool2d]     ops.conv_stage
         LocalResponseNorm                                    ops.local_response_norm
         MaxPool2d                                            ops.max_pool2d
-        Linear [, ReLU]                                      oneDNN's product, in inference on CPUs
+        Linear, ReLU [, Dropout]                             ops.linear_relu_dropout, on the triton backend alone
+        Linear [, ReLU [, Dropout]]                          oneDNN's product, in inference on CPUs
 
     All others are called as they are, and so is, alone, each module that
 
@@ -131,7 +138,8 @@ class FusedSequential(nn.Sequential):
 
     A run whose input or weight is no dense floating-point tensor (integers, DTensor, torch.fx proxies) is called module
     by module as well, and so are all modules under forward-mode differentiation. Results and gradients are those of
-    ``nn.Sequential`` within rounding; second derivatives need ``with alexnet_fast.backend("reference")``.
+    ``nn.Sequential`` within rounding, but for the random numbers of fused dropout, which are as repeatable and others;
+    second derivatives need ``with alexnet_fast.backend("reference")``.
 
     Which backend runs is chosen as for the operators (:mod:`alexnet_fast.backends`). Slices are FusedSequential too.
     """

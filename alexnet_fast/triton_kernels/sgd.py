@@ -20,7 +20,7 @@ from torch import Tensor
 from alexnet_fast.triton_kernels.launch import INTERPRETED
 
 # In a tile: eight for each thread of eight warps. The interpreter pays by the operation, whatever the tile.
-ELEMENTS = 16384 if INTERPRETED else 2048
+ELEMENTS = 2**17 if INTERPRETED else 2048
 KINDS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
@@ -105,9 +105,9 @@ def _kernel(
 
 
 @lru_cache(64)
-def _tiles(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+def _tiles(sizes: tuple[int, ...], elements: int, device: torch.device) -> Tensor:
     """int64 (tiles, 2): each tile's parameter, and its first element there."""
-    rows = [(i, start) for i, size in enumerate(sizes) for start in range(0, size, ELEMENTS)]
+    rows = [(i, start) for i, size in enumerate(sizes) for start in range(0, size, elements)]
     return torch.tensor(rows, dtype=torch.int64, device=device)
 
 
@@ -135,7 +135,7 @@ def step(
     """
     weight, grad, _velocity, copy = rows[0]
     addresses = tuple((*(0 if t is None else t.data_ptr() for t in row), row[0].numel()) for row in rows)
-    tiles = _tiles(tuple(row[0].numel() for row in rows), weight.device)
+    tiles = _tiles(tuple(row[0].numel() for row in rows), ELEMENTS, weight.device)
     if not len(tiles):
         return
     with torch.cuda.device_of(weight):
