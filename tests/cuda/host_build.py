@@ -98,17 +98,29 @@ def run_once(command: list[str], target: Path) -> None:
         os.replace(scratch.name, target)
 
 
-def build(kind: str, kernels: list[Path] | None = None, main: Path | None = None, csrc: Path = CSRC) -> Path:
-    """The program made of ``kernels`` (all of csrc/cuda), ``main`` (the runner) and host_simt, once per content."""
+def build(
+    kind: str,
+    kernels: list[Path] | None = None,
+    main: Path | None = None,
+    changed: dict[str, Path] | None = None,
+) -> Path:
+    """The program made of ``kernels`` (all of csrc/cuda), ``main`` (the runner) and host_simt, once per content.
+
+    ``changed`` maps a kernel file's stem to another csrc/ from which it alone is compiled, headers and all."""
     kernels = (
-        [path for path in sorted((csrc / "cuda").glob("*.cu")) if path.stem != "runtime"]
+        [path for path in sorted((CSRC / "cuda").glob("*.cu")) if path.stem != "runtime"]
         if kernels is None
         else kernels
     )
     runtime = ["scheduler", "memory", "matrix"] + (["races"] if kind == "threads" else [])
-    sources = [*kernels, main or csrc / "host_simt/runner.cpp", *(csrc / f"host_simt/{name}.cpp" for name in runtime)]
+    sources = [*kernels, main or CSRC / "host_simt/runner.cpp", *(CSRC / f"host_simt/{name}.cpp" for name in runtime)]
+
+    def compile_one(source: Path) -> Path:
+        csrc = (changed or {}).get(source.stem)
+        return compile_object(kind, csrc / "cuda" / source.name, csrc) if csrc else compile_object(kind, source, CSRC)
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(lambda source: compile_object(kind, source, csrc), sources))
+        objects = list(pool.map(compile_one, sources))
     key = hashlib.sha256(repr(objects).encode()).hexdigest()[:20]
     target = CACHE / f"{(main or sources[len(kernels)]).stem}.{kind}.{key}"
     # Fixed addresses let reports name source lines.

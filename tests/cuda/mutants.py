@@ -1,0 +1,166 @@
+"""Small faults for csrc/cuda, to see whether the CPU run of the kernels would notice them."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import host_build
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """``text`` in ``file`` (of csrc/cuda) becomes ``instead``. One kernel file is compiled with it, ``unit``: by default
+    that of ``launcher``, which is what is then run."""
+
+    launcher: str
+    fault: str
+    file: str
+    text: str
+    instead: str
+    unit: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.launcher}: {self.fault}"
+
+    def program(self, folder: Path) -> Path:
+        """Builds the runner, of the build ``threads``, with the fault in it. ``folder`` takes the changed sources."""
+        csrc = folder / "csrc"
+        shutil.copytree(host_build.CSRC, csrc)
+        path = csrc / "cuda" / self.file
+        source = path.read_text()
+        if source.count(self.text) != 1:
+            raise ValueError(f"{self}: {self.text!r} is {source.count(self.text)} times in {self.file}, expected once")
+        path.write_text(source.replace(self.text, self.instead))
+        return host_build.build("threads", changed={self.unit or self.launcher: csrc})
+
+
+MUTANTS = [
+    Mutant(
+        "lrn_fwd",
+        "an even window lies a channel off",
+        "common/lrn.cuh",
+        "before(window.size / 2)",
+        "before((window.size - 1) / 2)",
+    ),
+    Mutant(
+        "lrn_fwd",
+        "the walk reads past its group",
+        "common/lrn_fwd.cuh",
+        "c + Halo + i < group_channels))",
+        "c + Halo + i <= group_channels))",
+    ),
+    Mutant(
+        "lrn_bwd",
+        "the window is not mirrored",
+        "common/lrn_bwd.cuh",
+        "window_sums<Halo>(q, p.lrn.after, p.lrn.before, sum)",
+        "window_sums<Halo>(q, p.lrn.before, p.lrn.after, sum)",
+    ),
+    Mutant(
+        "lrn_bwd",
+        "no barrier before the neighbours' sums are read",
+        "common/lrn_bwd.cuh",
+        "__syncthreads();\n    if (active && owned)",
+        "if (active && owned)",
+    ),
+    Mutant(
+        "lrn_bwd",
+        "a chunk of channels writes one of the next",
+        "common/lrn_bwd.cuh",
+        "c + i < walk.end)",
+        "c + i <= walk.end)",
+    ),
+    Mutant(
+        "max_pool_fwd", "of equal elements the last wins", "common/pool.cuh", "candidate > value", "candidate >= value"
+    ),
+    Mutant(
+        "max_pool_fwd",
+        "windows are not cut at the right edge",
+        "common/pool_fwd.cuh",
+        "j_end = min(k.kernel_w, shape.width - left)",
+        "j_end = k.kernel_w",
+    ),
+    Mutant(
+        "max_pool_bwd",
+        "a window one column too wide",
+        "max_pool_bwd.cu",
+        "in_window + j * S < K",
+        "in_window + j * S <= K",
+    ),
+    Mutant(
+        "max_pool_bwd",
+        "the first row is never written",
+        "max_pool_bwd.cu",
+        "if (h >= 0 && h < shape.height)",
+        "if (h > 0 && h < shape.height)",
+    ),
+    Mutant(
+        "epilogue_fwd",
+        "every channel gets the first one's bias",
+        "common/source.cuh",
+        "load<N>(bias + channel)",
+        "load<N>(bias)",
+    ),
+    Mutant("epilogue_fwd", "pooling does not wait for LRN", "common/lrn_pool_fwd.cuh", "__syncthreads();", ""),
+    Mutant("epilogue_bwd", "the mask lets 0 through", "epilogue_bwd.cu", "element(r, i) <= 0", "element(r, i) < 0"),
+    Mutant(
+        "epilogue_bwd",
+        "db without the last row of partial sums",
+        "common/sums.cuh",
+        "row < rows; row += 32",
+        "row < rows - 1; row += 32",
+    ),
+    Mutant(
+        "conv_relu_fwd",
+        "the row below the image is inside",
+        "common/conv_gather.cuh",
+        "< static_cast<uint32_t>(height)",
+        "<= static_cast<uint32_t>(height)",
+    ),
+    Mutant(
+        "conv_relu_fwd",
+        "a slab is multiplied before it has come",
+        "conv_relu_fwd.cu",
+        "async_wait<Tile::kStages - 2>()",
+        "async_wait<Tile::kStages - 1>()",
+    ),
+    Mutant(
+        "conv_relu_fwd",
+        "a folded pixel from below the image",
+        "conv_prepare.cu",
+        "h < shape.in_height",
+        "h <= shape.in_height",
+        unit="conv_prepare",
+    ),
+    Mutant(
+        "conv_relu_bwd",
+        "the kernel is transposed and not rotated",
+        "conv_prepare.cu",
+        "turned = taps - 1 - tap",
+        "turned = tap",
+        unit="conv_prepare",
+    ),
+    Mutant(
+        "conv_relu_bwd",
+        "one split of the pixels is left out",
+        "conv_relu_bwd.cu",
+        "for (int32_t split = 0;",
+        "for (int32_t split = 1;",
+    ),
+    Mutant(
+        "conv_stage_fwd",
+        "a row is pooled before its window is there",
+        "conv_stage_fwd.cu",
+        "free / args.pool.stride_h + 1",
+        "free / args.pool.stride_h + 2",
+    ),
+    Mutant(
+        "conv_stage_fwd",
+        "codes count by the window's height",
+        "conv_stage_fwd.cu",
+        "(h - top) * args.pool.kernel_w",
+        "(h - top) * args.pool.kernel_h",
+    ),
+]

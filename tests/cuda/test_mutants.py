@@ -1,0 +1,72 @@
+"""The CPU run of the kernels notices small faults in them: of twenty, at least eighteen."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from . import host_build, test_pointwise
+from .conftest import TABLES
+from .conv import BF16, EDGES, backward, forward, stage, stages
+from .mutants import MUTANTS, Mutant
+from .pointwise import tasks
+from .test_conv_relu import check
+
+FEWEST = 18
+
+
+@cache
+def suite(launcher: str) -> dict[str, Callable[[], None]]:
+    """What is run of a launcher: a quarter of its tests' shapes or less, under the tests' names."""
+    stem = launcher.rpartition("_")[0]
+    if stem.startswith("conv"):
+        cases = {
+            "conv_relu_fwd": lambda: [forward(shape, BF16) for shape in EDGES],
+            "conv_relu_bwd": lambda: [backward(shape, BF16) for shape in EDGES[1::3]],
+            "conv_stage_fwd": lambda: [stage(s, BF16) for s in stages(20, seed=3) if not s.shape.tile],
+        }[launcher]()
+        name = {"conv_relu_fwd": "test_forward", "conv_relu_bwd": "test_backward", "conv_stage_fwd": "test_pooling"}
+        return {name[launcher]: lambda: check("threads", cases)}
+    some = [task for task in tasks(stem, 50) if task.case.launcher == launcher]
+    found = {"test_as_exact_as_torch": lambda: test_pointwise.run_and_check("threads", some)}
+    if stem == "max_pool":
+        found["test_ties"] = lambda: test_pointwise.test_ties(torch.float32, False)
+    return found
+
+
+def catcher(mutant: Mutant, program: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The test that fails on the mutant, and how: a report of host_simt's, or a wrong result. Empty if none does."""
+    monkeypatch.setattr(host_build, "runner", lambda kind: program)
+    for name, test in suite(mutant.launcher).items():
+        try:
+            test()
+        except host_build.HostFaultError as fault:
+            return f"{name}: {re.search('race|uninitialized|out of bounds|misaligned|divergence', str(fault))[0]}"
+        except AssertionError:
+            return f"{name}: wrong result"
+    return ""
+
+
+def test_mutants_are_caught(tmp_path, monkeypatch, request):
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        programs = list(pool.map(lambda n: MUTANTS[n].program(tmp_path / str(n)), range(len(MUTANTS))))
+    caught = [catcher(mutant, program, monkeypatch) for mutant, program in zip(MUTANTS, programs, strict=True)]
+    request.config.stash[TABLES]["faults in kernels, and what notices them"] = [
+        f"{mutant!s:<62} {how or 'NOT CAUGHT'}" for mutant, how in zip(MUTANTS, caught, strict=True)
+    ]
+    assert len(MUTANTS) == 20
+    assert sum(map(bool, caught)) >= FEWEST
+
+
+@pytest.mark.parametrize("launcher", sorted({mutant.launcher for mutant in MUTANTS}))
+def test_the_kernels_themselves_pass(launcher):
+    """Else everything would be caught."""
+    for test in suite(launcher).values():
+        test()
