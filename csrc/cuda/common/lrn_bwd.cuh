@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kThreads, 1) lrn_bwd_nhwc(LrnBackward<T> p, Gr
       for (int j = 0; j < kPart; ++j) {
         part[j] = q[Halo + i + j];
       }
-      store(own + i, pack<float>(part));
+      store_shared(own + i, pack<float>(part));
     }
     __syncthreads();
     if (active && owned) {
