@@ -10,11 +10,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # Triton reads TRITON_INTERPRET once, when it is first imported, and other tests import it through torch's compiler.
-collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["triton"]
+# On a GPU its kernels need no interpreter.
+collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available() else ["triton"]
 
 
 def pytest_report_header() -> str:
-    return "tests/triton: " + ("left out; TRITON_INTERPRET=1 pytest tests/triton" if collect_ignore else "interpreted")
+    if collect_ignore:
+        return "tests/triton: left out; TRITON_INTERPRET=1 pytest tests/triton"
+    return "tests/triton: " + ("interpreted" if os.environ.get("TRITON_INTERPRET") == "1" else "on the GPU")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,10 +25,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    no_gpu = pytest.mark.skip(reason="torch sees no CUDA device")
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    no_gpu = pytest.mark.skip(reason="TRITON_INTERPRET=1" if interpreted else "torch sees no CUDA device")
     not_asked = pytest.mark.skip(reason="slow: takes minutes or downloads; --slow runs it")
     for item in items:
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+        if "gpu" in item.keywords and (interpreted or not torch.cuda.is_available()):
             item.add_marker(no_gpu)
         if "slow" in item.keywords and not config.getoption("--slow"):
             item.add_marker(not_asked)

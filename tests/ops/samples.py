@@ -46,6 +46,12 @@ class Sample:
         """Of the output."""
         return self.input[-3] if self.weight is None else self.weight[0]
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the tensor arguments."""
+        shapes = {"input": self.input, "weight": self.weight, "bias": (self.channels,) if self.bias else None}
+        return {name: shape for name, shape in shapes.items() if shape is not None}
+
     def data(self, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor]:
         """The tensor arguments by name."""
         generator = torch.Generator().manual_seed(seed)
@@ -64,20 +70,14 @@ class Sample:
             data["weight"] = nearly_identity(self.weight, self.arguments.get("groups", 1), generator)
         if self.bias:
             data["bias"] = torch.randint(-8, 5, (self.channels,), generator=generator) / 16
-            if self.stem in (
-                "conv_relu",
-                "linear_relu_dropout",
-            ):  # where z is 0, z + bias must not sit in ReLU's corner
+            if "relu" in self.stem:  # where z is 0, z + bias must not sit in ReLU's corner
                 data["bias"] += 1 / 32
         return {name: tensor.to(dtype) for name, tensor in data.items()}
 
     def whole_numbers(self, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor]:
         """The tensor arguments by name, all of them -1, 0 or 1: full of ties, and sums are exact in every dtype."""
         generator = torch.Generator().manual_seed(seed)
-        shapes = {"input": self.input, "weight": self.weight, "bias": (self.channels,) if self.bias else None}
-        return {
-            name: torch.randint(-1, 2, shape, generator=generator).to(dtype) for name, shape in shapes.items() if shape
-        }
+        return {name: torch.randint(-1, 2, shape, generator=generator).to(dtype) for name, shape in self.shapes.items()}
 
     def ours(self, data: dict[str, Tensor], backend: str | None = None) -> Tensor:
         return FUNCTIONS[self.stem](**data, **self.arguments, backend=backend)
@@ -135,7 +135,7 @@ def torch_conv_stage(input, weight, bias=None, stride=1, padding=0, dilation=1, 
 def torch_linear_relu_dropout(input, weight, bias=None, p=0.5, training=True, seed=0):
     """torch's own dropout draws from its generator alone: here the elements that stay are given."""
     y = F.relu(F.linear(input, weight, bias))
-    return y * dropout_factors(y, p, torch.tensor([seed])) if training else y
+    return y * dropout_factors(y, p, torch.tensor([seed], device=y.device)) if training else y
 
 
 TORCH: dict[str, Callable[..., Tensor]] = {

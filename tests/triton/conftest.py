@@ -1,22 +1,15 @@
-"""Triton's kernels run on the GPU if torch sees one, and otherwise on the CPU, in Triton's interpreter.
-
-Triton decides when it is first imported, so the choice is made here, before any test module.
-"""
+"""Triton's kernels run on the GPU if torch sees one, and otherwise on the CPU, in Triton's interpreter."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 
 import pytest
 import torch
 from threadpoolctl import threadpool_limits
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-    assert "triton" not in sys.modules, "triton was imported before it could be told to interpret"
-    os.environ["TRITON_INTERPRET"] = "1"
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
 
 @pytest.fixture(scope="package", autouse=True)
