@@ -1,17 +1,23 @@
-# Every target sets itself up in .venv: a fresh clone needs python3, a C++ compiler and nothing else. nvcc is used if found.
+# Targets set themselves up in .venv: a fresh clone needs python3, a C++ compiler and nothing else. nvcc is used if found.
 #
 #   make demo    train AlexNet on handwritten digits with two processes, then show where the pictures are
 #   make test    lint, then every test   (PYTEST="--slow" adds the tests that install a second torch)
 #   make bench   time this machine, write benchmarks/results and render docs/performance.md   (more peers: .venv/bin/pip install -e '.[bench]')
 #   make lint    ruff and clang-format, checking only
+#
+# One uses the Python that is there, and no network, for machines that are lent with a GPU:
+#
+#   make gpu-report   build the CUDA kernels, test and check them on the card, write benchmarks/results/<card>/
+#                     (STEP=build, tests, triton or sanitize: that alone)
 
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST ?=
+STEP ?=
 BIN := $(VENV)/bin
 NATIVE := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench gpu-report lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/alexnet-fast train digits --nproc 2 --out runs/demo-$$(date +%Y%m%d-%H%M%S)
@@ -23,6 +29,9 @@ test: lint
 bench: $(VENV)/installed
 	$(BIN)/pytest benchmarks --benchmark-only --results benchmarks/results $(PYTEST)
 	$(BIN)/python -m benchmarks.report
+
+gpu-report:
+	$(PYTHON) -m benchmarks.gpu_report $(STEP)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

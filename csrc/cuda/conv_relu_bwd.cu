@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(Tile::kThreads) conv_weight_gradient(WeightArg
         auto chunk = load<V>(at);
         if (masks) {
           chunk = masked(chunk, load<V>(reinterpret_cast<const T*>(current + Tile::kMaskAt + a_at(i))));
-          store(at, chunk);
+          store_shared(at, chunk);
         }
         if (sums_bias) {
 #pragma unroll

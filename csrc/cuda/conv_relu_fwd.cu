@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(Tile::kThreads) conv_relu_fwd(ConvArguments<ty
   T* tile = reinterpret_cast<T*>(slabs);
   product.for_pairs(lane, [&](int row, int column, float first, float second) {
     const float pair[2] = {args.relu && first <= 0 ? 0 : first, args.relu && second <= 0 ? 0 : second};
-    store(tile + (Tile::warp_row() + row) * kPitch<Tile> + Tile::warp_column() + column, pack<T>(pair));
+    store_shared(tile + (Tile::warp_row() + row) * kPitch<Tile> + Tile::warp_column() + column, pack<T>(pair));
   });
   __syncthreads();
   T* y = args.y + group * in.columns + first_column;

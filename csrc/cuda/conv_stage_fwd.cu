@@ -182,9 +182,9 @@ __global__ void __launch_bounds__(Tile::kThreads) conv_stage_fwd(StageArguments<
       const int place = ring_begin + row;
       const float pair[2] = {first <= 0 ? 0 : first, second <= 0 ? 0 : second};
       if (tile_begin + row < pixels) {
-        store(ring + (place >= args.ring_pixels ? place - args.ring_pixels : place) * kPitch<Tile> +
-                  Tile::warp_column() + column,
-              pack<T>(pair));
+        store_shared(ring + (place >= args.ring_pixels ? place - args.ring_pixels : place) * kPitch<Tile> +
+                         Tile::warp_column() + column,
+                     pack<T>(pair));
       }
     });
     __syncthreads();

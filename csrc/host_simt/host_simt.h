@@ -223,6 +223,9 @@ Traffic take_traffic();
 constexpr int kFaultExit = 70;
 [[noreturn]] void fail(const char* kind, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
+// An instruction for global memory alone must not be given a shared address.
+void expect_global(const void* address);
+
 // A vector access that a compiler for CPUs may take apart says itself what it wants.
 inline void expect_aligned(const void* address, size_t bytes) {
   if (reinterpret_cast<uintptr_t>(address) % bytes != 0) {

@@ -105,6 +105,14 @@ Traffic take_traffic() {
   return taken;
 }
 
+void expect_global(const void* address) {
+  for (const Region& region : regions) {
+    if (region.shared && address >= region.begin && address < region.begin + region.bytes) {
+      fail("misdirected", "a store to global memory goes to '%s', which is shared", region.name);
+    }
+  }
+}
+
 // ---------------------------------------------------------------- shared memory
 
 void begin_launch(size_t dynamic_shared_bytes) {

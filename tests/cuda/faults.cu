@@ -263,6 +263,16 @@ __global__ void misaligned(const float* x, float* y) {
 }
 
 template <bool kFault>
+__global__ void misdirected(const float* x, float* y) {
+  ALEXNET_FAST_SHARED(float[kThreads], tile);
+  if (threadIdx.x < kThreads / 4) {
+    float* const own = tile + 4 * threadIdx.x;
+    kFault ? store(own, load<4>(x + 4 * threadIdx.x)) : store_shared(own, load<4>(x + 4 * threadIdx.x));
+    store(y + 4 * threadIdx.x, load<4>(own));
+  }
+}
+
+template <bool kFault>
 __global__ void blocks_write_one_element(const float* x, float* y) {
   y[(kFault ? 0 : blockIdx.x * kThreads) + threadIdx.x] = x[threadIdx.x];
 }
@@ -331,6 +341,7 @@ const Fault faults[] = {
     FAULT(shared_of_another_block, 4),
     FAULT(uninitialized_output, 1),
     FAULT(misaligned, 1),
+    FAULT(misdirected, 1),
     FAULT(blocks_write_one_element, 4),
     FAULT(blocks_read_what_others_write, 4),
     FAULT(mixed_atomics, 1),

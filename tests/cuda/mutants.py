@@ -11,7 +11,7 @@ from . import host_build
 
 @dataclass(frozen=True)
 class Mutant:
-    """``text`` in ``file`` (of csrc/cuda) becomes ``instead``. One kernel file is compiled with it, ``unit``: by default
+    """``text`` in ``file`` (of csrc/cuda) becomes ``instead``. One kernel file is compiled so, ``unit``, by default
     that of ``launcher``, which is what is then run."""
 
     launcher: str

@@ -42,6 +42,7 @@ FAULTS = {
     "shared_of_another_block": ("uninitialized: thread", None),
     "uninitialized_output": ("uninitialized: thread", None),
     "misaligned": ("misaligned: 16 bytes", "misaligned: 16 bytes"),
+    "misdirected": ("misdirected: a store to global memory goes to 'tile'",) * 2,
     "blocks_write_one_element": ("another block wrote it", None),
     "blocks_read_what_others_write": (UNORDERED, None),
     "mixed_atomics": ("race: thread", None),

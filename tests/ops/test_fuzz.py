@@ -5,9 +5,8 @@ Whole numbers make the comparison exact, so nothing here depends on a tolerance;
 
 from __future__ import annotations
 
+import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
 
 from alexnet_fast.backends import DTYPES
 from alexnet_fast.ops import Pool
@@ -16,7 +15,11 @@ from .compare import double, output_gradient, results
 from .layouts import LAYOUTS, relayout
 from .samples import Sample
 
-fuzz = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed: the extra dev brings it")
+st = pytest.importorskip("hypothesis.strategies")
+fuzz = hypothesis.settings(
+    deadline=None, max_examples=60, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
 layouts = st.sampled_from(LAYOUTS)
 dtypes = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64])
 sides = st.integers(1, 20)
@@ -32,12 +35,12 @@ def pools(draw, height: int, width: int) -> dict:
     kernel = draw(st.tuples(st.integers(1, 9), st.integers(1, 9)))
     stride = draw(st.none() | st.tuples(st.integers(1, 5), st.integers(1, 5)))
     padding = tuple(draw(st.integers(0, side // 2)) for side in kernel)
-    assume(all(side + 2 * p >= k for side, p, k in zip((height, width), padding, kernel, strict=True)))
+    hypothesis.assume(all(side + 2 * p >= k for side, p, k in zip((height, width), padding, kernel, strict=True)))
     return {"kernel_size": kernel, "stride": stride, "padding": padding, "ceil_mode": draw(st.booleans())}
 
 
 def check_exact(sample: Sample, dtype: torch.dtype, layout: str, backend: str, device: str) -> None:
-    assume(dtype in DTYPES.get(backend, [dtype]))
+    hypothesis.assume(dtype in DTYPES.get(backend, [dtype]))
     data, dy = sample.whole_numbers(dtype), output_gradient(sample, dtype, whole_numbers=True)
     moved = {name: relayout(tensor.to(device), layout) for name, tensor in data.items()}
     actual = results(lambda leaves: sample.ours(leaves, backend), moved, relayout(dy.to(device), layout))
@@ -47,7 +50,7 @@ def check_exact(sample: Sample, dtype: torch.dtype, layout: str, backend: str, d
 
 
 @fuzz
-@given(st.data())
+@hypothesis.given(st.data())
 def test_lrn(backend, device, data):
     shape = data.draw(inputs(st.integers(1, 60)))
     groups = data.draw(st.sampled_from([g for g in range(1, shape[1] + 1) if shape[1] % g == 0]))
@@ -66,7 +69,7 @@ def test_lrn(backend, device, data):
 
 
 @fuzz
-@given(st.data())
+@hypothesis.given(st.data())
 def test_max_pool(backend, device, data):
     shape = data.draw(inputs(st.integers(1, 40)))
     sample = Sample("max_pool", "", shape, data.draw(pools(*shape[2:])))
@@ -74,7 +77,7 @@ def test_max_pool(backend, device, data):
 
 
 @fuzz
-@given(st.data())
+@hypothesis.given(st.data())
 def test_epilogue(backend, device, data):
     shape = data.draw(inputs(st.integers(1, 40)))
     arguments = {"pool": Pool(**data.draw(pools(*shape[2:])))} if data.draw(st.booleans()) else {}
@@ -83,7 +86,7 @@ def test_epilogue(backend, device, data):
 
 
 @fuzz
-@given(st.data())
+@hypothesis.given(st.data())
 def test_conv_stage(backend, device, data):
     groups = data.draw(st.integers(1, 3))
     shape = data.draw(inputs(st.integers(1, 6).map(lambda channels: channels * groups)))
@@ -100,7 +103,7 @@ def test_conv_stage(backend, device, data):
         (side + 2 * p - d * (k - 1) - 1) // s + 1
         for side, k, s, p, d in zip(shape[2:], weight[2:], *geometry.values(), strict=True)
     )
-    assume(rows > 0 and columns > 0)
+    hypothesis.assume(rows > 0 and columns > 0)
     arguments = {**geometry, "groups": groups}
     if data.draw(st.booleans()):
         arguments["pool"] = Pool(**data.draw(pools(rows, columns)))

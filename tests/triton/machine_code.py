@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -26,6 +25,8 @@ from alexnet_fast.ops import LRN
 from alexnet_fast.ops.arguments import Window
 from alexnet_fast.ops.convolution import Geometry
 from alexnet_fast.triton_kernels import augment, conv_relu, epilogue, linear_relu_dropout, lrn, max_pool, sgd
+
+from ..cuda.machine_code import resource_usage
 
 PAPER = LRN(5, 5e-4, 0.75, 2.0)
 OVERLAPPING = Window([3, 3], [2, 2], [0, 0], False)
@@ -132,9 +133,8 @@ def cases() -> Iterator[str]:
 def resources(cubin: bytes) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(cubin)
-        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
-        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", report)}
+        (used,) = resource_usage(file.name, triton.knobs.nvidia.cuobjdump.path).values()
+    return used
 
 
 def widest_load(ptx: str) -> int:

@@ -135,7 +135,7 @@ struct SlabReader {
       for (int i = 0; i < kPasses; ++i) {
         T* dy = reinterpret_cast<T*>(at + i * kPassBytes);
         const T* y = reinterpret_cast<const T*>(at + i * kPassBytes + Tile::kMaskAt);
-        store(dy, masked(load<V>(dy), load<V>(y)));
+        store_shared(dy, masked(load<V>(dy), load<V>(y)));
       }
     }
   }

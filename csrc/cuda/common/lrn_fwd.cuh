@@ -118,7 +118,7 @@ __device__ __forceinline__ void lrn_of_column(const Source& source, int64_t orig
 }
 
 template <class T, int V, int Halo, class Source>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, 2)
     lrn_fwd_nchw(Source source, T* __restrict__ y, Columns columns, Lrn lrn) {
   const Walk walk(columns);
   const int64_t column = walk.item * kThreads + threadIdx.x;

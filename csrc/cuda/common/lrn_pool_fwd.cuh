@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         source.keep(offset + channel, own);
       }
       if (pooled) {
-        store(tile + place(to, channel), result);
+        store_shared(tile + place(to, channel), result);
       }
     } else {
       const int64_t origin = offset + first_channel * shape.in.channel;
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           source.keep(at, own);
         }
         if (pooled) {
-          store(tile + place(to, channel), result);
+          store_shared(tile + place(to, channel), result);
         }
       };
       lrn_of_column<T, V, Halo>(source, origin, shape.in.channel, first_channel, first, last, group_channels, lrn,

@@ -44,11 +44,29 @@ __device__ __forceinline__ Pack<T, N> load(const T* from) {
 }
 
 template <int N, class T>
-__device__ __forceinline__ void store(T* to, const Pack<T, N>& pack) {
+__device__ __forceinline__ void store_shared(T* to, const Pack<T, N>& pack) {
 #ifdef ALEXNET_FAST_HOST_SIMT
   host_simt::expect_aligned(to, sizeof(Pack<T, N>));
 #endif
   *reinterpret_cast<Pack<T, N>*>(to) = pack;
+}
+
+// To global memory, which the launch does not read again: no "memory" is clobbered, so that loads may overtake it. The
+// instruction is spelled out because nvcc 13.0 makes four stores of a Pack whose words it has in registers, as in a
+// conditional store after a loop.
+template <int N, class T>
+__device__ __forceinline__ void store(T* to, const Pack<T, N>& pack) {
+#ifdef ALEXNET_FAST_HOST_SIMT
+  host_simt::expect_global(to);
+  store_shared(to, pack);
+#else
+  if constexpr (sizeof(pack) == 16) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(pack.words[0]), "r"(pack.words[1]),
+                 "r"(pack.words[2]), "r"(pack.words[3]));
+  } else {
+    *reinterpret_cast<Pack<T, N>*>(to) = pack;
+  }
+#endif
 }
 
 template <class T, int N>

@@ -1,0 +1,268 @@
+"""``make gpu-report``: builds the CUDA kernels on a machine with a GPU, tests them there, and notes what came out.
+
+    python -m benchmarks.gpu_report [STEP …]
+
+Steps, in their order; without arguments all of them run:
+
+``build``     compiles the extension in place, with nvcc
+``tests``     every test marked ``gpu``, but Triton's
+``triton``    tests/triton, whose kernels then run on the card instead of in Triton's interpreter
+``sanitize``  compute-sanitizer's four tools over one forward and backward pass of every operator
+
+A step takes eight minutes at most and is broken off beyond. It uses this Python and what is installed in it (torch,
+triton, pytest, pybind11, setuptools), and no network. Each writes ``benchmarks/results/<card>/<step>-<time>.json``.
+
+Exit codes: 0 everything that was asked for ran and passed; 1 something failed, or could not run; 2 there is no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+LIMIT = 480  # seconds a step may take
+PATIENCE = 20  # seconds for a process to write its report after it was interrupted
+SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
+MOST = 20  # failures that a result lists
+
+
+@dataclass
+class Result:
+    """What a step found. ``status`` is passed, failed, or not run."""
+
+    status: str
+    summary: str
+    details: dict = field(default_factory=dict)
+
+
+# ---- Processes -------------------------------------------------------------------------------------------------------
+
+
+def run(command: list[str], limit: float, **environment: str) -> tuple[int | None, str]:
+    """Exit status, None if ``limit`` seconds were not enough, and everything written to both outputs. At the limit the
+    process is interrupted first, as by Ctrl-C, so that pytest can still report."""
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | environment, stdout=log, stderr=log, start_new_session=True
+        )
+        status = None
+        try:
+            status = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGINT)
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        log.seek(0)
+        return status, log.read()
+
+
+def first_line(*command: str) -> str | None:
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return None
+
+
+def tail(text: str, lines: int = 40) -> list[str]:
+    return text.splitlines()[-lines:]
+
+
+# ---- Where this runs -------------------------------------------------------------------------------------------------
+
+
+def commit() -> str | None:
+    """HEAD, with a + if files were changed since. A copy without .git names its own in ALEXNET_FAST_COMMIT."""
+    if (head := first_line("git", "rev-parse", "HEAD")) is None:
+        return os.environ.get("ALEXNET_FAST_COMMIT")
+    return head + "+" * bool(first_line("git", "status", "--porcelain", "--untracked-files=no"))
+
+
+def machine() -> dict:
+    """Card, driver and versions."""
+    properties = torch.cuda.get_device_properties(0)
+    nvcc = os.path.join(os.environ["CUDA_HOME"], "bin", "nvcc") if os.environ.get("CUDA_HOME") else "nvcc"
+    release = re.search(r"release ([\d.]+)", run([nvcc, "--version"], 60)[1]) if shutil.which(nvcc) else None
+    try:
+        import triton
+
+        triton_version = triton.__version__
+    except ImportError:
+        triton_version = None
+    return {
+        "card": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_bytes": properties.total_memory,
+        "driver": first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"),
+        "nvcc": release[1] if release else None,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "triton": triton_version,
+        "python": platform.python_version(),
+        "commit": commit(),
+    }
+
+
+def slug(card: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", card.lower()).strip("-")
+
+
+# ---- Steps -----------------------------------------------------------------------------------------------------------
+
+
+def build() -> Result:
+    status, log = run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], LIMIT, ALEXNET_FAST_CUDA="1")
+    if status != 0:
+        return Result("failed", outcome(status), {"log": tail(log)})
+    question = "import json; from alexnet_fast import _C; print(json.dumps(_C.build_info()))"
+    status, answer = run([sys.executable, "-c", question], 60)
+    if status != 0:
+        return Result("failed", "the extension cannot be imported", {"log": tail(answer)})
+    info = json.loads(answer.splitlines()[-1])
+    return Result("passed", f"CUDA {info['cuda']}", info)
+
+
+def outcome(status: int | None) -> str:
+    return f"broken off after {LIMIT} s" if status is None else f"exit status {status}"
+
+
+def run_pytest(*arguments: str) -> Result:
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder, "report.xml")
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *arguments]
+        status, log = run(command, LIMIT - PATIENCE)
+        if not report.exists():
+            return Result("failed", outcome(status), {"log": tail(log)})
+        return junit_result(status, report.read_text(), log)
+
+
+def junit_result(status: int | None, report: str, log: str) -> Result:
+    """From pytest's exit status, its JUnit report and its output. A run that selected no test has not passed."""
+    # A test that was interrupted has no name.
+    cases = [case for case in ElementTree.fromstring(report).iter("testcase") if case.get("name")]
+    found: dict[str, list[tuple[str, str]]] = {"failure": [], "error": [], "skipped": []}
+    for case in cases:
+        for kind, rows in found.items():
+            name = f"{case.get('classname')}::{case.get('name')}"
+            rows += [(name, element.get("message") or "") for element in case.findall(kind)]
+    failures = found["failure"] + found["error"]
+    passed = len(cases) - len({name for name, _ in failures + found["skipped"]})
+    summary = f"{passed} passed, {len(failures)} failed, {len(found['skipped'])} skipped"
+    if status is None:
+        summary += f"; {outcome(status)}"
+    details = {
+        "passed": passed,
+        "failed": len(failures),
+        "skipped": Counter(message for _, message in found["skipped"]),
+        "failures": [{"test": name, "message": message.split("\n")[0][:300]} for name, message in failures[:MOST]],
+    }
+    if status != 0 and not failures:
+        details["log"] = tail(log)
+    return Result("passed" if status == 0 and passed else "failed", summary, details)
+
+
+def find_sanitizer() -> str | None:
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    path = os.pathsep.join([os.environ.get("PATH", ""), f"{home}/bin", f"{home}/compute-sanitizer"])
+    return shutil.which("compute-sanitizer", path=path)
+
+
+def sanitize() -> Result:
+    """Only this package's kernels are watched: torch's own hold data that initcheck finds uninitialized."""
+    if (sanitizer := find_sanitizer()) is None:
+        return Result("not run", "compute-sanitizer is not in PATH, nor in CUDA_HOME")
+    tools = {}
+    for tool in SANITIZERS:
+        command = [sanitizer, "--tool", tool, "--kernel-name", "kernel_substring=alexnet_fast", "--error-exitcode", "9"]
+        command += [sys.executable, "-m", "tests.ops.check_all", "cuda", "auto"]
+        # One allocation a tensor: in torch's pool of memory an access beyond a tensor would hit the next one's.
+        status, log = run(command, LIMIT / len(SANITIZERS) - PATIENCE, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+        tools[tool] = sanitized(status, log)
+    failed = {tool: result for tool, result in tools.items() if result["status"] != "passed"}
+    summary = "; ".join(f"{tool}: {result['summary']}" for tool, result in (failed or tools).items())
+    return Result("failed" if failed else "passed", summary, tools)
+
+
+def sanitized(status: int | None, log: str) -> dict:
+    """One tool's result from its exit status and output. A run in which it watched nothing has not passed."""
+    said = [line.removeprefix("=========").strip() for line in log.splitlines() if line.startswith("=========")]
+    totals = [line for line in said if re.match(r"(ERROR|RACECHECK) SUMMARY: ", line)]
+    clean = bool(totals) and re.search(r"SUMMARY: 0 (errors|hazards)", totals[-1])
+    checked = re.search(r"(\d+) tensors checked", log)
+    if status == 0 and clean and checked:
+        return {"status": "passed", "summary": f"{totals[-1].partition(': ')[2]}, {checked[0]}"}
+    summary = outcome(status)
+    if not clean and len(said) > 1:
+        summary = totals[-1].partition(": ")[2] if totals else said[1]
+    return {"status": "failed", "summary": summary, "log": said[:MOST] + tail(log)}
+
+
+STEPS: dict[str, Callable[[], Result]] = {
+    "build": build,
+    "tests": lambda: run_pytest("tests", "-m", "gpu", "--ignore=tests/triton"),
+    "triton": lambda: run_pytest("tests/triton"),
+    "sanitize": sanitize,
+}
+
+
+# ---- Report ----------------------------------------------------------------------------------------------------------
+
+
+def write(folder: Path, step: str, facts: dict, result: Result, seconds: float) -> Path:
+    now = datetime.now(timezone.utc)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{step}-{now:%Y%m%dT%H%M%SZ}.json"
+    content = {"step": step, "date": f"{now:%Y-%m-%dT%H:%M:%SZ}", "seconds": round(seconds, 1), "machine": facts}
+    path.write_text(json.dumps(content | asdict(result), indent=1, ensure_ascii=False) + "\n")
+    return path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="gpu-report", description="Builds, tests and checks on a machine with a GPU.")
+    parser.add_argument("steps", nargs="*", metavar="STEP", help=f"{', '.join(STEPS)}; default: all")
+    steps = parser.parse_args(arguments).steps or list(STEPS)
+    if unknown := [step for step in steps if step not in STEPS]:
+        parser.error(f"no step is called {unknown[0]!r}; there are {', '.join(STEPS)}")
+    if not torch.cuda.is_available():
+        print(f"gpu-report: torch {torch.__version__} sees no CUDA device", file=sys.stderr)
+        return 2
+    facts = machine()
+    lines = []
+    for step in steps:
+        print(f"gpu-report: {step} …", flush=True)
+        begin = time.monotonic()
+        result = STEPS[step]()
+        seconds = time.monotonic() - begin
+        path = write(ROOT / "benchmarks" / "results" / slug(facts["card"]), step, facts, result, seconds)
+        lines.append(f"{step:10}{result.status:10}{seconds:5.0f} s  {result.summary}  ({path.relative_to(ROOT)})")
+        if step == "build" and result.status != "passed":
+            break  # what follows would test an older extension
+    print(
+        f"{facts['card']}, driver {facts['driver']}, torch {facts['torch']}, commit {facts['commit']}", *lines, sep="\n"
+    )
+    return int(any(line.split()[1] != "passed" for line in lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

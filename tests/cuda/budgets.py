@@ -1,0 +1,124 @@
+"""What each CUDA kernel may take of a multiprocessor, and why. The first row that fits a kernel's name counts.
+
+Pointwise kernels live from loads in flight: 4.8 TB/s at 700 ns are 3.4 MB, 25 KB for each of 132 multiprocessors. A
+block of 256 threads with one load of 16 bytes each has 4 KB in flight, so it takes six such blocks, three with two
+loads a thread, two with three or more. 65,536 registers are six blocks of 40 a thread, four of 64, three of 80, two
+of 128.
+
+Convolutions live from their accumulators: a warp's tile of 64 x 64 has 128 of them in each lane, and its fragments,
+addresses and the bias take as many again. Two blocks a multiprocessor, so that one multiplies while the other waits at
+a barrier, where shared memory has room for their rings: not on sm_86 and sm_89, with 100 KB.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from .machine_code import KB, MULTIPROCESSORS, Kernel
+
+
+@dataclass(frozen=True)
+class Budget:
+    kernels: str  # a regular expression for the beginning of a kernel's name
+    registers: int
+    shared: int  # bytes of a block: static, dynamic, and with the mask where there is one
+    blocks: tuple[int, int, int, int]  # that fit a multiprocessor of sm_80, sm_86, sm_89 and sm_90, at least
+
+
+BUDGETS = [
+    # Six blocks: one load of z, r or dy a thread and unit, two units unrolled in NHWC.
+    Budget("relu_(nhwc|nchw|bwd_nhwc)<", 48, 10 * KB, (5, 5, 5, 5)),
+    Budget("relu_bwd_nchw<", 48, 2 * KB, (5, 5, 5, 5)),
+    # A strip's nine or fifteen loads need no company; its windows' maxima and places are 2 x 2 x V registers.
+    Budget("pool_fwd_strips<", 112, 0, (2, 2, 2, 2)),
+    Budget("pool_fwd_any<", 72, 0, (3, 3, 3, 3)),
+    Budget("pool_bwd_strips<", 96, 9 * KB, (2, 2, 2, 2)),
+    Budget("pool_bwd_any<", 80, 9 * KB, (3, 3, 3, 3)),
+    # One load and its halo; wide windows read 24 channels for 8.
+    Budget(r"lrn_fwd_nhwc<\w+, \d, 2,", 56, 0, (4, 4, 4, 4)),
+    Budget("lrn_fwd_nhwc<", 64, 0, (4, 4, 4, 4)),
+    # The walk keeps 2 Halo + 4 channels of up to 8 pixels, four or eight of them in flight.
+    Budget("lrn_fwd_nchw<", 128, 0, (2, 2, 2, 2)),
+    # x, dy and the pool's gather; q of a block's threads in shared memory, twice, and sums for the bias.
+    Budget(r"lrn_bwd_nhwc<\w+, \d, 2,", 72, 24 * KB, (3, 3, 3, 3)),
+    Budget("lrn_bwd_nhwc<", 96, 24 * KB, (2, 2, 2, 2)),
+    Budget("lrn_bwd_nchw<", 128, 2 * KB, (2, 2, 2, 2)),
+    # 40 KB of LRN's output a block, which is what bounds it but in NCHW.
+    Budget(r"lrn_pool_fwd<\w+, \d, \d, true>", 80, 40 * KB, (3, 2, 2, 3)),
+    Budget("lrn_pool_fwd<", 112, 40 * KB, (2, 2, 2, 2)),
+    # Copies and sums of little data.
+    Budget("(conv_fold|conv_transpose|conv_sum)", 40, 5 * KB, (6, 6, 6, 6)),
+    Budget("add_rows<", 32, 4 * KB, (2, 1, 1, 2)),
+    # The larger tiles: two blocks on cards with the shared memory for it. 128 x 192 has 256 threads, and one block.
+    Budget(r"conv_relu_fwd<ConvTile<TensorCores<\w+>, 128, 128,", 224, 99 * KB, (2, 1, 1, 2)),
+    Budget(r"conv_relu_fwd<ConvTile<TensorCores<\w+>, 128, 192,", 168, 99 * KB, (1, 1, 1, 1)),
+    Budget(r"conv_relu_fwd<ConvTile<TensorCores<\w+>, 128, 64,", 128, 99 * KB, (3, 1, 1, 4)),
+    Budget(r"conv_relu_fwd<ConvTile<TensorCores<\w+>, 64, 64,", 80, 99 * KB, (4, 2, 2, 6)),
+    Budget("conv_relu_fwd<ConvTile<MultiplyAdd, 128, 64,", 255, 99 * KB, (2, 1, 1, 2)),
+    Budget(r"conv_weight_gradient<WeightTile<TensorCores<\w+>, 128, 128,", 224, 99 * KB, (2, 1, 1, 2)),
+    Budget(r"conv_weight_gradient<WeightTile<TensorCores<\w+>, 64, 128,", 128, 99 * KB, (3, 1, 1, 4)),
+    Budget("conv_weight_gradient<WeightTile<MultiplyAdd, 64, 128,", 168, 99 * KB, (3, 1, 1, 3)),
+    # The slabs and the ring of the convolution's output: one block on all but sm_90.
+    Budget("conv_stage_fwd<", 152, 99 * KB, (1, 1, 1, 2)),
+]
+
+
+def budget(kernel: Kernel) -> Budget | None:
+    return next((row for row in BUDGETS if re.match(row.kernels, kernel.name)), None)
+
+
+# ---- Instructions ----------------------------------------------------------------------------------------------------
+
+PRODUCTS = {
+    "TensorCores<f16>": "HMMA.16816.F32",
+    "TensorCores<bf16>": "HMMA.16816.F32.BF16",
+    "TensorCores<float>": "HMMA.1688.F32.TF32",
+    "MultiplyAdd": "FFMA",
+}
+
+
+def wanted_instructions(kernel: Kernel) -> list[str]:
+    """Regular expressions, each for the whole of an instruction that the kernel was written for."""
+    if math := next((math for math in PRODUCTS if math in kernel.name), None):
+        wanted = [re.escape(PRODUCTS[math]), r"LDGSTS\.E\.BYPASS\.128"]  # into shared memory, past L1
+        words = math == "TensorCores<float>" and kernel.family == "conv_weight_gradient"  # ldmatrix turns 16 bits alone
+        wanted += [] if math == "MultiplyAdd" or words else [r"LDSM\..*"]
+        return wanted + ([] if kernel.family == "conv_weight_gradient" else [r"STG\.E\.128"])
+    if kernel.family == "conv_fold_image":
+        return [r"STG\.E\.128"]
+    if kernel.vector in (8, 16):  # LD: where the compiler has lost that a pointer is to global memory
+        bits = 8 * kernel.vector
+        return [rf"LDG?\.E\.{bits}(\.CONSTANT)?", rf"STG\.E\.{bits}"]
+    return []
+
+
+def unwanted_instructions(kernel: Kernel) -> str:
+    """A regular expression: local memory, atomics (sums have an order), and vectors stored word by word."""
+    words = r"|STG\.E" if kernel.family.startswith("lrn_fwd") and kernel.vector == 16 else ""
+    return r"LDL.*|STL.*|RED\..*|ATOM.*" + words
+
+
+def faults(kernel: Kernel) -> list[str]:
+    """What is wrong with the kernel's machine code, each in a line."""
+    found = []
+    allowed = budget(kernel)
+    if allowed is None:
+        return [f"{kernel}: has no budget"]
+    if kernel.stack:
+        found.append(f"{kernel.stack} bytes of a thread are in local memory")
+    if kernel.registers > allowed.registers:
+        found.append(f"{kernel.registers} registers, budget {allowed.registers}")
+    shared = kernel.shared + kernel.dynamic(mask=kernel.family != "conv_stage_fwd")
+    limit = min(allowed.shared, MULTIPROCESSORS[kernel.architecture].block_shared)
+    if shared > limit:
+        found.append(f"{shared} bytes of shared memory, budget {limit}")
+    fewest = allowed.blocks[list(MULTIPROCESSORS).index(kernel.architecture)]
+    if kernel.blocks < fewest:
+        found.append(f"{kernel.blocks} blocks fit a multiprocessor, budget {fewest}")
+    for wanted in wanted_instructions(kernel):
+        if not any(re.fullmatch(wanted, instruction) for instruction in kernel.instructions):
+            found.append(f"no instruction {wanted}")
+    unwanted = [name for name in kernel.instructions if re.fullmatch(unwanted_instructions(kernel), name)]
+    found += [f"{kernel.instructions[name]} times {name}" for name in unwanted]
+    return [f"{kernel.name}, sm_{kernel.architecture}: {fault}" for fault in found]

@@ -1,0 +1,101 @@
+"""The machine code that nvcc made for every architecture keeps to budgets.py; its table is printed at the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from alexnet_fast import _C
+
+from . import machine_code
+from .budgets import BUDGETS, budget, faults
+from .conftest import TABLES
+from .machine_code import KB, MULTIPROCESSORS, Kernel, kernels, resident_blocks
+
+
+@pytest.fixture(scope="module")
+def built(request) -> list[Kernel]:
+    if reason := machine_code.missing():
+        pytest.skip(reason)
+    request.config.stash[TABLES]["CUDA kernels, as nvcc compiled them"] = machine_code.table(kernels())
+    return kernels()
+
+
+def test_every_kernel_keeps_to_its_budget(built):
+    assert [fault for kernel in built for fault in faults(kernel)] == []
+
+
+def test_every_kernel_is_there_for_every_architecture(built):
+    """And for later ones as PTX, which their drivers compile."""
+    names = {kernel.name for kernel in built}
+    for architecture in MULTIPROCESSORS:
+        assert f"sm_{architecture}" in _C.build_info()["cuda"]
+        assert {kernel.name for kernel in built if kernel.architecture == architecture} == names
+    assert len(built) == len(MULTIPROCESSORS) * len(names)
+    assert machine_code.ptx_targets() == {f"sm_{max(MULTIPROCESSORS)}"}
+
+
+def test_every_budget_is_some_kernels(built):
+    """A row that another one hides, or whose kernel is gone, budgets nothing."""
+    assert {budget(kernel) for kernel in built} == set(BUDGETS)
+
+
+def one(built: list[Kernel], name: str) -> Kernel:
+    return next(kernel for kernel in built if kernel.name.startswith(name) and kernel.architecture == 86)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "fault"),
+    [
+        ("lrn_fwd_nhwc<bf16, 8, 2", {"stack": 8}, "8 bytes of a thread are in local memory"),
+        ("lrn_fwd_nhwc<bf16, 8, 2", {"registers": 65}, "65 registers, budget 56"),
+        ("lrn_fwd_nhwc<bf16, 8, 2", {"registers": 65}, "3 blocks fit a multiprocessor, budget 4"),
+        ("conv_stage_fwd<", {"shared": 12 * KB}, "bytes of shared memory, budget 101376"),
+        ("lrn_fwd_nhwc<bf16, 8, 2", {"shared": 48 * KB}, "2 blocks fit a multiprocessor, budget 4"),
+        ("conv_relu_fwd<ConvTile<TensorCores<bf16>, 128, 128,", {"instructions": "HMMA"}, "no instruction HMMA"),
+        ("conv_relu_fwd<ConvTile<TensorCores<bf16>, 128, 128,", {"instructions": "LDGSTS"}, "no instruction LDGSTS"),
+        ("conv_relu_fwd<ConvTile<TensorCores<bf16>, 128, 128,", {"instructions": "LDSM"}, "no instruction LDSM"),
+        ("relu_nhwc<float, 4", {"instructions": "STG"}, "no instruction STG"),
+        ("relu_nhwc<float, 4", {"instructions": "LD"}, "no instruction LDG"),
+        ("nothing<float>", {}, "has no budget"),
+    ],
+)
+def test_a_fault_is_named(built, name, change, fault):
+    """What ptxas or an edit could do to a kernel; "instructions" takes away those that begin so."""
+    kernel = one(built, "relu_nhwc" if name.startswith("nothing") else name)
+    assert faults(kernel) == []
+    if start := change.pop("instructions", None):
+        kept = {name: count for name, count in kernel.instructions.items() if not name.startswith(start)}
+        kernel = replace(kernel, instructions=Counter(kept))
+    if name.startswith("nothing"):
+        kernel = replace(kernel, name=name)
+    assert fault in "\n".join(faults(replace(kernel, **change)))
+
+
+@pytest.mark.parametrize("instruction", ["LDL.64", "STL", "RED.E.ADD.F32.FTZ.RN.STRONG.GPU", "ATOMG.E.ADD", "STG.E"])
+def test_unwanted_instructions(built, instruction):
+    kernel = one(built, "lrn_fwd_nhwc<bf16, 8, 2")
+    (fault,) = faults(replace(kernel, instructions=kernel.instructions + Counter([instruction])))
+    assert fault.endswith(f"1 times {instruction}")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "threads", "registers", "shared", "blocks"),
+    [
+        (80, 256, 32, 0, 8),  # threads
+        (86, 256, 32, 0, 6),
+        (89, 32, 16, 0, 24),  # blocks
+        (90, 256, 80, 0, 3),  # registers: 80 of 32 lanes, ten pieces, six warps in a quarter of the file
+        (90, 256, 81, 0, 2),  # eleven, five warps
+        (90, 128, 255, 0, 2),
+        (90, 1024, 65, 0, 0),
+        (80, 128, 32, 40 * KB, 4),  # shared memory, and 1 KB of the system's for each
+        (86, 128, 32, 99 * KB, 1),
+        (90, 128, 32, 75 * KB, 3),
+        (90, 128, 32, 75 * KB + 1, 2),
+    ],
+)
+def test_resident_blocks(architecture, threads, registers, shared, blocks):
+    assert resident_blocks(architecture, threads, registers, shared) == blocks

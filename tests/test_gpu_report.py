@@ -1,0 +1,227 @@
+"""``make gpu-report`` as far as it goes without a GPU: its processes, what it reads out of reports, what it writes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu_report
+from benchmarks.gpu_report import SANITIZERS, Result, junit_result, main, run, run_pytest, sanitize, sanitized
+
+CLEAN = {
+    "memcheck": "========= COMPUTE-SANITIZER\n12 tensors checked\n========= ERROR SUMMARY: 0 errors\n",
+    "racecheck": "========= COMPUTE-SANITIZER\n12 tensors checked\n"
+    "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n",
+}
+INVALID_WRITE = """\
+========= COMPUTE-SANITIZER
+========= Invalid __global__ write of size 16 bytes
+=========     at void alexnet_fast::cuda::relu_nhwc<float, (int)4>(…)+0x1a0
+12 tensors checked
+========= ERROR SUMMARY: 1 error
+"""
+REFUSED = """\
+========= COMPUTE-SANITIZER
+========= Error: Device not supported. Please refer to the "Supported Devices" section of the documentation
+========= Error: Target application terminated before first instrumented API call
+"""
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path) -> Path:
+    """A machine with a card, and the folder its results go to."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    facts = {"card": "NVIDIA Example 100", "driver": "580.1", "torch": "2.13.0", "commit": "abc"}
+    monkeypatch.setattr(gpu_report, "machine", lambda: facts)
+    monkeypatch.setattr(gpu_report, "ROOT", tmp_path)
+    return tmp_path / "benchmarks" / "results" / "nvidia-example-100"
+
+
+# ---- Report ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu(capsys):
+    assert main([]) == 2
+    assert capsys.readouterr() == ("", f"gpu-report: torch {torch.__version__} sees no CUDA device\n")
+
+
+def test_results_are_written(gpu, monkeypatch, capsys):
+    monkeypatch.setattr(gpu_report, "STEPS", {"build": lambda: Result("passed", "CUDA 13.0", {"cuda": "13.0"})})
+    assert main(["build"]) == 0
+    (path,) = gpu.iterdir()
+    assert re.fullmatch(r"build-\d{8}T\d{6}Z\.json", path.name)
+    content = json.loads(path.read_text())
+    assert content["machine"]["card"] == "NVIDIA Example 100"
+    assert (content["step"], content["status"], content["summary"]) == ("build", "passed", "CUDA 13.0")
+    assert content["details"] == {"cuda": "13.0"}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", content["date"])
+    *_, card, last = capsys.readouterr().out.splitlines()
+    assert card == "NVIDIA Example 100, driver 580.1, torch 2.13.0, commit abc"
+    assert "CUDA 13.0" in last
+
+
+@pytest.mark.parametrize(
+    ("statuses", "steps", "written", "code"),
+    [
+        ({"build": "passed", "tests": "passed"}, [], ["build", "tests"], 0),
+        ({"build": "failed", "tests": "passed"}, [], ["build"], 1),
+        ({"build": "passed", "tests": "failed", "sanitize": "passed"}, [], ["build", "sanitize", "tests"], 1),
+        ({"build": "failed", "tests": "passed"}, ["tests"], ["tests"], 0),
+        ({"sanitize": "not run"}, ["sanitize"], ["sanitize"], 1),
+    ],
+)
+def test_steps(statuses, steps, written, code, gpu, monkeypatch):
+    """Nothing is tested after a failed build; any other step goes on, and the exit code tells."""
+    monkeypatch.setattr(
+        gpu_report, "STEPS", {step: lambda s=status: Result(s, "") for step, status in statuses.items()}
+    )
+    assert main(steps) == code
+    assert sorted(path.name.partition("-")[0] for path in gpu.iterdir()) == written
+
+
+def test_an_unknown_step_is_named(capsys):
+    with pytest.raises(SystemExit):
+        main(["test"])
+    assert "no step is called 'test'; there are build, tests, triton, sanitize" in capsys.readouterr().err
+
+
+def test_commit(monkeypatch, tmp_path):
+    """Of the checkout, or as a copy without one is told."""
+    if (gpu_report.ROOT / ".git").exists() and shutil.which("git"):
+        assert re.fullmatch(r"[0-9a-f]{40}\+?", gpu_report.commit())
+    monkeypatch.setattr(gpu_report, "ROOT", tmp_path)
+    assert gpu_report.commit() is None
+    monkeypatch.setenv("ALEXNET_FAST_COMMIT", "abc")
+    assert gpu_report.commit() == "abc"
+
+
+# ---- Processes -------------------------------------------------------------------------------------------------------
+
+SLOW = "import time\ntry:\n  time.sleep(60)\nexcept KeyboardInterrupt:\n  print('interrupted', flush=True)\n  {then}"
+
+
+def test_run():
+    assert run([sys.executable, "-c", "import sys; print('out'); sys.exit('err')"], 60) == (1, "out\nerr\n")
+
+
+@pytest.mark.parametrize("then", ["pass", "time.sleep(60)"], ids=["ends", "does not end"])
+def test_a_process_beyond_its_limit(then, monkeypatch):
+    """It may write its report, and is killed if it does not come to an end."""
+    monkeypatch.setattr(gpu_report, "PATIENCE", 1)
+    assert run([sys.executable, "-c", SLOW.format(then=then)], 1) == (None, "interrupted\n")
+
+
+# ---- Tests -----------------------------------------------------------------------------------------------------------
+
+SUITE = """
+import os, signal, pytest
+def test_passes(): pass
+def test_fails(): assert 1 == 2, "one is not two"
+@pytest.mark.skip(reason="no second device")
+def test_skips(): pass
+def test_is_interrupted(): os.kill(os.getpid(), signal.SIGINT)
+def test_never_runs(): pass
+"""
+
+
+def test_pytest_is_read(tmp_path):
+    """Interrupted, as at the limit: what came out until then counts."""
+    suite = tmp_path / "test_suite.py"
+    suite.write_text(SUITE)
+    result = run_pytest(str(suite), "--rootdir", str(tmp_path))
+    assert result.status == "failed"
+    assert result.summary == "1 passed, 1 failed, 1 skipped"
+    assert result.details["skipped"] == {"no second device": 1}
+    (failure,) = result.details["failures"]
+    assert failure["test"].endswith("test_suite::test_fails")
+    assert "one is not two" in failure["message"]
+
+
+@pytest.mark.parametrize(
+    ("status", "inside", "expected"),
+    [
+        (0, '<testcase name="a"/>', ("passed", "1 passed, 0 failed, 0 skipped")),
+        (None, '<testcase name="a"/>', ("failed", "1 passed, 0 failed, 0 skipped; broken off after 480 s")),
+        (5, "", ("failed", "0 passed, 0 failed, 0 skipped")),
+        (0, '<testcase name="a"><skipped message="no GPU"/></testcase>', ("failed", "0 passed, 0 failed, 1 skipped")),
+        (2, '<testcase name="a"><error message="collection"/></testcase>', ("failed", "0 passed, 1 failed, 0 skipped")),
+        (1, '<testcase name="a"><failure/><error/></testcase>', ("failed", "0 passed, 2 failed, 0 skipped")),
+    ],
+    ids=["passed", "broken off", "none selected", "all skipped", "not collected", "teardown fails too"],
+)
+def test_whether_a_run_has_passed(status, inside, expected):
+    result = junit_result(status, f"<testsuites><testsuite>{inside}</testsuite></testsuites>", "log")
+    assert (result.status, result.summary) == expected
+
+
+# ---- Sanitizers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tool", CLEAN)
+def test_a_clean_report(tool):
+    assert sanitized(0, CLEAN[tool])["status"] == "passed"
+
+
+@pytest.mark.parametrize(
+    ("status", "log", "summary"),
+    [
+        (9, INVALID_WRITE, "1 error"),
+        (0, INVALID_WRITE, "1 error"),
+        (0, CLEAN["racecheck"].replace("0 hazards displayed (0", "2 hazards displayed (2"), "2 hazards displayed (2"),
+        (255, REFUSED, "Error: Device not supported"),
+        (1, CLEAN["memcheck"], "exit status 1"),
+        (None, "", "broken off after"),
+        (0, CLEAN["memcheck"].replace("12 tensors checked", ""), "exit status 0"),
+    ],
+)
+def test_a_report_with_errors(status, log, summary):
+    """An error, a device that the tool refuses, a program that fails by itself or checks nothing."""
+    result = sanitized(status, log)
+    assert result["status"] == "failed"
+    assert result["summary"].startswith(summary)
+
+
+@pytest.fixture
+def sanitizer(monkeypatch, tmp_path):
+    """Puts a compute-sanitizer into CUDA_HOME that answers with these texts, by tool."""
+
+    def install(answers: dict[str, str]) -> None:
+        for tool, answer in answers.items():
+            (tmp_path / tool).write_text(answer)
+        script = tmp_path / "bin" / "compute-sanitizer"
+        script.parent.mkdir()
+        script.write_text(f'#!/bin/sh\n[ "$1" = --tool ] && cat "{tmp_path}/$2"\n')
+        script.chmod(0o755)
+
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    return install
+
+
+def test_sanitizers(sanitizer):
+    memory, races = CLEAN["memcheck"], CLEAN["racecheck"]
+    sanitizer({"memcheck": memory, "racecheck": races, "synccheck": memory, "initcheck": memory})
+    result = sanitize()
+    assert result.status == "passed"
+    assert list(result.details) == list(SANITIZERS)
+
+
+def test_one_sanitizer_finds_something(sanitizer):
+    memory, races = CLEAN["memcheck"], CLEAN["racecheck"]
+    sanitizer({"memcheck": INVALID_WRITE, "racecheck": races, "synccheck": memory, "initcheck": memory})
+    result = sanitize()
+    assert (result.status, result.summary) == ("failed", "memcheck: 1 error")
+    assert "relu_nhwc" in "\n".join(result.details["memcheck"]["log"])
+
+
+def test_without_a_sanitizer(sanitizer):
+    result = sanitize()
+    assert result.status == "not run"
+    assert "compute-sanitizer is not in PATH" in result.summary
