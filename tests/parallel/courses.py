@@ -102,3 +102,7 @@ def caught(function: Callable[..., int], *args: Any, **given: Any) -> str:
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return ""
+
+
+if __name__ == "__main__":
+    runs.main(build)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import faulthandler
 import json
 import math
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
 from alexnet_fast.data import Transform, training_batches
 from alexnet_fast.data.random import mix
 from alexnet_fast.optim import SGD
-from alexnet_fast.parallel import Ranks, launch, split_dropouts
+from alexnet_fast.parallel import Ranks, Split, Step, launch, split_dropouts
 from alexnet_fast.train import commands
 from alexnet_fast.train.config import TrainConfig
 from alexnet_fast.train.engine import DROPOUT_KEY
@@ -59,7 +62,26 @@ def _courses(ranks: Ranks, folder: str) -> int:
             out = root / f"{name} spoiled"
             said[name] = courses.caught(_spoiled, ranks, out, COURSES[name])
         (root / f"said {ranks.rank}.json").write_text(json.dumps(said))
+        (root / f"order {ranks.rank}.json").write_text(json.dumps(_order(ranks)))
     return 0
+
+
+def _order(ranks: Ranks) -> list[str]:
+    """What happens in a backward pass through a convolution and 28 MB of a linear layer, in order."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 14 * 14, 4500))
+    events: list[str] = []
+    send = default_hooks.allreduce_hook
+
+    def noted(group, bucket):
+        events.append(f"{sum(p.numel() for p in bucket.parameters()) * 4 // 10**6} MB leave")
+        return send(group, bucket)
+
+    with mock.patch.object(default_hooks, "allreduce_hook", noted):
+        split = Split(net, [], ranks, Step(nn.CrossEntropyLoss(reduction="sum"), contextlib.nullcontext, 16))
+        events.clear()
+        net[0].weight.register_hook(lambda gradient: events.append("convolution"))
+        split.train(torch.zeros(2, 3, 16, 16), torch.zeros(2, dtype=torch.int64), 4, lambda: None)
+    return events
 
 
 def _spoiled(ranks: Ranks, out: Path, given: dict) -> int:
@@ -89,10 +111,15 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _ran(shared: Path, world: int) -> Path:
-    root = shared / f"{world}"
+def _folder(shared: Path, name: str) -> Path:
+    root = shared / name
     root.mkdir()
     (root / "set").symlink_to(shared / "set")
+    return root
+
+
+def _ran(shared: Path, world: int) -> Path:
+    root = _folder(shared, f"{world}")
     assert launch(_courses, (str(root),), world) == 0
     return root
 
@@ -105,9 +132,7 @@ def two(shared: Path) -> Path:
 @pytest.fixture(scope="module")
 def alone(shared: Path) -> Path:
     """The courses in one process, those of towers as plain ones."""
-    root = shared / "alone"
-    root.mkdir()
-    (root / "set").symlink_to(shared / "set")
+    root = _folder(shared, "alone")
     for name, given in COURSES.items():
         courses.course(Ranks(), root / name, **{**given, "parallel": "ddp", "hybrid_scheme": "a", "gradients": "fp32"})
     return root
@@ -178,7 +203,7 @@ def _reference(config: TrainConfig, scheme: str, world: int) -> list[float]:
                 (loss / batch.counted).backward(inputs=[sent])
                 optimizers[1].step()
                 optimizers[1].zero_grad()
-                total += float(loss)
+                total += loss.item()
             features.backward(sent.grad)
             optimizers[0].step()
             optimizers[0].zero_grad()
@@ -228,13 +253,16 @@ def test_data_parallelism_sends_every_gradient(two: Path):
     assert courses.summary(two / "ddp bf16")["bytes_sent"] == {"gradients": gradients // 2}
 
 
+def test_linear_gradients_leave_before_the_convolutions_are_differentiated(two: Path):
+    assert json.loads((two / "order 0.json").read_text()) == ["28 MB leave", "convolution", "0 MB leave"]
+
+
 @pytest.mark.parametrize("scheme", ["hybrid", "hybrid b", "hybrid c"])
 def test_hybrid_sends_gradients_of_convolutions_and_activations(two: Path, scheme: str):
     sizes = _sizes(two / scheme)
     sent = courses.summary(two / scheme)["bytes_sent"]
     assert sent["gradients"] == 15 * 4 * sum(n for key, n in sizes.items() if key.startswith("features"))
-    steps = [10] * 14 + [10]  # the ninth place of the smaller step travels empty
-    rows = sum(-(-n // 4) * 4 if scheme == "hybrid c" else n for n in steps)
+    rows = 15 * (12 if scheme == "hybrid c" else 10)  # places of a step: equally many a rank, and a pass
     numbers = 2 * 32 + 2 * courses.WIDTH + 2 * 10  # conv5, fc6 and the logits, forward and backward
     assert sent["activations"] == rows * (4 * numbers + 8) // 2  # and each label, eight bytes
 
