@@ -93,6 +93,19 @@ class Variant:
         smallest = next(side for side in range(1, self.image_size + 1) if self.feature_side(side) > 0)
         object.__setattr__(self, "min_image_size", smallest)
 
+    @property
+    def init_std(self) -> tuple[float, ...] | None:
+        """Deviations that conv1 to fc8 start with; None where torch.nn's own initialization is kept."""
+        return tuple(start.std for start in self._starts()) if self.linear else None
+
+    @property
+    def init_bias(self) -> tuple[float, ...] | None:
+        """Biases that conv1 to fc8 start with, likewise."""
+        return tuple(float(start.bias) for start in self._starts()) if self.linear else None
+
+    def _starts(self) -> list[Conv | Linear]:
+        return [layer for layer in self.features if isinstance(layer, Conv)] + list(self.linear or ())
+
     def feature_side(self, side: int) -> int:
         """The side of ``features``' output for images of ``side`` pixels; 0 where a window does not fit."""
         try:

@@ -26,15 +26,16 @@ from torch.nn.parallel import DistributedDataParallel
 from alexnet_fast.data import NOT_COUNTED, BadImage, Batch, Data, Transform, read_image, training_batches
 from alexnet_fast.data.loader import steps_per_epoch, worker_deaths_named
 from alexnet_fast.data.random import mix
+from alexnet_fast.data.stored import CachedImages
 from alexnet_fast.errors import InputError, RunError
-from alexnet_fast.optim import SGD
 from alexnet_fast.parallel import Ranks
 from alexnet_fast.train import checkpoint, pictures
 from alexnet_fast.train.checkpoint import Checkpoint
 from alexnet_fast.train.config import TrainConfig
-from alexnet_fast.train.evaluate import Evaluation, autocast, evaluate, normalized, using
+from alexnet_fast.train.evaluate import Evaluation, augmented, autocast, evaluate, using
+from alexnet_fast.train.optimizer import build_optimizer
 from alexnet_fast.train.report import Report, read_rows
-from alexnet_fast.train.schedule import learning_rate
+from alexnet_fast.train.schedule import learning_rate, plateau
 
 DROPOUT_KEY = 0x64726F70  # keeps the dropout seeds apart from the keys of data/loader.py
 
@@ -60,6 +61,9 @@ class Trainer:
         console: Console,
     ):
         self.config, self.ranks, self.data = config, ranks, data
+        if config.cache == "device":
+            held = CachedImages(data.train, ranks.device, ranks.rank, ranks.world)
+            self.data = dataclasses.replace(data, train=held)
         self.transform = Transform(config.transform, config.image_size)
         self.epoch_steps = steps_per_epoch(len(data.train), config.batch_size)
         self.state = {**checkpoint.START, "sizes": {"train": len(data.train), "val": len(data.val)}}
@@ -70,7 +74,7 @@ class Trainer:
             model.load_state_dict(resumed.model)
         self.model = model.to(ranks.device, memory_format=torch.channels_last)
         self.names = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        self.optimizer = SGD(self.names.values(), config.lr, config.momentum, weight_decay=config.weight_decay)
+        self.optimizer = build_optimizer(config, self.names)
         for name, buffer in (resumed.momentum if resumed else {}).items():
             parameter = self.names[name]
             self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter.detach()).copy_(buffer)
@@ -156,6 +160,7 @@ class Trainer:
             rank=self.ranks.rank,
             world=self.ranks.world,
             workers=config.workers,
+            device=self.ranks.device,
         )
         with contextlib.closing(batches):
             for batch in batches:
@@ -176,12 +181,13 @@ class Trainer:
     def _step(self, batch: Batch) -> None:
         config, ranks, step = self.config, self.ranks, self.state["step"]
         torch.manual_seed(mix(config.seed, step, ranks.rank, DROPOUT_KEY) >> 1)
-        lr = learning_rate(config, step, self.epoch_steps)
+        cuts = self.state["plateau"]["cuts"]
+        lr = learning_rate(config, step, self.epoch_steps, cuts)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = learning_rate(config, step, self.epoch_steps, cuts, group["base"])
         labels = batch.labels.to(ranks.device, non_blocking=True)
         with autocast(config, ranks.device):
-            logits = self.parallel(normalized(batch.images, config, ranks.device)).float()
+            logits = self.parallel(augmented(batch, config, ranks.device, self.state["epoch"])).float()
         loss = F.cross_entropy(
             logits, labels, reduction="sum", ignore_index=NOT_COUNTED, label_smoothing=config.label_smoothing
         )
@@ -235,6 +241,8 @@ class Trainer:
             self.state["best"] = {"step": self.state["step"], "val_top1": result.top1}
             if self.ranks.main:
                 checkpoint.point(Path(self.config.out), "best", checkpoint.folder_name(self.state["step"]))
+        if self.config.schedule == "plateau":
+            self.state["plateau"] = plateau(self.config, self.state["plateau"], result.top1)
         self.state |= {"sums": [0.0, 0.0, 0.0], "evaluate": False}
 
     def _evaluate(self, kind: str, row: dict[str, Any]) -> Evaluation:
