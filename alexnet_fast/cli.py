@@ -24,6 +24,8 @@ from alexnet_fast import _C, __version__, backends
 from alexnet_fast.backends import BackendError
 from alexnet_fast.errors import InputError, RunError
 from alexnet_fast.models import VARIANTS
+from alexnet_fast.models.variants import ABLATIONS
+from alexnet_fast.train.config import without
 from alexnet_fast.train.recipes import RECIPES
 
 app = typer.Typer(
@@ -99,6 +101,11 @@ def train(
         _option("eval averages over ten crops (no)", "--ten-crop/--no-ten-crop", panel=IMAGES),
     ] = None,
     variant: Annotated[str | None, _option(f"{', '.join(VARIANTS)} (torchvision)", panel=NET)] = None,
+    no_lrn: Annotated[bool | None, _option("leave local response normalization out", "--no-lrn", panel=NET)] = None,
+    pool_2x2: Annotated[bool | None, _option("pool 2x2 windows that do not overlap", "--pool-2x2", panel=NET)] = None,
+    no_talk: Annotated[
+        bool | None, _option("towers that meet in fc8 alone, conv2 and fc6 wider", "--no-talk", panel=NET)
+    ] = None,
     image_size: Annotated[
         int | None,
         _option("side in pixels (digits 64, folders the variant's)", "--image-size", "--img-size", panel=NET),
@@ -154,6 +161,8 @@ def train(
     given = {name: value for name, value in locals().items() if value is not None and name != "resume"}
     from alexnet_fast.train import train as run
 
+    taken = [name for name in ABLATIONS if given.pop(name.replace("-", "_"), False)]
+    given = without(given, taken) if taken else given
     raise typer.Exit(run(given, resume))
 
 

@@ -19,7 +19,7 @@ from alexnet_fast.data.sources import Statistics, kind_of
 from alexnet_fast.data.transforms import KINDS
 from alexnet_fast.errors import InputError
 from alexnet_fast.models import VARIANTS
-from alexnet_fast.models.variants import PIXEL_STD
+from alexnet_fast.models.variants import PIXEL_STD, ablations_of
 from alexnet_fast.optim import RULES
 from alexnet_fast.train.recipes import OF_PHOTOGRAPHS, RECIPES
 
@@ -36,7 +36,7 @@ CHOICES = {
     "init": ("variant", "kaiming"),
     "cache": ("none", "device"),
     "precision": ("fp32", "bf16"),
-    "variant": tuple(VARIANTS),
+    "variant": VARIANTS,
     "backend": ("auto", *backends.NAMES),
 }
 # Options that a resumed run may change: none of them moves a weight by itself.
@@ -137,6 +137,19 @@ def preset(data: str, recipe: str | None, variant: str, synthetic: bool) -> dict
 def variant_of(given: dict[str, Any]) -> str:
     """The variant that is given, or the recipe's, or torchvision."""
     return given.get("variant") or RECIPES.get(given.get("recipe"), {}).get("variant", "torchvision")
+
+
+def without(given: dict[str, Any], ablations: list[str]) -> dict[str, Any]:
+    """``given`` with a variant from which ``ablations`` are taken; raises :class:`InputError` if it lacks them."""
+    check_choices(given)
+    variant = variant_of(given)
+    for name in ablations:
+        if name not in ablations_of(VARIANTS[variant]):
+            raise InputError(
+                f"--{name}: variant {variant} has {'no LRN' if name == 'no-lrn' else 'one tower'} as it is"
+            )
+        variant = f"{variant}-{name}"
+    return {**given, "variant": variant}
 
 
 def resolve(given: dict[str, Any], num_classes: int, statistics: Statistics | None = None) -> TrainConfig:
