@@ -1,4 +1,4 @@
-"""``alexnet-fast train [DATA] | eval | predict IMAGE… | prepare SRC DST | doctor``
+"""``alexnet-fast train [DATA] | eval | predict IMAGE… | prepare SRC DST | curves RUN… | doctor``
 
 Exit codes: 0 done; 1 the run broke off; 2 the input cannot be used (one line on standard error says why); 130 and 143
 stopped by Ctrl-C or SIGTERM, after a checkpoint.
@@ -226,6 +226,21 @@ def prepare(
         raise InputError("prepare: expected SRC and DST, or --check DST")
     options = {"size": size, "shard_size": shard_size, "workers": workers, "max_bad": max_bad}
     raise typer.Exit(commands.prepare(Path(source), Path(target), **options))
+
+
+@app.command()
+def curves(
+    runs: Annotated[list[Path], typer.Argument(help="folders of runs")],
+    out: Annotated[Path, _option("picture to write (curves.png)", "--out", "--output")] = Path("curves.png"),
+    names: Annotated[str | None, _option("what to call them, separated by commas (the folders' names)")] = None,
+) -> None:
+    """Loss and accuracy of several runs in one picture."""
+    from alexnet_fast.train import compare
+
+    called = [run.name for run in runs] if names is None else names.split(",")
+    if len(called) != len(runs):
+        raise InputError(f"--names: expected {len(runs)} names, got {len(called)}")
+    compare(runs, called, out)
 
 
 @app.command()

@@ -21,6 +21,7 @@ from alexnet_fast.data.sources import kind_of, synthetic_data
 from alexnet_fast.data.stored import StoredImages
 from alexnet_fast.data.transforms import shorter_side
 from alexnet_fast.errors import InputError
+from alexnet_fast.models.weights import CHECKPOINT, read
 from alexnet_fast.parallel import Ranks, launch, plan_devices, ranks_given
 from alexnet_fast.train import checkpoint
 from alexnet_fast.train.checkpoint import Checkpoint
@@ -69,6 +70,8 @@ def train_rank(ranks: Ranks, config: TrainConfig, found: Path | None, build: Cal
 def _new_run(given: dict[str, Any], build: Callable[[TrainConfig], nn.Module]) -> TrainConfig:
     check_choices(given)
     given = {"data": "digits", **given}
+    if "weights" in given:
+        given = following_weights(given)
     variant = variant_of(given)
     synthetic = given.get("synthetic", False)
     if "out" not in given:
@@ -87,6 +90,24 @@ def _new_run(given: dict[str, Any], build: Callable[[TrainConfig], nn.Module]) -
     if first and (run.exists() and (not run.is_dir() or any(run.iterdir()))):
         raise InputError(f"--out: {run} is not an empty folder (to go on with a run: --resume {run})")
     return config
+
+
+def following_weights(given: dict[str, Any]) -> dict[str, Any]:
+    """``given`` with what pretrained weights tell of their net: the variant, and if a run made them, the size and the
+    normalization of its images. A run's folder stands for its best checkpoint.
+    """
+    folder = Path(given["weights"])
+    if folder.is_dir() and not (folder / CHECKPOINT).exists():
+        folder = checkpoint.find(folder, "best", "last")
+    if (folder / "state.json").exists():
+        found = checkpoint.load(folder)
+        told = {name: getattr(found.config, name) for name in ("variant", "image_size", "mean", "std")}
+        return {**told, **given, "weights": str(folder)}
+    try:
+        variant = read(given["weights"]).variant
+    except (ValueError, OSError) as error:
+        raise InputError("--" + " ".join(str(error).split())) from None
+    return {"variant": variant, **given} if variant else given
 
 
 def _resumed_run(given: dict[str, Any], found: Checkpoint) -> TrainConfig:
