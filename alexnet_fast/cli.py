@@ -1,4 +1,4 @@
-"""``alexnet-fast train [DATA] | eval | predict IMAGE… | doctor``
+"""``alexnet-fast train [DATA] | eval | predict IMAGE… | prepare SRC DST | curves RUN… | doctor``
 
 Exit codes: 0 done; 1 the run broke off; 2 the input cannot be used (one line on standard error says why); 130 and 143
 stopped by Ctrl-C or SIGTERM, after a checkpoint.
@@ -24,6 +24,9 @@ from alexnet_fast import _C, __version__, backends
 from alexnet_fast.backends import BackendError
 from alexnet_fast.errors import InputError, RunError
 from alexnet_fast.models import VARIANTS
+from alexnet_fast.models.variants import ABLATIONS
+from alexnet_fast.train.config import without
+from alexnet_fast.train.recipes import RECIPES
 
 app = typer.Typer(
     help="AlexNet: train it, evaluate it, use it.",
@@ -32,25 +35,38 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-DATA_HELP = "digits, fashion-mnist:DIR, or a folder with train/CLASS/* and val/CLASS/*"
+SCHEDULES = "step, multistep, plateau, cosine or constant"
+DATA_HELP = "digits, fashion-mnist:DIR, or a folder: train/CLASS/* and val/CLASS/*, or what prepare wrote"
 BACKEND_HELP = ", ".join(("auto", *backends.NAMES))
-NET, RUN, RANKS = "Net", "Run", "Ranks and loading"
+IMAGES, NET, RUN, RANKS = "Images", "Net", "Run", "Ranks and loading"
 
 
 def _option(help: str, *names: str, panel: str | None = None) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False)
 
 
+def _numbers(help: str, panel: str | None = None) -> Any:
+    def parse(text: str) -> tuple[float, ...]:
+        try:
+            return tuple(float(part) for part in text.split(","))
+        except ValueError:
+            raise typer.BadParameter(f"expected numbers separated by commas, got {text!r}") from None
+
+    return typer.Option(help=help, rich_help_panel=panel, show_default=False, parser=parse, metavar="NUMBERS")
+
+
 @app.command()
 def train(
     data: Annotated[str | None, typer.Argument(help=f"{DATA_HELP} (digits)", show_default=False)] = None,
+    recipe: Annotated[str | None, _option(f"{', '.join(RECIPES)}: all that it states, but for what is given")] = None,
     epochs: Annotated[int | None, _option("passes over the training set (digits 6, folders 90)")] = None,
     batch_size: Annotated[
         int | None, _option("images a step, over all ranks (digits 64, folders 256)", "--batch-size", "-b")
     ] = None,
     lr: Annotated[float | None, _option("learning rate (digits 0.003, folders 0.01)")] = None,
     schedule: Annotated[
-        str | None, _option("step, cosine or constant (digits cosine, folders step)", "--schedule", "--sched")
+        str | None,
+        _option(f"{SCHEDULES} (digits cosine, folders step)", "--schedule", "--sched"),
     ] = None,
     warmup: Annotated[
         float | None, _option("epochs of linear warm-up (digits 1, folders 0)", "--warmup", "--warmup-epochs")
@@ -58,13 +74,38 @@ def train(
     lr_step: Annotated[
         float | None, _option("epochs between cuts of schedule step (30)", "--lr-step", "--lr-step-size")
     ] = None,
+    lr_milestones: Annotated[str | None, _numbers("epochs of the cuts of schedule multistep, as in 25,51,79")] = None,
+    lr_patience: Annotated[int | None, _option("epochs without improvement before schedule plateau cuts (5)")] = None,
+    lr_cuts: Annotated[int | None, _option("cuts of schedule plateau at most (3)")] = None,
     lr_gamma: Annotated[float | None, _option("factor of each cut (0.1)")] = None,
+    lr_head: Annotated[float | None, _option("learning rate of the last layer (as --lr)")] = None,
+    bias_lr: Annotated[float | None, _option("factor on the learning rate for biases (1)")] = None,
+    bias_decay: Annotated[float | None, _option("factor on the weight decay for biases (1)")] = None,
+    rule: Annotated[str | None, _option("of SGD: torch, or 2012 with the rate inside the velocity (torch)")] = None,
     momentum: Annotated[float | None, _option("of SGD (0.9)")] = None,
     weight_decay: Annotated[
         float | None, _option("of SGD (digits 5e-4, folders 1e-4)", "--weight-decay", "--wd")
     ] = None,
     label_smoothing: Annotated[float | None, _option("share of the target spread over all classes (0)")] = None,
+    transform: Annotated[str | None, _option("crop, resized-crop or shift (folders crop)", panel=IMAGES)] = None,
+    colour_noise: Annotated[
+        float | None, _option("deviation of noise along RGB's principal components (0)", panel=IMAGES)
+    ] = None,
+    colour_divisor: Annotated[
+        float | None, _option("what training images are divided by after the noise (1)", panel=IMAGES)
+    ] = None,
+    mean: Annotated[str | None, _numbers("R,G,B in 0..1, taken off (the variant's)", panel=IMAGES)] = None,
+    std: Annotated[str | None, _numbers("R,G,B in 0..1, divided by (the variant's)", panel=IMAGES)] = None,
+    ten_crop: Annotated[
+        bool | None,
+        _option("eval averages over ten crops (no)", "--ten-crop/--no-ten-crop", panel=IMAGES),
+    ] = None,
     variant: Annotated[str | None, _option(f"{', '.join(VARIANTS)} (torchvision)", panel=NET)] = None,
+    no_lrn: Annotated[bool | None, _option("leave local response normalization out", "--no-lrn", panel=NET)] = None,
+    pool_2x2: Annotated[bool | None, _option("pool 2x2 windows that do not overlap", "--pool-2x2", panel=NET)] = None,
+    no_talk: Annotated[
+        bool | None, _option("towers that meet in fc8 alone, conv2 and fc6 wider", "--no-talk", panel=NET)
+    ] = None,
     image_size: Annotated[
         int | None,
         _option("side in pixels (digits 64, folders the variant's)", "--image-size", "--img-size", panel=NET),
@@ -72,6 +113,8 @@ def train(
     num_classes: Annotated[int | None, _option("outputs (as many as DATA has classes)", panel=NET)] = None,
     dropout: Annotated[float | None, _option("of fc6 and fc7 (digits 0.2, folders 0.5)", panel=NET)] = None,
     init: Annotated[str | None, _option("variant (as it states) or kaiming (digits kaiming)", panel=NET)] = None,
+    init_std: Annotated[str | None, _numbers("deviations of the eight layers' weights", panel=NET)] = None,
+    init_bias: Annotated[str | None, _numbers("biases of the eight layers", panel=NET)] = None,
     weights: Annotated[
         str | None,
         _option("pretrained: DEFAULT, a file, a checkpoint's folder or a URL; a new head if classes differ", panel=NET),
@@ -102,7 +145,16 @@ def train(
     precision: Annotated[str | None, _option("fp32 or bf16 autocast (fp32)", panel=RANKS)] = None,
     backend: Annotated[str | None, _option(f"{BACKEND_HELP} (auto)", panel=RANKS)] = None,
     workers: Annotated[
-        int | None, _option("loader processes a rank (digits 0, folders up to 4)", "--workers", "-j", panel=RANKS)
+        int | None,
+        _option(
+            "loader processes or threads a rank (digits 0, folders up to 4)",
+            "--workers",
+            "-j",
+            panel=RANKS,
+        ),
+    ] = None,
+    cache: Annotated[
+        str | None, _option("none, or device: prepared DATA in the device's memory (none)", panel=RANKS)
     ] = None,
     synthetic: Annotated[
         bool | None, _option("noise instead of DATA: times all but reading", "--synthetic", panel=RANKS)
@@ -113,6 +165,8 @@ def train(
     given = {name: value for name, value in locals().items() if value is not None and name != "resume"}
     from alexnet_fast.train import train as run
 
+    taken = [name for name in ABLATIONS if given.pop(name.replace("-", "_"), False)]
+    given = without(given, taken) if taken else given
     raise typer.Exit(run(given, resume))
 
 
@@ -125,12 +179,17 @@ def evaluate(
     nproc: Annotated[int | None, _option("ranks to start here (1)")] = None,
     precision: Annotated[str | None, _option("fp32 or bf16")] = None,
     backend: Annotated[str | None, _option(BACKEND_HELP)] = None,
+    ten_crop: Annotated[
+        bool | None,
+        _option("average over corners, centre and mirrors (as the recipe)", "--ten-crop/--no-ten-crop"),
+    ] = None,
     as_json: Annotated[bool, _option("print JSON", "--json")] = False,
 ) -> None:
     """Loss, top-1 and top-5 accuracy on held-out images."""
     from alexnet_fast.train import evaluate_checkpoint
 
     named = {"batch_size": batch_size, "workers": workers, "nproc": nproc, "precision": precision, "backend": backend}
+    named["ten_crop"] = ten_crop
     options = {name: value for name, value in named.items() if value is not None}
     raise typer.Exit(evaluate_checkpoint(checkpoint, data, options, as_json))
 
@@ -147,6 +206,45 @@ def predict(
     from alexnet_fast.train import predict as run
 
     raise typer.Exit(run(images, weights, top, backend or backends.current(), as_json))
+
+
+@app.command()
+def prepare(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="a folder with train/CLASS/* and val/CLASS/*")],
+    target: Annotated[str | None, typer.Argument(metavar="DST", help="what to write, or to go on with")] = None,
+    size: Annotated[int, _option("side of the stored pictures in pixels (256, for nets of 192 to 256)")] = 256,
+    shard_size: Annotated[int, _option("files of SRC in a shard (1000)")] = 1000,
+    workers: Annotated[int | None, _option("processes (as many as cores)", "--workers", "-j")] = None,
+    max_bad: Annotated[float, _option("share of a set's files that may be unusable (0.05)")] = 0.05,
+    check: Annotated[bool, _option("verify the folder, changing nothing", "--check")] = False,
+) -> None:
+    """Decode pictures once, into shards that train and eval take for DATA. A run that was killed goes on.
+
+    prepare --check DST names every file that is damaged, missing or foreign.
+    """
+    from alexnet_fast.data import commands
+
+    if check:
+        raise typer.Exit(commands.check(Path(target or source), workers))
+    if target is None:
+        raise InputError("prepare: expected SRC and DST, or --check DST")
+    options = {"size": size, "shard_size": shard_size, "workers": workers, "max_bad": max_bad}
+    raise typer.Exit(commands.prepare(Path(source), Path(target), **options))
+
+
+@app.command()
+def curves(
+    runs: Annotated[list[Path], typer.Argument(help="folders of runs")],
+    out: Annotated[Path, _option("picture to write (curves.png)", "--out", "--output")] = Path("curves.png"),
+    names: Annotated[str | None, _option("what to call them, separated by commas (the folders' names)")] = None,
+) -> None:
+    """Loss and accuracy of several runs in one picture."""
+    from alexnet_fast.train import compare
+
+    called = [run.name for run in runs] if names is None else names.split(",")
+    if len(called) != len(runs):
+        raise InputError(f"--names: expected {len(runs)} names, got {len(called)}")
+    compare(runs, called, out)
 
 
 @app.command()

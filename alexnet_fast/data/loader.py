@@ -18,12 +18,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from alexnet_fast.data.feed import stored_batches
 from alexnet_fast.data.images import BadImage
 from alexnet_fast.data.random import Draws, mix
 from alexnet_fast.data.sources import Split
+from alexnet_fast.data.stored import CachedImages, StoredImages
 from alexnet_fast.data.transforms import Transform
 from alexnet_fast.errors import RunError
 
+CPU = torch.device("cpu")
 NOT_COUNTED = -100  # cross_entropy's default ignore_index: no loss, no gradient
 REPLACEMENTS = 16  # with at most a tenth of the files bad, sixteen bad ones in a row do not happen
 WORKER_DIED = "a loader worker process died (killed, or out of memory)"
@@ -33,13 +36,16 @@ class Batch(NamedTuple):
     """One rank's part of a batch.
 
     ``images`` uint8 (n, 3, side, side) channels_last, ``labels`` int64 (n,), ``counted`` images of the batch over all
-    ranks, ``bad`` (path, reason) of files that could not be used.
+    ranks, ``bad`` (path, reason) of files that could not be used, ``index`` int64 (n,) the images' numbers in their
+    set. With ``whole`` the images are stored squares, larger than the net's, that are still to be cropped.
     """
 
     images: Tensor
     labels: Tensor
     counted: int
     bad: list[tuple[str, str]]
+    index: Tensor
+    whole: bool
 
 
 class _Images(torch.utils.data.Dataset):
@@ -74,7 +80,24 @@ def _ignore_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _load(images: _Images, batches: list[list[int]], workers: int) -> Iterator[tuple[Tensor, Tensor, list]]:
+def _load(
+    split: Split,
+    transform: Transform,
+    key: tuple[int, int] | None,
+    batches: list[list[int]],
+    workers: int,
+    device: torch.device,
+) -> Iterator[tuple[Tensor, Tensor, list, Tensor, bool]]:
+    """Images, labels, bad files, numbers, and whether the images are still whole, of each list of numbers."""
+    if isinstance(split, StoredImages) and transform.kind != "shift":
+        for index, images in zip(batches, stored_batches(split, batches, device, workers), strict=True):
+            yield images, torch.from_numpy(split.labels[index]).long(), [], torch.tensor(index), True
+        return
+    for index, loaded in zip(batches, _decoded(_Images(split, transform, key), batches, workers), strict=True):
+        yield *loaded, torch.tensor(index), False
+
+
+def _decoded(images: _Images, batches: list[list[int]], workers: int) -> Iterator[tuple[Tensor, Tensor, list]]:
     loader = DataLoader(
         images,
         batch_sampler=batches,
@@ -86,7 +109,12 @@ def _load(images: _Images, batches: list[list[int]], workers: int) -> Iterator[t
     try:
         yield from loader
     except (EOFError, ConnectionError, FileNotFoundError) as error:  # the worker died while handing over a batch
+        _forget_workers()
         raise RunError(WORKER_DIED) from error
+
+
+def _forget_workers() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise again while the loader is put away
 
 
 @contextlib.contextmanager
@@ -97,7 +125,7 @@ def worker_deaths_named() -> Iterator[None]:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise again while the loader is put away
+        _forget_workers()
         raise RunError(WORKER_DIED) from error
 
 
@@ -117,27 +145,40 @@ def training_batches(
     rank: int,
     world: int,
     workers: int,
+    device: torch.device = CPU,
 ) -> Iterator[Batch]:
     """The epoch's batches from number ``first`` on, in its own permutation; ``batch_size`` counts all ranks.
 
-    A rank for which the last batch leaves no image gets one that does not count.
+    A rank for which the last batch leaves no image gets one that does not count. Of a set that ranks hold in parts
+    (:class:`alexnet_fast.data.stored.CachedImages`) each gets images of its own part: an order of that many ranks.
     """
     generator = torch.Generator().manual_seed(mix(seed, epoch) >> 1)
     order = torch.randperm(len(split), generator=generator)
+    if isinstance(split, CachedImages):
+        drawn, order = order, torch.empty_like(order)
+        for holder in range(world):
+            order[holder::world] = drawn[drawn % world == holder]
     whole = order.split(batch_size)[first:]
-    shares = [(part[rank::world] if len(part) > rank else part[:1]).tolist() for part in whole]
-    loaded = _load(_Images(split, transform, (seed, epoch)), shares, workers)
-    for part, (images, labels, bad) in zip(whole, loaded, strict=True):
+    shares = [part[rank::world].tolist() or [int(order[rank % len(order)])] for part in whole]
+    loaded = _load(split, transform, (seed, epoch), shares, workers, device)
+    for part, (images, labels, bad, index, uncut) in zip(whole, loaded, strict=True):
         if len(part) <= rank:
             labels = torch.full_like(labels, NOT_COUNTED)
-        yield Batch(images, labels, len(part), bad)
+        yield Batch(images, labels, len(part), bad, index, uncut)
 
 
 def evaluation_batches(
-    split: Split, transform: Transform, *, batch_size: int, rank: int, world: int, workers: int
+    split: Split,
+    transform: Transform,
+    *,
+    batch_size: int,
+    rank: int,
+    world: int,
+    workers: int,
+    device: torch.device = CPU,
 ) -> Iterator[Batch]:
     """The rank's share of the set, in order, ``batch_size`` / ``world`` images at a time."""
     share, size = list(range(rank, len(split), world)), max(1, batch_size // world)
     parts = [share[start : start + size] for start in range(0, len(share), size)]
-    for images, labels, bad in _load(_Images(split, transform, None), parts, workers):
-        yield Batch(images, labels, int((labels != NOT_COUNTED).sum()), bad)
+    for images, labels, bad, index, uncut in _load(split, transform, None, parts, workers, device):
+        yield Batch(images, labels, int((labels != NOT_COUNTED).sum()), bad, index, uncut)

@@ -31,3 +31,7 @@ class Draws:
         """A whole number from 0 to ``bound`` - 1. The bias of the fixed-point product is under bound / 2^64."""
         self._count += 1
         return (mix(self._key, self._count) * bound) >> 64
+
+    def unit(self) -> float:
+        """A number from 0 up to 1, in steps of 2^-53."""
+        return self.below(2**53) / 2**53

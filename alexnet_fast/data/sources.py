@@ -2,7 +2,8 @@
 
 ``digits``             scikit-learn's 1,797 handwritten digits, 8x8; 1,438 to train on, always the same 359 held out
 ``fashion-mnist:DIR``  the four IDX files of Fashion-MNIST, gzipped or not
-``DIR``                ImageFolder: DIR/train/CLASS/* and DIR/val/CLASS/*, classes in sorted order
+``DIR``                ImageFolder: DIR/train/CLASS/* and DIR/val/CLASS/*, classes in sorted order; or what the command
+                       prepare made of one
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from PIL import Image
 
 from alexnet_fast.data.images import read_image
 from alexnet_fast.data.random import Draws
+from alexnet_fast.data.shards import PARTS, ShardImages, is_prepared, read_index
+from alexnet_fast.data.stored import SyntheticImages
+from alexnet_fast.data.transforms import shorter_side
 from alexnet_fast.errors import InputError
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -66,29 +70,23 @@ class FolderImages:
 
 
 @dataclass(frozen=True)
-class SyntheticImages:
-    """Noise of the net's own size, from a pool of 64 pictures: a run with it times everything but the reading of
-    files.
+class Statistics:
+    """Of a training set's RGB values in 0..1: their mean, and their principal components, in columns, each as long as
+    its standard deviation.
     """
 
-    length: int
-    num_classes: int
-    pool: np.ndarray
-
-    def __len__(self) -> int:
-        return self.length
-
-    def read(self, index: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self.pool[index % len(self.pool)]), index % self.num_classes
+    mean: tuple[float, float, float]
+    colour: tuple[tuple[float, float, float], ...]
 
 
 @dataclass(frozen=True)
 class Data:
-    """A training set and a held-out set over the same ``classes``."""
+    """A training set and a held-out set over the same ``classes``; ``statistics`` if the command prepare made them."""
 
     classes: list[str]
     train: Split
     val: Split
+    statistics: Statistics | None = None
 
 
 def kind_of(data: str) -> str:
@@ -101,14 +99,15 @@ def open_data(data: str) -> Data:
     kind = kind_of(data)
     if kind == "digits":
         return _digits()
-    return _fashion_mnist(Path(data.removeprefix("fashion-mnist:"))) if kind == "fashion-mnist" else _folder(Path(data))
+    if kind == "fashion-mnist":
+        return _fashion_mnist(Path(data.removeprefix("fashion-mnist:")))
+    return _prepared(Path(data)) if is_prepared(Path(data)) else image_folder(Path(data))
 
 
 def synthetic_data(num_classes: int, side: int) -> Data:
     """12,800 noise pictures to train on, 1,280 held out."""
-    pool = np.random.default_rng(0).integers(0, 256, (64, side, side, 3), np.uint8)
     names = [f"class {number}" for number in range(num_classes)]
-    return Data(names, SyntheticImages(12_800, num_classes, pool), SyntheticImages(1_280, num_classes, pool))
+    return Data(names, *(SyntheticImages(length, num_classes, shorter_side(side)) for length in (12_800, 1_280)))
 
 
 def _digits() -> Data:
@@ -163,7 +162,15 @@ def _read_idx(folder: Path, name: str, dimensions: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def _folder(folder: Path) -> Data:
+def _prepared(folder: Path) -> Data:
+    index = read_index(folder)
+    colour = np.array(index["components"]) * index["deviations"]
+    statistics = Statistics(tuple(index["mean"]), tuple(map(tuple, colour.tolist())))
+    return Data(index["classes"], *(ShardImages(folder, index, part) for part in PARTS), statistics)
+
+
+def image_folder(folder: Path) -> Data:
+    """An ImageFolder's pictures; raises :class:`InputError` where there is none."""
     if not folder.is_dir():
         raise InputError(
             f"{folder}: no such folder (DATA is digits, fashion-mnist:DIR, or a folder with train/ and val/)"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from alexnet_fast.models.variants import VARIANTS, Conv, Layer, Relu, SpatialLRN, ZeroPad
 from alexnet_fast.models.weights import AlexNet_Weights, read
-from alexnet_fast.nn import FusedSequential, GroupedLocalResponseNorm, SpatialResponseNorm
+from alexnet_fast.nn import FusedSequential, GroupedLinear, GroupedLocalResponseNorm, SpatialResponseNorm
 from alexnet_fast.ops import LRN, Pool
 
 HEAD = "classifier.6"  # in every variant
@@ -43,7 +43,9 @@ class AlexNet(nn.Module):
     Args:
         num_classes: outputs of the last layer.
         dropout: probability of zeroing an input (an output, in variants other than torchvision) of fc6 and fc7.
-        variant: a name in :data:`alexnet_fast.models.VARIANTS`. Those that state an initialization start from it.
+        variant: a name in :data:`alexnet_fast.models.VARIANTS`, where suffixes take something away, as in
+            ``paper-no-lrn``, ``paper-pool-2x2``, ``alex2012-no-talk``. Those that state an initialization start from
+            it.
 
     ``features`` and ``classifier`` are of class :class:`alexnet_fast.FusedSequential`. ``avgpool`` brings the output of
     ``features`` to the side that fc6 expects, 6 pixels (keras: 5). At the variant's own image size it changes nothing;
@@ -69,7 +71,9 @@ class AlexNet(nn.Module):
         self.features = FusedSequential(*layers)
         side = self.variant.feature_side(self.variant.image_size)
         self.avgpool = nn.AdaptiveAvgPool2d((side, side))
-        fc6, fc7 = nn.Linear(channels * side * side, 4096), nn.Linear(4096, 4096)
+        sides = (channels * side * side, self.variant.fc6), (self.variant.fc6, 4096)
+        groups = self.variant.linear_groups
+        fc6, fc7 = (nn.Linear(*io) if groups == 1 else GroupedLinear(*io, groups) for io in sides)
         fc8 = nn.Linear(4096, num_classes)
         drop6, drop7 = nn.Dropout(p=dropout), nn.Dropout(p=dropout)
         relu6, relu7 = nn.ReLU(inplace=True), nn.ReLU(inplace=True)

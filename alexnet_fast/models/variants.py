@@ -13,6 +13,8 @@ LRN's alpha is torch's throughout, the coefficient of the window's mean square: 
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -85,6 +87,8 @@ class Variant:
     min_image_size: int = field(init=False)  # the smallest side that leaves a pixel after the last pooling
     features: tuple[Layer, ...] = field(repr=False)
     linear: tuple[Linear, Linear, Linear] | None = None  # None: as torch.nn makes them
+    fc6: int = 4096  # outputs of the first linear layer
+    linear_groups: int = 1  # parts of the first two linear layers that do not see each other
     dropout_first: bool = False  # dropout before the first two linear layers; otherwise after their ReLUs
     mean: tuple[float, float, float] = PIXEL_MEAN
     std: tuple[float, float, float] = PIXEL_STD
@@ -92,6 +96,19 @@ class Variant:
     def __post_init__(self) -> None:
         smallest = next(side for side in range(1, self.image_size + 1) if self.feature_side(side) > 0)
         object.__setattr__(self, "min_image_size", smallest)
+
+    @property
+    def init_std(self) -> tuple[float, ...] | None:
+        """Deviations that conv1 to fc8 start with; None where torch.nn's own initialization is kept."""
+        return tuple(start.std for start in self._starts()) if self.linear else None
+
+    @property
+    def init_bias(self) -> tuple[float, ...] | None:
+        """Biases that conv1 to fc8 start with, likewise."""
+        return tuple(float(start.bias) for start in self._starts()) if self.linear else None
+
+    def _starts(self) -> list[Conv | Linear]:
+        return [layer for layer in self.features if isinstance(layer, Conv)] + list(self.linear or ())
 
     def feature_side(self, side: int) -> int:
         """The side of ``features``' output for images of ``side`` pixels; 0 where a window does not fit."""
@@ -112,7 +129,7 @@ class Variant:
 _CAFFE_LRN = LRN(5, alpha=1e-4, beta=0.75, k=1.0)
 _CUDA_CONVNET_LRN = LRN(5, alpha=1e-4, beta=0.75, k=2.0)
 
-VARIANTS: dict[str, Variant] = {
+_WHOLE: dict[str, Variant] = {
     variant.name: variant
     for variant in (
         Variant(
@@ -216,3 +233,75 @@ VARIANTS: dict[str, Variant] = {
         ),
     )
 }
+
+
+def _without_lrn(net: Variant) -> Variant:
+    kept = tuple(layer for layer in net.features if not isinstance(layer, (LRN, SpatialLRN)))
+    return dataclasses.replace(net, features=kept)
+
+
+def _with_2x2_pools(net: Variant) -> Variant:
+    """Every stage's windows side by side. Where sides are rounded up they are 28, 14 and 7, and fc6 grows."""
+    pools = (layer._replace(kernel_size=2) if isinstance(layer, Pool) else layer for layer in net.features)
+    return dataclasses.replace(net, features=tuple(pools))
+
+
+def _without_talk(net: Variant) -> Variant:
+    """The net of the 2012 log, layers-150.cfg: no layer before fc8 sees the other tower. What that saves in parameters
+    its author gave back as width: 320 channels in conv2, 8192 outputs of fc6.
+    """
+    features, convolutions = [], 0
+    for layer in net.features:
+        if isinstance(layer, Conv):
+            convolutions += 1
+            channels = 320 if convolutions == 2 else layer.channels
+            layer = layer._replace(channels=channels, groups=1 if convolutions == 1 else 2)
+        elif isinstance(layer, LRN):
+            layer = layer._replace(groups=2)
+        features.append(layer)
+    return dataclasses.replace(net, features=tuple(features), fc6=8192, linear_groups=2)
+
+
+# What the 2012 logs took from the net to see what it is worth, as suffixes of variants' names, in this order:
+# layers-148 (no normalization), layers-147 (pooling that does not overlap), layers-150 (towers that never talk).
+ABLATIONS: dict[str, Callable[[Variant], Variant]] = {
+    "no-lrn": _without_lrn,
+    "pool-2x2": _with_2x2_pools,
+    "no-talk": _without_talk,
+}
+
+
+def ablations_of(net: Variant) -> list[str]:
+    """The ablations that change ``net``."""
+    changes = {
+        "no-lrn": any(isinstance(layer, (LRN, SpatialLRN)) for layer in net.features),
+        "pool-2x2": True,
+        "no-talk": any(isinstance(layer, Conv) and layer.groups == 2 for layer in net.features),
+    }
+    return [name for name in ABLATIONS if changes[name]]
+
+
+class _Variants(dict[str, Variant]):
+    """Variants by name. Those with suffixes, such as ``paper-no-lrn-no-talk``, are found too, and not listed."""
+
+    def __missing__(self, name: str) -> Variant:
+        base, _, suffixes = name.partition("-")
+        net = self.get(base)
+        if net is None or not suffixes:
+            raise KeyError(name)
+        for suffix in ablations_of(net):
+            if f"{suffixes}-".startswith(f"{suffix}-"):
+                net, suffixes = ABLATIONS[suffix](net), suffixes[len(suffix) + 1 :]
+        if suffixes:
+            raise KeyError(name)
+        return dataclasses.replace(net, name=name)
+
+    def __contains__(self, name: object) -> bool:
+        try:
+            self[name]
+        except KeyError:
+            return False
+        return True
+
+
+VARIANTS = _Variants(_WHOLE)

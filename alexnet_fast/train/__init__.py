@@ -3,5 +3,6 @@
 from alexnet_fast.train.commands import train
 from alexnet_fast.train.config import TrainConfig
 from alexnet_fast.train.inference import evaluate_checkpoint, predict
+from alexnet_fast.train.report import compare
 
-__all__ = ["TrainConfig", "evaluate_checkpoint", "predict", "train"]
+__all__ = ["TrainConfig", "compare", "evaluate_checkpoint", "predict", "train"]

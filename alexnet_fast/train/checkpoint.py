@@ -33,6 +33,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alexnet_fast.errors import InputError, RunError
+from alexnet_fast.train import schedule
 from alexnet_fast.train.config import TrainConfig
 
 FORMAT = 1
@@ -45,6 +46,7 @@ START: dict[str, Any] = {
     "sums": [0.0, 0.0, 0.0],  # of the epoch
     "logged": [0.0, 0.0, 0.0],  # since the last row of metrics.jsonl
     "best": None,
+    "plateau": schedule.START,
     "metrics_bytes": 0,
     "seconds": 0.0,
     "trained_images": 0,

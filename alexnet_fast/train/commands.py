@@ -18,11 +18,14 @@ import alexnet_fast
 from alexnet_fast.data import Data, open_data
 from alexnet_fast.data.loader import steps_per_epoch
 from alexnet_fast.data.sources import kind_of, synthetic_data
+from alexnet_fast.data.stored import StoredImages
+from alexnet_fast.data.transforms import shorter_side
 from alexnet_fast.errors import InputError
+from alexnet_fast.models.weights import CHECKPOINT, read
 from alexnet_fast.parallel import Ranks, launch, plan_devices, ranks_given
 from alexnet_fast.train import checkpoint
 from alexnet_fast.train.checkpoint import Checkpoint
-from alexnet_fast.train.config import TrainConfig, check_choices, resolve, resumed
+from alexnet_fast.train.config import TrainConfig, check_choices, resolve, resumed, variant_of
 from alexnet_fast.train.engine import Trainer
 from alexnet_fast.train.model import build_model
 
@@ -79,13 +82,19 @@ def _restarted(given: dict[str, Any]) -> str | None:
 def _new_run(given: dict[str, Any], build: Callable[[TrainConfig], nn.Module]) -> TrainConfig:
     check_choices(given)
     given = {"data": "digits", **given}
-    variant = given.get("variant", "torchvision")
+    if "weights" in given:
+        given = following_weights(given)
+    variant = variant_of(given)
     synthetic = given.get("synthetic", False)
     if "out" not in given:
         name = "synthetic" if synthetic else Path(given["data"]).name.replace(":", "-")
         given["out"] = f"runs/{name}-{variant}-{time.strftime('%Y%m%d-%H%M%S')}"
-    classes = given.get("num_classes", 1000) if synthetic else len(open_data(given["data"]).classes)
-    config = resolve(given, classes)
+    if synthetic:
+        config = resolve(given, given.get("num_classes", 1000))
+    else:
+        data = open_data(given["data"])
+        config = resolve(given, len(data.classes), data.statistics)
+        _check_stored(config, data)
     if config.weights is not None:
         build(config)
     run = Path(config.out)
@@ -93,6 +102,24 @@ def _new_run(given: dict[str, Any], build: Callable[[TrainConfig], nn.Module]) -
     if first and os.environ.get(RESTARTED, "0") == "0" and (run.exists() and (not run.is_dir() or any(run.iterdir()))):
         raise InputError(f"--out: {run} is not an empty folder (to go on with a run: --resume {run})")
     return config
+
+
+def following_weights(given: dict[str, Any]) -> dict[str, Any]:
+    """``given`` with what pretrained weights tell of their net: the variant, and if a run made them, the size and the
+    normalization of its images. A run's folder stands for its best checkpoint.
+    """
+    folder = Path(given["weights"])
+    if folder.is_dir() and not (folder / CHECKPOINT).exists():
+        folder = checkpoint.find(folder, "best", "last")
+    if (folder / "state.json").exists():
+        found = checkpoint.load(folder)
+        told = {name: getattr(found.config, name) for name in ("variant", "image_size", "mean", "std")}
+        return {**told, **given, "weights": str(folder)}
+    try:
+        variant = read(given["weights"]).variant
+    except (ValueError, OSError) as error:
+        raise InputError("--" + " ".join(str(error).split())) from None
+    return {"variant": variant, **given} if variant else given
 
 
 def _resumed_run(given: dict[str, Any], found: Checkpoint) -> TrainConfig:
@@ -119,7 +146,26 @@ def absolute(data: str) -> str:
 
 
 def open_run_data(config: TrainConfig) -> Data:
-    return synthetic_data(config.num_classes, config.image_size) if config.synthetic else open_data(config.data)
+    data = synthetic_data(config.num_classes, config.image_size) if config.synthetic else open_data(config.data)
+    _check_stored(config, data)
+    return data
+
+
+def _check_stored(config: TrainConfig, data: Data) -> None:
+    side, stored = config.image_size, isinstance(data.train, StoredImages) and config.transform != "shift"
+    if stored and not side <= data.train.size <= side * 4 / 3:
+        raise InputError(
+            f"--image-size: {config.data} was prepared at {data.train.size} pixels, too "
+            f"{'small' if data.train.size < side else 'large'} to cut {side} from "
+            f"(prepare SRC DST --size {shorter_side(side)})"
+        )
+    if config.cache == "device":
+        if not stored:
+            raise InputError("--cache: only DATA that the command prepare made can be kept on the device")
+        if config.batch_size % config.nproc:
+            raise InputError(f"--batch-size: {config.nproc} ranks that keep their part of DATA need a multiple of it")
+        if len(data.train) < config.nproc:
+            raise InputError(f"--cache: {len(data.train)} training images for {config.nproc} ranks")
 
 
 def _about(ranks: Ranks, data: Data) -> dict[str, Any]:
@@ -139,6 +185,7 @@ def _announce(console: Console, config: TrainConfig, ranks: Ranks, data: Data, f
         f"net    {config.variant}, {side}x{side} pixels, {config.precision}, backend {backend}",
         f"run    {config.epochs} epochs of {steps} steps, batch {config.batch_size} over {spread}",
         f"       lr {config.lr:g}, schedule {config.schedule}, in {config.out}",
+        *([f"recipe {config.recipe}, but for what was given; config.json has every value"] if config.recipe else []),
     ]
     if found:
         lines.append(f"resume {found}")

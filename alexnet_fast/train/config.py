@@ -3,7 +3,7 @@
 Defaults follow DATA. A folder gets the recipe of torchvision's AlexNet (batch 256, lr 0.01 divided by 10 every 30 of
 90 epochs, weight decay 1e-4). The small grey sets start from Kaiming's initialization at a third of that rate: at
 64x64 pixels the last pooling leaves one, which fc6 sees 36 times; from torch's own initialization, or at lr 0.01, the
-loss stays near ln 10 (docs/training.md has the figures).
+loss stays near ln 10 (docs/training.md has the figures). A recipe (alexnet_fast.train.recipes) replaces what it states.
 """
 
 from __future__ import annotations
@@ -15,21 +15,33 @@ from dataclasses import dataclass
 from typing import Any
 
 from alexnet_fast import backends
-from alexnet_fast.data.sources import kind_of
+from alexnet_fast.data.sources import Statistics, kind_of
+from alexnet_fast.data.transforms import KINDS
 from alexnet_fast.errors import InputError
 from alexnet_fast.models import VARIANTS
-from alexnet_fast.models.variants import Conv
+from alexnet_fast.models.variants import PIXEL_STD, Conv, ablations_of
 from alexnet_fast.ops import LRN
+from alexnet_fast.optim import RULES
 from alexnet_fast.parallel import MODES, hybrid, towers
+from alexnet_fast.train.recipes import OF_PHOTOGRAPHS, RECIPES
 
+# ImageNet's, for values in 0..1: components times deviations as torch7's fb.resnet published them.
+IMAGENET_RGB = tuple(
+    tuple(round(value * deviation, 6) for value, deviation in zip(row, (0.2175, 0.0188, 0.0045), strict=True))
+    for row in ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+)
 CHOICES = {
-    "schedule": ("step", "cosine", "constant"),
+    "recipe": tuple(RECIPES),
+    "schedule": ("step", "multistep", "plateau", "cosine", "constant"),
+    "rule": RULES,
+    "transform": KINDS,
     "init": ("variant", "kaiming"),
+    "cache": ("none", "device"),
     "precision": ("fp32", "bf16"),
     "parallel": tuple(MODES),
     "hybrid_scheme": ("a", "b", "c"),
     "gradients": ("fp32", "bf16"),
-    "variant": tuple(VARIANTS),
+    "variant": VARIANTS,
     "backend": ("auto", *backends.NAMES),
 }
 # Options that a resumed run may change: none of them moves a weight by itself, but by rounding.
@@ -60,21 +72,34 @@ class TrainConfig:
     batch_size: int
     lr: float
     schedule: str
+    recipe: str | None = None
     variant: str = "torchvision"
     synthetic: bool = False
     warmup: float = 0.0  # epochs in which lr rises linearly to its value
     lr_step: float = 30.0  # epochs between two cuts of schedule "step"
+    lr_milestones: tuple[float, ...] = ()  # epochs at which schedule "multistep" cuts
+    lr_patience: int = 5  # epochs without a better held-out accuracy after which schedule "plateau" cuts
+    lr_cuts: int = 3  # cuts of schedule "plateau" at most
     lr_gamma: float = 0.1  # what each cut multiplies lr by
+    lr_head: float | None = None  # of the last layer; as lr if None
+    rule: str = "torch"  # how SGD moves weights; see alexnet_fast.optim
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    bias_lr: float = 1.0  # what lr is multiplied by for biases
+    bias_decay: float = 1.0  # what weight_decay is multiplied by for biases
     label_smoothing: float = 0.0
     dropout: float = 0.5
     init: str = "variant"  # as the variant states it, or Kaiming normal
+    init_std: tuple[float, ...] | None = (
+        None  # of the weights of conv1 … conv5, fc6 … fc8; None: not by a normal of these
+    )
+    init_bias: tuple[float, ...] | None = None  # of the same layers
     weights: str | None = None  # pretrained weights to start from
     freeze_features: bool = False
     precision: str = "fp32"
     backend: str = "auto"
-    workers: int = 0  # loader processes of each rank; 0 loads in the rank itself
+    workers: int = 0  # loader processes of each rank, threads for prepared DATA; 0 loads in the rank itself
+    cache: str = "none"  # or device: prepared training images are read once, into the device's memory
     seed: int = 0
     nproc: int = 1
     parallel: str = "ddp"  # how ranks share a step: see alexnet_fast.parallel
@@ -89,6 +114,11 @@ class TrainConfig:
     transform: str = "crop"  # see alexnet_fast.data.transforms
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    colour_noise: float = 0.0  # deviation of the three normal draws of an image, 0 for no noise
+    # What the draws are multiplied by: RGB's principal components, in columns, each as long as its standard deviation.
+    colour: tuple[tuple[float, float, float], ...] = IMAGENET_RGB
+    colour_divisor: float = 1.0  # what training images, their mean taken off, are divided by after the noise
+    ten_crop: bool = False  # whether the command eval averages over ten crops; evaluations in training take the centre
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -98,30 +128,63 @@ class TrainConfig:
         """Raises KeyError, TypeError or ValueError where ``record`` is not what :meth:`to_json` gave."""
         if set(record) != {field.name for field in dataclasses.fields(cls)}:
             raise KeyError("config: other fields than this version's")
-        return cls(**{**record, "mean": tuple(record["mean"]), "std": tuple(record["std"])})
+        return cls(**{name: _tuples(value) for name, value in record.items()})
 
 
-def preset(data: str, variant: str, synthetic: bool) -> dict[str, Any]:
-    """The defaults for a DATA argument that differ from :class:`TrainConfig`'s own."""
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def preset(data: str, recipe: str | None, variant: str, synthetic: bool) -> dict[str, Any]:
+    """The defaults for a DATA argument and a recipe that differ from :class:`TrainConfig`'s own."""
     kind = "folder" if synthetic else kind_of(data)
-    chosen = VARIANTS[variant]
+    chosen, stated = VARIANTS[variant], RECIPES[recipe] if recipe else {}
     defaults = {"image_size": chosen.image_size, **PRESETS[kind]}
     if kind == "folder":
-        return {**defaults, "transform": "crop", "mean": chosen.mean, "std": chosen.std}
-    return {**defaults, "image_size": max(defaults["image_size"], chosen.min_image_size), "transform": "shift"}
+        return {**defaults, "mean": chosen.mean, "std": chosen.std, **stated}
+    size = max(defaults["image_size"], chosen.min_image_size)
+    kept = {name: value for name, value in stated.items() if name not in OF_PHOTOGRAPHS}
+    return {**defaults, "image_size": size, "transform": "shift", **kept}
 
 
-def resolve(given: dict[str, Any], num_classes: int) -> TrainConfig:
-    """The run that ``given`` asks for: what was given, then DATA's preset, then the common defaults; checked.
+def variant_of(given: dict[str, Any]) -> str:
+    """The variant that is given, or the recipe's, or torchvision."""
+    return given.get("variant") or RECIPES.get(given.get("recipe"), {}).get("variant", "torchvision")
 
-    ``num_classes`` is DATA's. Raises :class:`InputError`.
+
+def without(given: dict[str, Any], ablations: list[str]) -> dict[str, Any]:
+    """``given`` with a variant from which ``ablations`` are taken; raises :class:`InputError` if it lacks them."""
+    check_choices(given)
+    variant = variant_of(given)
+    for name in ablations:
+        if name not in ablations_of(VARIANTS[variant]):
+            raise InputError(
+                f"--{name}: variant {variant} has {'no LRN' if name == 'no-lrn' else 'one tower'} as it is"
+            )
+        variant = f"{variant}-{name}"
+    return {**given, "variant": variant}
+
+
+def resolve(given: dict[str, Any], num_classes: int, statistics: Statistics | None = None) -> TrainConfig:
+    """The run that ``given`` asks for: what was given, then the recipe, then DATA's preset, then the common defaults;
+    checked.
+
+    ``num_classes`` is DATA's, and so is ``statistics`` if it was prepared. Raises :class:`InputError`.
     """
     given = {"backend": backends.current(), **given}  # ALEXNET_FAST_BACKEND is the default here too
     check_choices(given)
-    variant = given.get("variant", "torchvision")
-    defaults = preset(given["data"], variant, given.get("synthetic", False))
+    variant = given["variant"] = variant_of(given)
+    defaults = preset(given["data"], given.get("recipe"), variant, given.get("synthetic", False))
     cores = len(os.sched_getaffinity(0)) // given.get("nproc", 1)
     defaults["workers"] = min(defaults["workers"], max(1, cores))
+    if statistics:
+        defaults["colour"] = statistics.colour
+        # Published weights go with their own mean; nets that see 0..255 minus the set's mean start with this set's.
+        if defaults["std"] == PIXEL_STD and given.get("weights") is None:
+            defaults["mean"] = statistics.mean
+    if given.get("init", defaults.get("init", "variant")) == "variant":
+        defaults |= {"init_std": VARIANTS[variant].init_std, "init_bias": VARIANTS[variant].init_bias}
     config = TrainConfig(**{"num_classes": num_classes, **defaults, **given})
     check(config, num_classes)
     return config
@@ -139,21 +202,33 @@ def check(config: TrainConfig, num_classes: int) -> None:
     least = VARIANTS[config.variant].min_image_size
     if config.image_size < least:
         raise InputError(f"--image-size: variant {config.variant} takes at least {least}, got {config.image_size}")
+    if config.ten_crop and config.transform == "shift":
+        raise InputError("--ten-crop: is for photographs; this DATA's pictures are not cropped")
     if config.num_classes < num_classes:
         raise InputError(f"--num-classes: DATA has {num_classes} classes, got {config.num_classes}")
     if config.batch_size < config.nproc:
         raise InputError(f"--batch-size: {config.batch_size} images cannot be shared by {config.nproc} ranks")
     _check_parallel(config)
-    for name in ("epochs", "batch_size", "nproc", "log_steps", "keep_checkpoints", "lr_step"):
+    for name in ("epochs", "batch_size", "nproc", "log_steps", "keep_checkpoints", "lr_step", "lr_patience"):
         _within(config, name, 1 if name != "lr_step" else 1e-9, math.inf)
-    for name in ("workers", "checkpoint_steps", "seed"):
+    for name in ("workers", "checkpoint_steps", "seed", "lr_cuts"):
         _within(config, name, 0, math.inf)
-    for name in ("lr", "warmup", "lr_gamma", "weight_decay"):
+    for name in ("lr", "warmup", "lr_gamma", "weight_decay", "bias_lr", "bias_decay", "colour_noise"):
         _within(config, name, 0, math.inf)
+    _within(config, "colour_divisor", 1e-9, math.inf)
+    for name in ("max_steps", "lr_head"):
+        if getattr(config, name) is not None:
+            _within(config, name, 1 if name == "max_steps" else 0, math.inf)
+    for name, length in (("mean", 3), ("std", 3), ("init_std", 8), ("init_bias", 8)):
+        values = getattr(config, name)
+        if values is not None and len(values) != length:
+            raise InputError(f"{option(name)}: expected {length} numbers, got {len(values)}")
+    if min(config.std) <= 0:
+        raise InputError(f"--std: expected three numbers above 0, got {config.std}")
+    if config.schedule == "multistep" and not config.lr_milestones:
+        raise InputError("--lr-milestones: schedule multistep needs them, as in 25,51,79")
     for name in ("momentum", "dropout", "label_smoothing", "max_bad"):
         _within(config, name, 0, 1)
-    if config.max_steps is not None:
-        _within(config, "max_steps", 1, math.inf)
 
 
 def _check_parallel(config: TrainConfig) -> None:

@@ -24,15 +24,16 @@ from torch import Tensor, nn
 from alexnet_fast.data import NOT_COUNTED, BadImage, Batch, Data, Transform, read_image, training_batches
 from alexnet_fast.data.loader import steps_per_epoch, worker_deaths_named
 from alexnet_fast.data.random import mix
+from alexnet_fast.data.stored import CachedImages
 from alexnet_fast.errors import InputError, RunError
-from alexnet_fast.optim import SGD
 from alexnet_fast.parallel import MODES, Ranks, Split, Step, split_dropouts
 from alexnet_fast.train import checkpoint, pictures
 from alexnet_fast.train.checkpoint import Checkpoint, Saver
 from alexnet_fast.train.config import TrainConfig
-from alexnet_fast.train.evaluate import Evaluation, autocast, evaluate, normalized, using
+from alexnet_fast.train.evaluate import Evaluation, augmented, autocast, evaluate, using
+from alexnet_fast.train.optimizer import build_optimizer
 from alexnet_fast.train.report import Report, read_rows
-from alexnet_fast.train.schedule import learning_rate
+from alexnet_fast.train.schedule import learning_rate, plateau
 
 DROPOUT_KEY = 0x64726F70  # keeps the dropout seeds apart from the keys of data/loader.py
 
@@ -58,6 +59,9 @@ class Trainer:
         console: Console,
     ):
         self.config, self.ranks, self.data = config, ranks, data
+        if config.cache == "device":
+            held = CachedImages(data.train, ranks.device, ranks.rank, ranks.world)
+            self.data = dataclasses.replace(data, train=held)
         self.transform = Transform(config.transform, config.image_size)
         self.epoch_steps = steps_per_epoch(len(data.train), config.batch_size)
         self.state = {**checkpoint.START, "sizes": {"train": len(data.train), "val": len(data.val)}}
@@ -70,7 +74,7 @@ class Trainer:
         self.model = self.split.whole
         net = self.split.net
         self.names = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
-        self.optimizer = SGD(self.names.values(), config.lr, config.momentum, weight_decay=config.weight_decay)
+        self.optimizer = build_optimizer(config, self.names)
         for name, buffer in (resumed.momentum if resumed else {}).items():
             parameter = self.names[name]
             own = torch.empty_like(parameter.detach()).copy_(self.split.part(name, buffer))
@@ -161,6 +165,7 @@ class Trainer:
             rank=self.split.loads[0],
             world=self.split.loads[1],
             workers=config.workers,
+            device=self.ranks.device,
         )
         self.since = time.perf_counter()
         with contextlib.closing(batches):
@@ -184,11 +189,13 @@ class Trainer:
         torch.manual_seed(mix(config.seed, step, DROPOUT_KEY) >> 1)
         for layer, dropout in enumerate(self.split.dropouts):
             dropout.seed = mix(config.seed, step, layer, DROPOUT_KEY) >> 1
-        lr = learning_rate(config, step, self.epoch_steps)
+        cuts = self.state["plateau"]["cuts"]
+        lr = learning_rate(config, step, self.epoch_steps, cuts)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = learning_rate(config, step, self.epoch_steps, cuts, group["base"])
         labels = batch.labels.to(ranks.device, non_blocking=True)
-        figures = self.split.train(normalized(batch.images, config, ranks.device), labels, batch.counted, self._update)
+        images = augmented(batch, config, ranks.device, self.state["epoch"])
+        figures = self.split.train(images, labels, batch.counted, self._update)
         self.new_bad.update({path: reason for path, reason in batch.bad if path not in self.bad["training"]})
         flags = torch.tensor([len(self.new_bad), bool(self.signal)], dtype=torch.float64, device=ranks.device)
         self.pending = (ranks.add(torch.cat([figures, flags])), batch.counted, lr)
@@ -241,6 +248,8 @@ class Trainer:
             if self.ranks.main:
                 self.saver.finish()
                 checkpoint.point(Path(self.config.out), "best", checkpoint.folder_name(self.state["step"]))
+        if self.config.schedule == "plateau":
+            self.state["plateau"] = plateau(self.config, self.state["plateau"], result.top1)
         self.state |= {"sums": [0.0, 0.0, 0.0], "evaluate": False}
 
     def _evaluate(self, kind: str, row: dict[str, Any]) -> Evaluation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -11,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alexnet_fast import backends, ops
-from alexnet_fast.data import NOT_COUNTED, Transform, evaluation_batches
+from alexnet_fast.data import NOT_COUNTED, Batch, Transform, evaluation_batches
+from alexnet_fast.data.feed import resized_crops
 from alexnet_fast.data.sources import Split
 from alexnet_fast.errors import InputError
 from alexnet_fast.parallel import Ranks
@@ -36,11 +38,46 @@ class Evaluation(NamedTuple):
 
 
 def normalized(images: Tensor, config: TrainConfig, device: torch.device) -> Tensor:
-    """uint8 images (n, 3, h, w) as the net takes them, on ``device``: (image / 255 - mean) / std, bfloat16 where
-    autocast would make them so."""
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    """uint8 images (n, 3, h, w) as the net takes them, on ``device``: the centre of those that are larger,
+    (image / 255 - mean) / std, bfloat16 where autocast would make them so."""
     images = images.to(device, non_blocking=True)
-    return ops.augment(images, tuple(images.shape[2:]), config.mean, config.std, dtype=dtype)
+    size = tuple(min(side, config.image_size) for side in images.shape[2:])
+    return ops.augment(images, size, config.mean, config.std, dtype=_dtype(config))
+
+
+def augmented(batch: Batch, config: TrainConfig, device: torch.device, epoch: int) -> Tensor:
+    """A training batch as the net takes it: with colour noise, and if the images are ``whole``, cropped and mirrored at
+    random; what is drawn for an image depends on its number, the epoch and the seed.
+    """
+    images, crop = batch.images.to(device, non_blocking=True), batch.whole
+    if crop and config.transform == "resized-crop":
+        images, crop = resized_crops(images, batch.index, config.image_size, config.seed, epoch), False
+    colour = torch.tensor(config.colour) * config.colour_noise if config.colour_noise else None
+    std = [value * config.colour_divisor for value in config.std]
+    drawn = {"index": batch.index, "epoch": epoch, "seed": config.seed, "mirror": crop, "colour": colour}
+    return ops.augment(images, config.image_size, config.mean, std, **drawn, dtype=_dtype(config))
+
+
+def _dtype(config: TrainConfig) -> torch.dtype:
+    return torch.bfloat16 if config.precision == "bf16" else torch.float32
+
+
+def scores(model: nn.Module, images: Tensor, config: TrainConfig, device: torch.device, ten_crop: bool) -> Tensor:
+    """float32 logits (n, classes) of images' centres; with ``ten_crop``, the logarithm of the softmax averaged over
+    the four corners, the centre, and their mirror images.
+    """
+    if not ten_crop:
+        with autocast(config, device):
+            return model(normalized(images, config, device)).float()
+    side = config.image_size
+    down, right = images.shape[2] - side, images.shape[3] - side
+    views = []
+    for top, left in ((0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2)):
+        crop = images[:, :, top : top + side, left : left + side]
+        for view in (crop, crop.flip(3)):
+            with autocast(config, device):
+                views.append(model(normalized(view, config, device)).float().log_softmax(1))
+    return torch.stack(views).logsumexp(0) - math.log(len(views))
 
 
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
@@ -63,28 +100,29 @@ def evaluate(
     config: TrainConfig,
     ranks: Ranks,
     after_batch: Callable[[int], None] = lambda images: None,
+    ten_crop: bool = False,
 ) -> tuple[Evaluation, dict[str, str]]:
     """The evaluation of ``split`` over all ranks, and the files (path: reason) that could not be used and were left
     out.
 
     ``after_batch`` is called with the number of images of each of this rank's batches. Counts are whole numbers and
-    exact; the loss is summed in float64.
+    exact; the loss is summed in float64. ``ten_crop`` as in :func:`scores`.
     """
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=ranks.device)
     bad: dict[str, str] = {}
     batches = evaluation_batches(
         split,
-        Transform(config.transform, config.image_size),
+        Transform(config.transform, config.image_size, whole=ten_crop),
         batch_size=config.batch_size,
         rank=ranks.rank,
         world=ranks.world,
         workers=config.workers,
+        device=ranks.device,
     )
     with torch.no_grad():
         for batch in batches:
-            with autocast(config, ranks.device):
-                logits = model(normalized(batch.images, config, ranks.device)).float()
+            logits = scores(model, batch.images, config, ranks.device, ten_crop)
             labels = batch.labels.to(ranks.device)
             losses = F.cross_entropy(logits, labels, reduction="none", ignore_index=NOT_COUNTED).double()
             hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]

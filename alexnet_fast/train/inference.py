@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
+from alexnet_fast import backends
 from alexnet_fast.data import BadImage, Transform, read_image
 from alexnet_fast.data.loader import worker_deaths_named
 from alexnet_fast.errors import InputError
@@ -28,9 +29,10 @@ from alexnet_fast.train.model import build_model
 def evaluate_checkpoint(path: str, data: str | None, options: dict[str, Any], as_json: bool) -> int:
     """Prints loss and accuracy of a checkpoint (a run's best, if ``path`` is a run) on the held-out images of ``data``.
 
-    ``data`` None means the run's own. ``options`` holds batch_size, workers, precision, backend or nproc where they
-    differ from the run's.
+    ``data`` None means the run's own. ``options`` holds batch_size, workers, precision, ten_crop or nproc where they
+    differ from the run's, and backend where it differs from the one in force.
     """
+    options = {"backend": backends.current(), **options}
     check_choices(options)
     found = checkpoint.load(checkpoint.find(path, "best", "last"))
     config = dataclasses.replace(
@@ -54,7 +56,7 @@ def _evaluate_rank(ranks: Ranks, config: TrainConfig, path: Path, as_json: bool)
     model = _model(found, ranks.device)
     split = open_run_data(config).val
     with using(config.backend), worker_deaths_named():
-        result, bad = evaluate(model, split, config, ranks)
+        result, bad = evaluate(model, split, config, ranks, ten_crop=config.ten_crop)
     if len(bad) > config.max_bad * len(split):
         raise InputError(
             f"{len(bad)} of {len(split)} files are unusable, such as {next(iter(bad))}: {next(iter(bad.values()))}"
@@ -68,6 +70,7 @@ def _evaluate_rank(ranks: Ranks, config: TrainConfig, path: Path, as_json: bool)
         "top1": result.top1,
         "top5": result.top5,
         "count": result.count,
+        "crops": 10 if config.ten_crop else 1,
         "bad_files": bad,
     }
     if as_json:

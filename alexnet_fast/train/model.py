@@ -7,7 +7,7 @@ from torch import nn
 
 from alexnet_fast.data.random import mix
 from alexnet_fast.errors import InputError
-from alexnet_fast.models import alexnet
+from alexnet_fast.models import VARIANTS, alexnet
 from alexnet_fast.models.weights import read
 from alexnet_fast.train.config import TrainConfig
 
@@ -24,6 +24,7 @@ def build_model(config: TrainConfig) -> nn.Module:
         model = alexnet(**net, freeze_features=config.freeze_features)
         if config.init == "kaiming":
             kaiming(model)
+        _start(model, config)
         return model
     try:
         head = read(config.weights).state.get("classifier.6.weight")
@@ -43,3 +44,14 @@ def kaiming(model: nn.Module) -> None:
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         nn.init.zeros_(layer.bias)
     nn.init.normal_(layers[-1].weight, 0.0, 0.01)
+
+
+def _start(model: nn.Module, config: TrainConfig) -> None:
+    """Draws again the weights, and sets the biases, that ``config`` wants otherwise than they are now."""
+    variant = VARIANTS[config.variant]
+    layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    if config.init_std not in (None, variant.init_std):
+        for layer, std in zip(layers, config.init_std, strict=True):
+            nn.init.normal_(layer.weight, 0.0, std)
+    for layer, bias in zip(layers, config.init_bias or (), strict=False):
+        nn.init.constant_(layer.bias, bias)

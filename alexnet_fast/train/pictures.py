@@ -36,6 +36,28 @@ def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def draw_runs(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Training loss, held-out loss and held-out accuracy over steps of several runs in one picture, by name; raises
+    ImportError without matplotlib.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    panels = zip(figure.subplots(1, 3), ("loss", "val_loss", "val_top1"), strict=True)
+    titles = {"loss": "training cross-entropy", "val_loss": "held-out cross-entropy", "val_top1": "held-out accuracy"}
+    for panel, value in panels:
+        for number, (name, rows) in enumerate(runs.items()):
+            points = [(row["step"], row[value]) for row in rows if value in row]
+            # Each run's line is thinner than the one before it, so that runs that agree are all seen.
+            style = {"linewidth": 4 / (1 + number), "marker": "" if value == "loss" else "o", "label": name}
+            panel.plot(*zip(*points, strict=True), **style)
+        panel.set(title=titles[value], xlabel="step")
+        panel.set_ylim(bottom=0)
+        panel.grid(alpha=0.3)
+        panel.legend(loc="lower right" if value == "val_top1" else "upper right")
+    figure.savefig(path, dpi=120)
+
+
 def draw_filters(model: nn.Module, path: Path) -> None:
     """The first convolution's filters as RGB pictures, each scaled to its own range, 8 in a column."""
     weight = next(module.weight for module in model.modules() if isinstance(module, nn.Conv2d))

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from alexnet_fast.errors import InputError
 from alexnet_fast.train.config import TrainConfig
 from alexnet_fast.train.evaluate import Evaluation
+from alexnet_fast.train.pictures import draw_runs
 
 METRICS = "metrics.jsonl"
 
@@ -25,6 +26,24 @@ METRICS = "metrics.jsonl"
 def read_rows(run: Path) -> list[dict[str, Any]]:
     path = run / METRICS
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def compare(folders: list[Path], names: list[str], picture: Path) -> None:
+    """Draws the curves of several runs, by ``names``, into one picture.
+
+    Raises :class:`InputError` for a folder without a run that was evaluated, and without matplotlib.
+    """
+    runs = {}
+    for folder, name in zip(folders, names, strict=True):
+        runs[name] = read_rows(folder)
+        if not any("val_loss" in row for row in runs[name]) or not any(row["kind"] == "step" for row in runs[name]):
+            raise InputError(f"{folder}: no curves there (wanted: the folder of a run that was evaluated)")
+    if len(runs) < len(folders):
+        raise InputError(f"--names: expected a name of its own for each run, got {', '.join(names)}")
+    try:
+        draw_runs(runs, picture)
+    except ImportError:
+        raise InputError("curves: needs matplotlib, from the extra demo: pip install 'alexnet-fast[demo]'") from None
 
 
 def tensorboard_writer(config: TrainConfig, step: int):

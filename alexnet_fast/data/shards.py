@@ -1,0 +1,165 @@
+"""What the command prepare writes, its reading, and its verification.
+
+    DST/
+        index.json        classes, numbers of images, shards with the sha256 of their files, mean and principal
+                          components of the training set's RGB in 0..1, sha256 of itself
+        mean.npy          float32 (size, size, 3), the mean training picture in 0..255
+        train/00000.u8    pictures one after the other, uint8 (images, size, size, 3)
+        train/00000.json  of each its source below train/, class, time of last change in ns and length in bytes; the
+                          same, and the reason, of sources that are no pictures; sums of products of RGB
+        train/00000.sum   uint32 (size, size, 3), the sum of its pictures
+        val/...
+
+A shard belongs to a fixed stretch of the sources, in order of class and name, so each can be made and checked alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alexnet_fast.data.stored import StoredImages
+from alexnet_fast.errors import InputError
+
+FORMAT = 1
+INDEX, MEAN = "index.json", "mean.npy"
+PARTS = ("train", "val")
+PICTURES, LIST, SUM = SUFFIXES = (".u8", ".json", ".sum")
+UNFINISHED = ".unfinished-"
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError)  # what damaged JSON ends in
+
+
+def is_prepared(folder: Path) -> bool:
+    return (folder / INDEX).is_file()
+
+
+def digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    hashed = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            hashed.update(block)
+    return hashed.hexdigest()
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """index.json's record; raises :class:`InputError` where it is missing, damaged or of another format."""
+    path = folder / INDEX
+    try:
+        record = json.loads(path.read_bytes())
+        if record.pop("sha256") != digest(record):
+            raise ValueError("sha256 differs from the one recorded")
+        if record["format"] != FORMAT:
+            raise ValueError(f"format {record['format']!r}; this version reads {FORMAT}")
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing: the command prepare has not ended well there") from None
+    except UNREADABLE as error:
+        raise InputError(f"{path}: damaged: {_reason(error)}") from None
+    return record
+
+
+class ShardImages(StoredImages):
+    """The pictures of one part of a prepared folder, by memory map.
+
+    Raises :class:`InputError` for a shard that is missing or of the wrong length; hashes are :func:`problems`'s.
+    """
+
+    def __init__(self, folder: Path, index: dict[str, Any], part: str):
+        self.size = index["size"]
+        self.bytes = self.size * self.size * 3
+        self.maps: list[mmap.mmap] = []
+        labels, firsts = [], [0]
+        for shard in index["shards"][part]:
+            path = folder / part / (shard["name"] + PICTURES)
+            try:
+                rows, length = json.loads(path.with_suffix(LIST).read_bytes())["rows"], path.stat().st_size
+                if len(rows) != shard["images"] or length != len(rows) * self.bytes:
+                    raise ValueError(f"{length} bytes and {len(rows)} names for {shard['images']} pictures")
+                if rows:
+                    with open(path, "rb") as file:
+                        self.maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                    labels += [row[1] for row in rows]
+                    firsts.append(len(labels))
+            except UNREADABLE as error:
+                raise InputError(f"{path}: damaged shard: {_reason(error)} (prepare it again)") from None
+        self.labels, self.firsts = np.array(labels), np.array(firsts)
+        self.arrays = [np.frombuffer(held, np.uint8).reshape(-1, self.size, self.size, 3) for held in self.maps]
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """A picture's shard, and its number there."""
+        shard = int(np.searchsorted(self.firsts, index, "right")) - 1
+        return shard, int(index - self.firsts[shard])
+
+    def pixels(self, index: int) -> np.ndarray:
+        shard, number = self._place(index)
+        return self.arrays[shard][number]
+
+    def prefetch(self, indices: Sequence[int]) -> None:
+        # A page fault reads little ahead. This way the disk is asked for the whole batch at once.
+        for shard, number in map(self._place, indices):
+            first = number * self.bytes // mmap.PAGESIZE * mmap.PAGESIZE
+            self.maps[shard].madvise(mmap.MADV_WILLNEED, first, (number + 1) * self.bytes - first)
+
+
+def problems(
+    folder: Path, workers: int, tell: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[dict[str, Any], list[str]]:
+    """What is wrong with a prepared folder, a line for each file: damaged, missing, not in index.json; and the record
+    of index.json, which names the rest. Raises :class:`InputError` where that is missing or damaged itself.
+    """
+    index = read_index(folder)
+    shards = [(part, shard) for part in PARTS for shard in index["shards"][part]]
+    wrong = []
+    with ThreadPoolExecutor(workers) as pool:  # hashing and reading leave Python's lock free
+        for done, found in enumerate(pool.map(lambda job: list(_shard_problems(folder, index, *job)), shards), 1):
+            wrong += found
+            tell(done, len(shards))
+    for part in PARTS:
+        if (count := sum(shard["images"] for shard in index["shards"][part])) != index["images"][part]:
+            wrong.append(f"{folder / INDEX}: {index['images'][part]} {part} images, its shards hold {count}")
+    try:
+        if file_sha256(folder / MEAN) != index["mean_image"]:
+            wrong.append(f"{folder / MEAN}: sha256 differs from index.json's")
+    except OSError as error:
+        wrong.append(f"{folder / MEAN}: {_reason(error)}")
+    known = {folder / part / (shard["name"] + suffix) for part, shard in shards for suffix in SUFFIXES}
+    known |= {folder / INDEX, folder / MEAN, *(folder / part for part in PARTS)}
+    wrong += [f"{path}: not in index.json" for path in sorted(folder.rglob("*")) if path not in known]
+    return index, wrong
+
+
+def _shard_problems(folder: Path, index: dict[str, Any], part: str, shard: dict[str, Any]) -> Iterator[str]:
+    for suffix in SUFFIXES:
+        path = folder / part / (shard["name"] + suffix)
+        try:
+            if file_sha256(path) != shard["sha256"][suffix[1:]]:
+                raise ValueError("sha256 differs from index.json's")
+            if suffix == PICTURES:
+                wanted = shard["images"] * index["size"] ** 2 * 3
+                if path.stat().st_size != wanted:
+                    raise ValueError(f"{path.stat().st_size} bytes, {shard['images']} pictures take {wanted}")
+            if suffix == LIST:
+                rows = json.loads(path.read_bytes())["rows"]
+                if len(rows) != shard["images"]:
+                    raise ValueError(f"{len(rows)} names, index.json has {shard['images']} pictures")
+                for name, label, *_ in rows:
+                    if index["classes"][label] != name.partition("/")[0]:
+                        raise ValueError(f"{name} is of class {label}, {index['classes'][label]}")
+        except UNREADABLE as error:
+            yield f"{path}: {_reason(error)}"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"without {error.args[0]}" if isinstance(error, KeyError) else " ".join(str(error).split())
