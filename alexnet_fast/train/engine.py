@@ -59,9 +59,6 @@ class Trainer:
         console: Console,
     ):
         self.config, self.ranks, self.data = config, ranks, data
-        if config.cache == "device":
-            held = CachedImages(data.train, ranks.device, ranks.rank, ranks.world)
-            self.data = dataclasses.replace(data, train=held)
         self.transform = Transform(config.transform, config.image_size)
         self.epoch_steps = steps_per_epoch(len(data.train), config.batch_size)
         self.state = {**checkpoint.START, "sizes": {"train": len(data.train), "val": len(data.val)}}
@@ -72,6 +69,8 @@ class Trainer:
             model.load_state_dict(resumed.model)
         self.split = self._split(model)
         self.model = self.split.whole
+        if config.cache == "device":
+            self.data = dataclasses.replace(data, train=CachedImages(data.train, ranks.device, *self.split.loads))
         net = self.split.net
         self.names = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
         self.optimizer = build_optimizer(config, self.names)

@@ -39,6 +39,13 @@ def _ended(process: subprocess.Popen, children: list[int]) -> None:
         time.sleep(0.02)
 
 
+def _wait_for_checkpoint(run: Path, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not (run / "checkpoints" / "last").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize(
     ("nproc", "victim", "step"),
     [
@@ -51,6 +58,7 @@ def test_killed_then_resumed(tmp_path: Path, undisturbed, nproc: int, victim: st
     run = tmp_path / "run"
     process = runs.start(run, nproc=nproc, **STEPS)
     runs.wait_for_step(run, step, process)
+    _wait_for_checkpoint(run, seconds=60)  # written behind the steps: that of step 3 at the latest before step 6's
     children = runs.children(process.pid)
     assert len(children) == (nproc if nproc > 1 else 0)
     os.kill(children[-1] if victim == "rank" else process.pid, signal.SIGKILL)
@@ -72,10 +80,7 @@ def test_a_signal_leaves_a_checkpoint_of_the_very_step(tmp_path: Path, undisturb
     process = runs.start(run, nproc=nproc, max_steps=20)  # no checkpoint of its own before step 12
     runs.wait_for_step(run, 2, process)
     process.send_signal(number)
-    began = time.monotonic()
-    while not (run / "checkpoints" / "last").exists():
-        assert time.monotonic() - began < 10
-        time.sleep(0.01)
+    _wait_for_checkpoint(run, seconds=10)
     assert process.wait(timeout=60) == 128 + number
     last = max(row["step"] for row in runs.rows(run))
     assert last < 12
