@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -129,6 +130,21 @@ def test_what_a_kernel_does_not_cover(reason):
         BackendError, match=f"max_pool: backend 'cpu' does not cover {reason}.*'reference' and 'auto' do"
     ):
         ops.max_pool2d(x, **arguments[reason], backend="cpu")
+
+
+def test_without_the_package_triton():
+    """The doctor names the reason, and so does a call; the rest works."""
+    hidden = "import sys; sys.modules['triton'] = None; "
+    doctor = python(
+        hidden + "sys.argv = ['alexnet-fast', 'doctor', '--json']; from alexnet_fast.cli import main; main()"
+    )
+    state = json.loads(doctor.stdout)["backends"]["triton"]
+    assert state == {"available": False, "reason": "the package triton is not installed"}
+    call = "import torch; from alexnet_fast import ops; y = ops.max_pool2d(torch.ones(1, 2, 2), 2); print(y.item()); "
+    ended = python(hidden + call + "ops.max_pool2d(y, 1, backend='triton')", TRITON_INTERPRET="1")
+    assert ended.stdout == "1.0\n"
+    message = "BackendError: max_pool: backend 'triton' is missing: the package triton is not installed"
+    assert ended.stderr.splitlines()[-1].endswith(message)
 
 
 def test_report_gives_a_reason_for_each_that_is_missing():
