@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -193,6 +194,21 @@ def test_without_cuda_kernels_auto_leaves_a_gpu_to_the_reference(on_gpu, operato
     x, weight = on_gpu(1, 8, 9, 9), on_gpu(4, 8, 3, 3)
     monkeypatch.setitem(backends._build, "cuda", None)
     assert operators(lambda x: CONVOLUTIONS["conv_stage"](x, weight, None), x) == []
+
+
+def test_without_the_package_triton():
+    """The doctor names the reason, and so does a call; the rest works."""
+    hidden = "import sys; sys.modules['triton'] = None; "
+    doctor = python(
+        hidden + "sys.argv = ['alexnet-fast', 'doctor', '--json']; from alexnet_fast.cli import main; main()"
+    )
+    state = json.loads(doctor.stdout)["backends"]["triton"]
+    assert state == {"available": False, "reason": "the package triton is not installed"}
+    call = "import torch; from alexnet_fast import ops; y = ops.max_pool2d(torch.ones(1, 2, 2), 2); print(y.item()); "
+    ended = python(hidden + call + "ops.max_pool2d(y, 1, backend='triton')", TRITON_INTERPRET="1")
+    assert ended.stdout == "1.0\n"
+    message = "BackendError: max_pool: backend 'triton' is missing: the package triton is not installed"
+    assert ended.stderr.splitlines()[-1].endswith(message)
 
 
 def test_report_gives_a_reason_for_each_that_is_missing():
