@@ -2,7 +2,9 @@
 #
 #   make demo    train AlexNet on handwritten digits with two processes, then show where the pictures are
 #   make test    lint, then every test   (PYTEST="--slow" adds the tests that install a second torch)
-#   make bench   time this machine, write benchmarks/results and render docs/performance.md   (more peers: .venv/bin/pip install -e '.[bench]')
+#   make soak    kills, restarts and four ranks: the tests of training that take minutes
+#   make bench   time this machine, write benchmarks/results and render docs/performance.md
+#                (more peers: .venv/bin/pip install -e '.[bench]')
 #   make lint    ruff and clang-format, checking only
 #
 # One uses the Python that is there, and no network, for machines that are lent with a GPU:
@@ -17,7 +19,7 @@ STEP ?=
 BIN := $(VENV)/bin
 NATIVE := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test bench gpu-report lint clean
+.PHONY: demo test soak bench gpu-report lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/alexnet-fast train digits --nproc 2 --out runs/demo-$$(date +%Y%m%d-%H%M%S)
@@ -25,6 +27,9 @@ demo: $(VENV)/installed
 test: lint
 	$(BIN)/pytest $(PYTEST)
 	TRITON_INTERPRET=1 $(BIN)/pytest tests/triton $(PYTEST)
+
+soak: $(VENV)/installed
+	$(BIN)/pytest tests/train tests/parallel --slow
 
 bench: $(VENV)/installed
 	$(BIN)/pytest benchmarks --benchmark-only --results benchmarks/results $(PYTEST)
