@@ -1,4 +1,4 @@
-"""``alexnet-fast train [DATA] | eval | predict IMAGE… | prepare SRC DST | curves RUN… | doctor``
+"""``alexnet-fast train [DATA] | eval | predict IMAGE… | prepare SRC DST | curves RUN… | bench | doctor``
 
 Exit codes: 0 done; 1 the run broke off; 2 the input cannot be used (one line on standard error says why); 130 and 143
 stopped by Ctrl-C or SIGTERM, after a checkpoint.
@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import sys
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -245,6 +246,71 @@ def curves(
     if len(called) != len(runs):
         raise InputError(f"--names: expected {len(runs)} names, got {len(called)}")
     compare(runs, called, out)
+
+
+@app.command()
+def bench(
+    planned: Annotated[
+        bool, _option("instead of measuring: a model of training on two devices, bytes and times", "--plan")
+    ] = False,
+    batch_size: Annotated[
+        int | None, _option("images (CPU 16, GPU 256, --plan 256 over both devices)", "--batch-size", "-b")
+    ] = None,
+    variant: Annotated[str, _option(f"of --plan: {', '.join(VARIANTS)} (paper)")] = "paper",
+    tflops: Annotated[float, _option("of --plan: TFLOP/s that one device sustains (400)")] = 400,
+    link: Annotated[float, _option("of --plan: GB/s between devices, each way (450)")] = 450,
+    latency: Annotated[float, _option("of --plan: microseconds until an exchange begins (15)")] = 15,
+    as_json: Annotated[bool, _option("print JSON", "--json")] = False,
+) -> None:
+    """One look at this machine's speed against PyTorch's own modules, or, with --plan, at two devices' step."""
+    from alexnet_fast import bench as measure
+
+    if variant not in VARIANTS:
+        raise InputError(f"--variant: expected one of {', '.join(VARIANTS)}, got {variant!r}")
+    for name, value in (("--batch-size", batch_size), ("--tflops", tflops), ("--link", link)):
+        if value is not None and value <= 0:
+            raise InputError(f"{name}: expected a positive number, got {value}")
+    if planned and batch_size and batch_size % 2:
+        raise InputError(f"--batch-size: expected an even number for two devices, got {batch_size}")
+    if planned:
+        plans = measure.plan(variant, batch_size or 256, tflops, measure.Link(link, latency))
+        rows = [asdict(row) for row in plans]
+        head = f"{variant}, batch {batch_size or 256}, assumed: {tflops:g} TFLOP/s, {link:g} GB/s, {latency:g} µs"
+        cells = [
+            (
+                *(row.mode, f"{row.gradients / 1e6:.1f}", f"{row.activations / 1e6:.1f}", f"{1e3 * row.compute:.3f}"),
+                *(f"{1e3 * row.exchange:.3f}", f"{1e3 * row.exposed:.3f}", f"{row.compute / row.step:.0%}"),
+            )
+            for row in plans
+        ]
+        columns = (
+            "mode",
+            "gradients, MB",
+            "activations, MB",
+            "compute, ms",
+            "exchange, ms",
+            "not hidden, ms",
+            "efficiency",
+        )
+    else:
+        seen = measure.look(batch=batch_size)
+        rows = [{**row._asdict(), "ratio": row.ratio} for row in seen]
+        head = f"{torch.get_num_threads()} threads, torch {torch.__version__}; medians, both sides channels_last"
+        cells = [
+            (
+                *(row.case, row.dtype, f"{1e3 * row.ours:.2f}", f"{1e3 * row.eager:.2f}"),
+                *(f"{row.ratio:.2f}×", f"{row.images_s:.0f}"),
+            )
+            for row in seen
+        ]
+        columns = "case", "dtype", "ours, ms", "PyTorch, ms", "ratio", "images/s"
+    if as_json:
+        print(json.dumps({"about": head, "rows": rows}))
+        return
+    table = Table(*columns, title=head)
+    for row in cells:
+        table.add_row(*row)
+    Console().print(table)
 
 
 @app.command()

@@ -11,7 +11,7 @@ import torch
 from tests.ops.calls import Calls
 from tests.ops.samples import OVERLAPPING, PAPER, conv_relu, conv_stage, epilogue, lrn, max_pool
 
-from .conftest import OVERHEADS
+from .results import timed
 
 CALLS_A_ROUND = 100
 SAMPLES = [
@@ -23,30 +23,38 @@ SAMPLES = [
 ]
 
 
-def microseconds(call) -> float:
+def seconds(call) -> float:
     start = perf_counter()
     for _ in range(CALLS_A_ROUND):
         call()
-    return 1e6 * (perf_counter() - start) / CALLS_A_ROUND
+    return (perf_counter() - start) / CALLS_A_ROUND
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.stem)
 @torch.inference_mode()
-def test_overhead(benchmark, pytestconfig, sample):
+def test_overhead(benchmark, keep, sample):
     data = sample.data(torch.float32)
     with Calls() as mode:
         sample.ours(data, "cpu")
     operator, arguments = mode.calls[0]
-    torch_times, operator_times, function_times = [], [], []
+    calls = {
+        "ours": lambda: sample.ours(data, "cpu"),
+        "operator": lambda: operator(*arguments),
+        "eager": lambda: sample.torch(data),
+    }
+    times: dict[str, list[float]] = {name: [] for name in calls}
 
     def round_of_each() -> None:
-        torch_times.append(microseconds(lambda: sample.torch(data)))
-        operator_times.append(microseconds(lambda: operator(*arguments)))
-        function_times.append(microseconds(lambda: sample.ours(data, "cpu")))
+        for name, call in calls.items():
+            times[name].append(seconds(call))
 
     benchmark.group = f"overhead-{sample.stem}"
     benchmark.pedantic(round_of_each, rounds=20, warmup_rounds=2)
-    if not benchmark.disabled:
-        medians = [median(times[-20:]) for times in (torch_times, operator_times, function_times)]
-        pytestconfig.stash[OVERHEADS].append((sample.stem, *medians))
-        benchmark.extra_info |= dict(zip(("torch_us", "operator_us", "function_us"), medians, strict=True))
+    if benchmark.disabled:
+        return
+    times = {name: taken[-20:] for name, taken in times.items()}
+    above = [ours - operator for ours, operator in zip(times["ours"], times.pop("operator"), strict=True)]
+    labels = {"bench": "overhead", "case": sample.stem, "dtype": "float32", "layout": "contiguous", "pass": "forward"}
+    row = labels | timed(times) | {"backend": "cpu", "above_operator_us": float(f"{1e6 * median(above):.4g}")}
+    benchmark.extra_info |= row
+    keep(row)

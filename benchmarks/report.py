@@ -19,6 +19,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- from benchmarks/results: begin -->", "<!-- from benchmarks/results: end -->"
 NONE = "No results are committed yet; `make bench` measures this machine.\n"
 NETS = ("alexnet", "train_step")
+CALLS = "overhead"  # what a call costs before any work
 
 Results = dict[str, Any]
 
@@ -73,7 +74,7 @@ def nets_table(results: Results) -> str:
 
 
 def operators_table(results: Results) -> str:
-    rows = [row for row in results["rows"] if row["bench"] not in NETS]
+    rows = [row for row in results["rows"] if row["bench"] not in (*NETS, CALLS)]
     peers = [name for name in _peers(rows) if name != "eager"]
     head = ["operator", "dtype", "layout", "pass", "ours, ms", "eager / ours [quartiles]"]
     head += [f"{name} / ours" for name in peers] + ["floor / ours"]
@@ -100,6 +101,16 @@ def memory_table(results: Results) -> str:
     return table(head, lines)
 
 
+def calls_table(results: Results) -> str:
+    rows = [row for row in results["rows"] if row["bench"] == CALLS]
+    head = ["microseconds", "function", "more than its operator", "PyTorch's functions"]
+    lines = []
+    for row in rows:
+        ours, eager = (f"{1e3 * row['ms'][side][1]:.1f}" for side in ("ours", "eager"))
+        lines.append([f"`{row['case']}`", ours, f"{row['above_operator_us']:.1f}", eager])
+    return table(head, lines)
+
+
 def about(results: Results) -> str:
     machine, ceilings = results["machine"], results["ceilings"]
     versions = ", ".join(f"{name} {value}" for name, value in results["versions"].items())
@@ -120,6 +131,7 @@ def performance_text(devices: dict[str, Results]) -> str:
         parts += [f"## {device}\n", about(results), *pictures]
         parts += ["### Nets\n", nets_table(results), "### Operators\n", operators_table(results)]
         parts += ["### Memory\n", memory_table(results)]
+        parts += ["### Calls on a tiny tensor\n", calls_table(results)]
     return "\n".join(parts) or NONE
 
 
@@ -153,7 +165,7 @@ def picture_data(results: Results) -> dict[str, Any]:
     """What each picture shows."""
     rows, ceilings = results["rows"], results["ceilings"]
     nets = [row for row in rows if row["bench"] in NETS]
-    single = [row for row in rows if row["bench"] not in NETS]
+    single = [row for row in rows if row["bench"] not in (*NETS, CALLS)]
     return {
         "speed": [
             [f"{name_of(r)}\n{r['dtype']}", {k: v[1] for k, v in r["ms"].items()}, floor_ms(r, ceilings)] for r in nets

@@ -47,6 +47,8 @@ def comparison(results: dict[str, Any]) -> list[str]:
             if side == "ours" and (floor := floor_ms(row, ceilings)):
                 line += f"  floor {floor:.3f} ms, {100 * floor / middle:.0f}%"
             lines.append(line)
+        if "above_operator_us" in row:
+            lines.append(f"    the function takes {row['above_operator_us']:.1f} µs more than its operator")
         for kind in ("saved", "peak"):
             if kind in row:
                 sizes = ", ".join(f"{side} {size / 1e6:.1f}" for side, size in row[kind].items())

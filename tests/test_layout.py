@@ -86,7 +86,7 @@ def test_the_contents_page_lists_every_kernel(macro, files):
 LEVELS = [
     {"__main__"},
     {"cli"},
-    {"train"},
+    {"train", "bench"},
     {"data", "parallel", "models", "optim"},
     {"nn"},
     {"ops"},

@@ -24,6 +24,7 @@ def measured() -> dict:
     rows = [
         row("lrn", "after conv1", 1.0, 12.0, bytes=5_000_000, flops=0),
         row("conv_relu", "conv3", 4.0, 3.0, bytes=1000, flops=200_000_000, saved={"ours": 3e6, "eager": 9e6}),
+        row("overhead", "lrn", 0.01, 0.02, above_operator_us=4.5),
         row("alexnet", "paper, batch 32", 5.0, 20.0, bytes=10_000_000, flops=100_000_000),
     ]
     about = {"processor": "P", "cores": 2, "threads": 2, "kernels": "avx2", "memory": "freed memory is kept"}
@@ -50,7 +51,7 @@ def test_results_are_small_and_of_a_commit(device):
 
 
 def test_the_floor_is_the_slower_of_bytes_and_flops(measured):
-    lrn, conv, _ = measured["rows"]
+    lrn, conv, *_ = measured["rows"]
     assert tables.floor_ms(lrn, CEILINGS) == pytest.approx(0.5)  # 5 MB at 10 GB/s
     assert tables.floor_ms(conv, CEILINGS) == pytest.approx(2.0)  # 0.2 GFLOP at 0.1 TFLOP/s
 
@@ -69,6 +70,7 @@ def test_what_is_left_out_is_said(measured):
     for text in (report.performance_text({"p": measured}), report.readme_text({"p": measured})):
         assert "Left out: OpenVINO: not installed." in text
         assert "P, 2 cores, 2 threads" in text
+    assert "| `lrn` | 10.0 | 4.5 | 20.0 |" in report.performance_text({"p": measured})
 
 
 def test_a_page_keeps_what_is_outside_its_markers():
