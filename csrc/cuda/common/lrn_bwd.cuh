@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(kThreads, 1) lrn_bwd_nhwc(LrnBackward<T> p, Gr
 constexpr int kLongestChunk = 64;  // of channels: the halo on either side costs more than forward
 
 template <class T, int V, int Halo, bool kRectified, class Gradient>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, 1)
     lrn_bwd_nchw(LrnBackward<T> p, Gradient gradient, Columns columns, int64_t items) {
   constexpr int kStep = 4;
   constexpr int kWarps = kThreads / 32;

@@ -12,8 +12,8 @@
 namespace alexnet_fast::cuda {
 
 // Kernels are bounded by (kThreads, 1): without the 1, ptxas cuts registers to the next step of occupancy, and spills
-// some. LRN's walks through channels take (kThreads, 2): left alone they grow to 153 registers, and then one block has
-// the multiprocessor for itself.
+// some. LRN's forward walk through channels takes (kThreads, 2): left alone it grows to 153 registers, and then one
+// block has the multiprocessor for itself. (Backward, at 140, would spill.)
 constexpr int kThreads = 256;
 
 struct Units {
