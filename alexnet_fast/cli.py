@@ -132,12 +132,16 @@ def train(
     checkpoint_steps: Annotated[
         int | None, _option("steps between checkpoints inside an epoch, 0 for none (digits 0, folders 1000)", panel=RUN)
     ] = None,
+    keep_checkpoints: Annotated[int | None, _option("the newest so many are kept, and the best (2)", panel=RUN)] = None,
     log_steps: Annotated[int | None, _option("steps between rows of metrics.jsonl (10)", panel=RUN)] = None,
     seed: Annotated[int | None, _option("of everything drawn (0)", panel=RUN)] = None,
     tensorboard: Annotated[
         bool | None, _option("TensorBoard logs in the output folder", "--tensorboard", panel=RUN)
     ] = None,
     nproc: Annotated[int | None, _option("ranks to start here: NCCL with GPUs, gloo without (1)", panel=RANKS)] = None,
+    parallel: Annotated[str | None, _option("how ranks share a step: ddp, towers or hybrid (ddp)", panel=RANKS)] = None,
+    hybrid_scheme: Annotated[str | None, _option("of One weird trick: a, b or c (a)", panel=RANKS)] = None,
+    gradients: Annotated[str | None, _option("sent as fp32 or bf16 (fp32)", panel=RANKS)] = None,
     precision: Annotated[str | None, _option("fp32 or bf16 autocast (fp32)", panel=RANKS)] = None,
     backend: Annotated[str | None, _option(f"{BACKEND_HELP} (auto)", panel=RANKS)] = None,
     workers: Annotated[

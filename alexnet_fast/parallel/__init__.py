@@ -1,6 +1,28 @@
-"""How a run is split over processes: who starts them, how they find each other, what they add up."""
+"""How a run is split over processes: who starts them, how they find each other, what each computes."""
 
+from alexnet_fast.parallel import hybrid, towers
+from alexnet_fast.parallel.dropout import BatchDropout, split_dropouts
+from alexnet_fast.parallel.hybrid import Hybrid
 from alexnet_fast.parallel.launch import launch, ranks_given
 from alexnet_fast.parallel.ranks import Ranks, joined, plan_devices
+from alexnet_fast.parallel.split import Split, Step
+from alexnet_fast.parallel.towers import Towers
 
-__all__ = ["Ranks", "joined", "launch", "plan_devices", "ranks_given"]
+MODES: dict[str, type[Split]] = {"ddp": Split, "towers": Towers, "hybrid": Hybrid}
+
+__all__ = [
+    "MODES",
+    "BatchDropout",
+    "Hybrid",
+    "Ranks",
+    "Split",
+    "Step",
+    "Towers",
+    "hybrid",
+    "joined",
+    "launch",
+    "plan_devices",
+    "ranks_given",
+    "split_dropouts",
+    "towers",
+]

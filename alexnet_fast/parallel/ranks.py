@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -17,11 +18,16 @@ from alexnet_fast.errors import InputError
 
 @dataclass(frozen=True)
 class Ranks:
-    """Rank ``rank`` of ``world``, computing on ``device``."""
+    """Rank ``rank`` of ``world``, computing on ``device``.
+
+    ``sent`` counts the bytes that this rank has to send, by kind: gradients, activations, weights. They follow from
+    what is handed to each collective: as if each rank sent its part to each other directly; a ring sends as many.
+    """
 
     rank: int = 0
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    sent: Counter[str] = field(default_factory=Counter)
 
     @property
     def main(self) -> bool:

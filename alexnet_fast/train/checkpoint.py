@@ -9,17 +9,21 @@
         best -> step-00000096
 
 A checkpoint is written under a temporary name, flushed to the disk and then renamed, so a kill or a full disk at any
-moment leaves the ones before it as they were. Kept are the last one, the one before it, and the best.
+moment leaves the ones before it as they were. Kept are the newest --keep-checkpoints and the best.
+
+The tensors are those of the whole net, in the layout of one process, whatever ranks trained it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import hashlib
 import json
 import os
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +49,10 @@ START: dict[str, Any] = {
     "plateau": schedule.START,
     "metrics_bytes": 0,
     "seconds": 0.0,
+    "trained_images": 0,
+    "trained_seconds": 0.0,  # of "seconds", those of steps
+    "sent": {},  # bytes, by kind
+    "restarts": 0,
     "sizes": {},  # images of the two sets
 }
 TENSORS = ("model.safetensors", "optimizer.safetensors")
@@ -121,9 +129,47 @@ def save(
         reason = " ".join(str(error).split())
         raise RunError(f"cannot save {folder / name}: {reason}; earlier checkpoints are untouched") from error
     best = os.readlink(folder / "best") if (folder / "best").is_symlink() else ""
-    for path in folder.glob("step-*"):
-        if path.name not in (name, before, best):
+    newest = sorted(folder.glob("step-*"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    # The one that a resumed run went on from can be older than what it leaves behind.
+    newest.sort(key=lambda path: (path.name != name, path.name != before))
+    for path in newest[config.keep_checkpoints :]:
+        if path.name != best:
             shutil.rmtree(path, ignore_errors=True)
+
+
+class Saver:
+    """Saves checkpoints of ``run`` in a thread: a step waits while tensors are copied, not while they are written.
+
+    One is written at a time, so memory holds one copy. The errors of :func:`save` are raised by the next call.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self._executor = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
+
+    def start(
+        self,
+        model: dict[str, Tensor],
+        momentum: dict[str, Tensor],
+        *,
+        config: TrainConfig,
+        classes: list[str],
+        state: dict[str, Any],
+    ) -> None:
+        """As :func:`save`, of the tensors' and the state's present values."""
+        self.finish()
+        copies = [
+            {key: tensor.detach().to("cpu", copy=True) for key, tensor in part.items()} for part in (model, momentum)
+        ]
+        rest = {"config": config, "classes": classes, "state": copy.deepcopy(state)}
+        self._writing = self._executor.submit(save, self.run, state["step"], *copies, **rest)
+
+    def finish(self) -> None:
+        """Returns when what was started is on the disk."""
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
 
 
 def point(run: Path, link: str, name: str) -> None:
@@ -148,6 +194,15 @@ def find(path: str | Path, *links: str) -> Path:
     if found is None:
         raise InputError(f"{path}: no checkpoint there (wanted: a run's folder, or one of its checkpoints/step-*)")
     return found.resolve()
+
+
+def newest_whole(run: Path) -> Path | None:
+    """The checkpoint of ``run`` that it can go on from: ``last`` if that is whole, else the newest that is."""
+    folder = run / "checkpoints"
+    found = sorted(folder.glob("step-*"), reverse=True)
+    if (folder / "last").exists():
+        found.insert(0, (folder / "last").resolve())
+    return next((path for path in found if _whole(path)), None)
 
 
 def load(path: Path, verify: bool = True) -> Checkpoint:

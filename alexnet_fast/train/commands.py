@@ -29,6 +29,8 @@ from alexnet_fast.train.config import TrainConfig, check_choices, resolve, resum
 from alexnet_fast.train.engine import Trainer
 from alexnet_fast.train.model import build_model
 
+RESTARTED = "TORCHELASTIC_RESTART_COUNT"
+
 
 def train(
     given: dict[str, Any], resume: str | None = None, build: Callable[[TrainConfig], nn.Module] = build_model
@@ -43,6 +45,8 @@ def train(
         given["nproc"] = int(os.environ["WORLD_SIZE"])
     if "data" in given:
         given["data"] = absolute(given["data"])
+    if resume is None and RESTARTED in os.environ and os.environ[RESTARTED] != "0":
+        resume = _restarted(given)
     if resume is None:
         config, found = _new_run(given, build), None
     else:
@@ -67,6 +71,14 @@ def train_rank(ranks: Ranks, config: TrainConfig, found: Path | None, build: Cal
     return Trainer(config, ranks, data, resumed=resumed_from, build=build, console=console).run()
 
 
+def _restarted(given: dict[str, Any]) -> str | None:
+    """Where a run goes on that torchrun started anew, after a rank had failed; None if it had saved nothing yet."""
+    if "out" not in given:
+        raise InputError("--out: a run that torchrun restarts has to name its folder")
+    found = checkpoint.newest_whole(Path(given["out"]))
+    return str(found) if found else None
+
+
 def _new_run(given: dict[str, Any], build: Callable[[TrainConfig], nn.Module]) -> TrainConfig:
     check_choices(given)
     given = {"data": "digits", **given}
@@ -87,7 +99,7 @@ def _new_run(given: dict[str, Any], build: Callable[[TrainConfig], nn.Module]) -
         build(config)
     run = Path(config.out)
     first = int(os.environ.get("RANK", 0)) == 0  # the other ranks of torchrun may find what the first one made
-    if first and (run.exists() and (not run.is_dir() or any(run.iterdir()))):
+    if first and os.environ.get(RESTARTED, "0") == "0" and (run.exists() and (not run.is_dir() or any(run.iterdir()))):
         raise InputError(f"--out: {run} is not an empty folder (to go on with a run: --resume {run})")
     return config
 

@@ -19,8 +19,10 @@ from alexnet_fast.data.sources import Statistics, kind_of
 from alexnet_fast.data.transforms import KINDS
 from alexnet_fast.errors import InputError
 from alexnet_fast.models import VARIANTS
-from alexnet_fast.models.variants import PIXEL_STD, ablations_of
+from alexnet_fast.models.variants import PIXEL_STD, Conv, ablations_of
+from alexnet_fast.ops import LRN
 from alexnet_fast.optim import RULES
+from alexnet_fast.parallel import MODES, hybrid, towers
 from alexnet_fast.train.recipes import OF_PHOTOGRAPHS, RECIPES
 
 # ImageNet's, for values in 0..1: components times deviations as torch7's fb.resnet published them.
@@ -36,11 +38,19 @@ CHOICES = {
     "init": ("variant", "kaiming"),
     "cache": ("none", "device"),
     "precision": ("fp32", "bf16"),
+    "parallel": tuple(MODES),
+    "hybrid_scheme": ("a", "b", "c"),
+    "gradients": ("fp32", "bf16"),
     "variant": VARIANTS,
     "backend": ("auto", *backends.NAMES),
 }
-# Options that a resumed run may change: none of them moves a weight by itself.
-CHANGEABLE = frozenset({"workers", "max_steps", "checkpoint_steps", "log_steps", "max_bad", "tensorboard"})
+# Options that a resumed run may change: none of them moves a weight by itself, but by rounding.
+CHANGEABLE = frozenset(
+    {
+        *("workers", "max_steps", "checkpoint_steps", "keep_checkpoints", "log_steps", "max_bad", "tensorboard"),
+        *("nproc", "parallel"),
+    }
+)
 
 _GREY = {"image_size": 64, "schedule": "cosine", "warmup": 1.0, "weight_decay": 5e-4, "init": "kaiming", "workers": 0}
 PRESETS: dict[str, dict[str, Any]] = {
@@ -92,8 +102,12 @@ class TrainConfig:
     cache: str = "none"  # or device: prepared training images are read once, into the device's memory
     seed: int = 0
     nproc: int = 1
+    parallel: str = "ddp"  # how ranks share a step: see alexnet_fast.parallel
+    hybrid_scheme: str = "a"  # how images reach hybrid's linear layers
+    gradients: str = "fp32"  # as they travel between ranks
     max_steps: int | None = None  # stop after so many steps in all; the schedule still ends with the last epoch
     checkpoint_steps: int = 0  # steps between checkpoints inside an epoch; 0: after each epoch alone
+    keep_checkpoints: int = 2  # the newest so many, and the best
     log_steps: int = 10  # steps between two rows of metrics.jsonl
     max_bad: float = 0.05  # share of a set's files that may be unusable before the run stops
     tensorboard: bool = False
@@ -194,7 +208,8 @@ def check(config: TrainConfig, num_classes: int) -> None:
         raise InputError(f"--num-classes: DATA has {num_classes} classes, got {config.num_classes}")
     if config.batch_size < config.nproc:
         raise InputError(f"--batch-size: {config.batch_size} images cannot be shared by {config.nproc} ranks")
-    for name in ("epochs", "batch_size", "nproc", "log_steps", "lr_step", "lr_patience"):
+    _check_parallel(config)
+    for name in ("epochs", "batch_size", "nproc", "log_steps", "keep_checkpoints", "lr_step", "lr_patience"):
         _within(config, name, 1 if name != "lr_step" else 1e-9, math.inf)
     for name in ("workers", "checkpoint_steps", "seed", "lr_cuts"):
         _within(config, name, 0, math.inf)
@@ -216,6 +231,27 @@ def check(config: TrainConfig, num_classes: int) -> None:
         _within(config, name, 0, 1)
 
 
+def _check_parallel(config: TrainConfig) -> None:
+    """Whether --parallel can split this net over these ranks."""
+    reason = ""
+    if config.parallel == "towers":
+        features = VARIANTS[config.variant].features
+        convolutions = [layer.groups for layer in features if isinstance(layer, Conv)]
+        reason = towers.refusal(
+            config.nproc, convolutions, [layer.groups for layer in features if isinstance(layer, LRN)]
+        )
+    if config.parallel == "hybrid":
+        reason = hybrid.refusal(config.nproc)
+        if VARIANTS[config.variant].linear_groups > 1:
+            reason = "hybrid shards linear layers that are whole, and towers that never talk have theirs in parts"
+    if reason:
+        raise InputError(f"--parallel: {reason} (variant {config.variant})")
+    if config.hybrid_scheme != "a" and config.parallel != "hybrid":
+        raise InputError(f"--hybrid-scheme: {config.hybrid_scheme} is of --parallel hybrid, got {config.parallel}")
+    if config.gradients != "fp32" and config.parallel == "towers":
+        raise InputError("--gradients: towers send each other no gradients of weights, so none in bf16")
+
+
 def _within(config: TrainConfig, name: str, least: float, most: float) -> None:
     value = getattr(config, name)
     if not (math.isfinite(value) and least <= value <= most):
@@ -228,6 +264,14 @@ def resumed(stored: TrainConfig, given: dict[str, Any]) -> TrainConfig:
     check_choices(given)
     for name, value in given.items():
         before = getattr(stored, name)
+        scheme = stored.hybrid_scheme if name in ("nproc", "parallel") else "a"
+        if scheme != "a" and value != before:
+            raise InputError(
+                f"--resume: {option(name)} {before} stays with --hybrid-scheme {scheme}, whose passes are the ranks'; "
+                f"got {value}"
+            )
+        if stored.cache == "device" and name in ("nproc", "parallel") and value != before:
+            raise InputError(f"--resume: {option(name)} {before} stays with --cache device, whose order is the ranks'")
         if name not in CHANGEABLE and value != before:
             raise InputError(f"--resume: the run has {option(name)} {before}, got {value}")
     config = dataclasses.replace(stored, **given)

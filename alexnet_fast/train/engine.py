@@ -18,19 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from alexnet_fast.data import NOT_COUNTED, BadImage, Batch, Data, Transform, read_image, training_batches
 from alexnet_fast.data.loader import steps_per_epoch, worker_deaths_named
 from alexnet_fast.data.random import mix
 from alexnet_fast.data.stored import CachedImages
 from alexnet_fast.errors import InputError, RunError
-from alexnet_fast.parallel import Ranks
+from alexnet_fast.parallel import MODES, Ranks, Split, Step, split_dropouts
 from alexnet_fast.train import checkpoint, pictures
-from alexnet_fast.train.checkpoint import Checkpoint
+from alexnet_fast.train.checkpoint import Checkpoint, Saver
 from alexnet_fast.train.config import TrainConfig
 from alexnet_fast.train.evaluate import Evaluation, augmented, autocast, evaluate, using
 from alexnet_fast.train.optimizer import build_optimizer
@@ -61,9 +59,6 @@ class Trainer:
         console: Console,
     ):
         self.config, self.ranks, self.data = config, ranks, data
-        if config.cache == "device":
-            held = CachedImages(data.train, ranks.device, ranks.rank, ranks.world)
-            self.data = dataclasses.replace(data, train=held)
         self.transform = Transform(config.transform, config.image_size)
         self.epoch_steps = steps_per_epoch(len(data.train), config.batch_size)
         self.state = {**checkpoint.START, "sizes": {"train": len(data.train), "val": len(data.val)}}
@@ -72,13 +67,22 @@ class Trainer:
         if resumed:
             self.state = dict(resumed.state)
             model.load_state_dict(resumed.model)
-        self.model = model.to(ranks.device, memory_format=torch.channels_last)
-        self.names = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        self.split = self._split(model)
+        self.model = self.split.whole
+        if config.cache == "device":
+            held = CachedImages(data.train, ranks.device, *self.split.loads)
+            self.data = dataclasses.replace(data, train=held)
+        net = self.split.net
+        self.names = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
         self.optimizer = build_optimizer(config, self.names)
         for name, buffer in (resumed.momentum if resumed else {}).items():
             parameter = self.names[name]
-            self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter.detach()).copy_(buffer)
-        self.parallel = self._distributed()
+            own = torch.empty_like(parameter.detach()).copy_(self.split.part(name, buffer))
+            self.optimizer.state[parameter]["momentum_buffer"] = own
+        self.saver = Saver(Path(config.out))
+        ranks.sent.update(self.state["sent"])
+        if resumed:
+            self.state["restarts"] += 1
         self.pending: tuple[Tensor, int, float] | None = None  # sums of the newest step, its images, its lr
         self.bad: dict[str, dict[str, str]] = {"training": {}, "held-out": {}}
         self.new_bad: dict[str, str] = {}
@@ -97,6 +101,7 @@ class Trainer:
             if self.ranks.main:
                 run = Path(self.config.out)
                 stack.enter_context(_locked(run))
+                stack.callback(self.saver.finish)
                 if self.resumed:
                     checkpoint.point(run, "last", self.resumed.path.name)
                 self.report = Report(
@@ -147,7 +152,7 @@ class Trainer:
     def _train_epoch(self) -> None:
         """Trains from ``position`` to the end of the epoch, to --max-steps, or to a signal."""
         state, config = self.state, self.config
-        self.parallel.train()
+        self.split.net.train()
         if self.report:
             self.report.restart_clock()
         batches = training_batches(
@@ -157,11 +162,12 @@ class Trainer:
             epoch=state["epoch"],
             first=state["position"],
             batch_size=config.batch_size,
-            rank=self.ranks.rank,
-            world=self.ranks.world,
+            rank=self.split.loads[0],
+            world=self.split.loads[1],
             workers=config.workers,
             device=self.ranks.device,
         )
+        self.since = time.perf_counter()
         with contextlib.closing(batches):
             for batch in batches:
                 self._settle()
@@ -180,27 +186,23 @@ class Trainer:
 
     def _step(self, batch: Batch) -> None:
         config, ranks, step = self.config, self.ranks, self.state["step"]
-        torch.manual_seed(mix(config.seed, step, ranks.rank, DROPOUT_KEY) >> 1)
+        torch.manual_seed(mix(config.seed, step, DROPOUT_KEY) >> 1)
+        for layer, dropout in enumerate(self.split.dropouts):
+            dropout.seed = mix(config.seed, step, layer, DROPOUT_KEY) >> 1
         cuts = self.state["plateau"]["cuts"]
         lr = learning_rate(config, step, self.epoch_steps, cuts)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, step, self.epoch_steps, cuts, group["base"])
         labels = batch.labels.to(ranks.device, non_blocking=True)
-        with autocast(config, ranks.device):
-            logits = self.parallel(augmented(batch, config, ranks.device, self.state["epoch"])).float()
-        loss = F.cross_entropy(
-            logits, labels, reduction="sum", ignore_index=NOT_COUNTED, label_smoothing=config.label_smoothing
-        )
-        # DDP averages gradients over ranks, whose shares may differ by an image: this makes it the mean over images.
-        (loss * (ranks.world / batch.counted)).backward()
+        images = augmented(batch, config, ranks.device, self.state["epoch"])
+        figures = self.split.train(images, labels, batch.counted, self._update)
+        self.new_bad.update({path: reason for path, reason in batch.bad if path not in self.bad["training"]})
+        flags = torch.tensor([len(self.new_bad), bool(self.signal)], dtype=torch.float64, device=ranks.device)
+        self.pending = (ranks.add(torch.cat([figures, flags])), batch.counted, lr)
+
+    def _update(self) -> None:
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.new_bad.update({path: reason for path, reason in batch.bad if path not in self.bad["training"]})
-        hits = (logits.detach().argmax(1) == labels).sum()
-        figures = [loss.detach().double(), hits, (labels != NOT_COUNTED).sum()]
-        flags = torch.tensor([len(self.new_bad), bool(self.signal)], dtype=torch.float64, device=ranks.device)
-        sums = torch.cat([torch.stack([figure.double() for figure in figures]), flags])
-        self.pending = (ranks.add(sums), batch.counted, lr)
 
     def _settle(self) -> None:
         """Reads the newest step's sums. One step late, so that a GPU is never waited for between two steps."""
@@ -216,6 +218,10 @@ class Trainer:
             )
         for sums in ("sums", "logged"):
             state[sums] = [a + b for a, b in zip(state[sums], (loss, hits, count), strict=True)]
+        now = time.perf_counter()
+        state["trained_images"] += images
+        state["trained_seconds"] += now - self.since
+        self.since = now
         self.stopping = self.stopping or signals > 0
         log = None
         if state["step"] % self.config.log_steps == 0 or state["position"] == self.epoch_steps:
@@ -240,6 +246,7 @@ class Trainer:
         if best is None or result.top1 > best["val_top1"]:
             self.state["best"] = {"step": self.state["step"], "val_top1": result.top1}
             if self.ranks.main:
+                self.saver.finish()
                 checkpoint.point(Path(self.config.out), "best", checkpoint.folder_name(self.state["step"]))
         if self.config.schedule == "plateau":
             self.state["plateau"] = plateau(self.config, self.state["plateau"], result.top1)
@@ -262,18 +269,22 @@ class Trainer:
 
     # ------------------------------------------------------------------------ its pieces
 
-    def _distributed(self) -> nn.Module:
-        if self.ranks.world == 1:
-            return self.model
-        devices = [self.ranks.device] if self.ranks.device.type == "cuda" else None
-        parallel = DistributedDataParallel(self.model, device_ids=devices, gradient_as_bucket_view=True)
-        # DDP regroups gradients into buckets after the first backward. Among three ranks or more that changes the order
-        # of additions, so a resumed run would differ in its last bits: let it happen before the first step.
-        side = self.config.image_size
-        with autocast(self.config, self.ranks.device), using(self.config.backend):
-            parallel(torch.zeros(1, 3, side, side, device=self.ranks.device)).sum().backward()
-        self.optimizer.zero_grad()
-        return parallel
+    def _split(self, model: nn.Module) -> Split:
+        """``model`` on this rank's device, shared out as --parallel says."""
+        config, ranks = self.config, self.ranks
+        # Seen alone, a rank's dropouts would differ from one process's: they are drawn for the batch of all ranks.
+        dropouts = split_dropouts(model, min(config.batch_size, len(self.data.train)))
+        step = Step(
+            nn.CrossEntropyLoss(reduction="sum", ignore_index=NOT_COUNTED, label_smoothing=config.label_smoothing),
+            lambda: autocast(config, ranks.device),
+            config.image_size,
+            config.gradients == "bf16",
+            config.hybrid_scheme,
+        )
+        with using(config.backend):
+            return MODES[config.parallel](
+                model.to(ranks.device, memory_format=torch.channels_last), dropouts, ranks, step
+            )
 
     def _last_step(self) -> int:
         steps = self.config.epochs * self.epoch_steps
@@ -302,23 +313,20 @@ class Trainer:
             raise InputError(f"{len(bad)} of {files} {kind} files are unusable, {share}; the first: {path}: {reason}")
 
     def _save(self) -> None:
-        if not all(bool(parameter.isfinite().all()) for parameter in self.names.values()):
+        """Brings ``model`` up to date, and starts to write a checkpoint of this step."""
+        state = self.optimizer.state
+        momentum = {name: state[p].get("momentum_buffer") for name, p in self.names.items() if p in state}
+        momentum = self.split.joined({name: buffer for name, buffer in momentum.items() if buffer is not None})
+        self.split.collect()
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
             raise RunError(f"weights are not finite after step {self.state['step']}: lower --lr or lengthen --warmup")
         if self.report:
-            self.state |= {"metrics_bytes": self.report.flushed(), "seconds": round(self._seconds(), 2)}
-            state = self.optimizer.state
-            momentum = {name: state[p].get("momentum_buffer") for name, p in self.names.items() if p in state}
-            checkpoint.save(
-                Path(self.config.out),
-                self.state["step"],
-                self.model.state_dict(),
-                {name: buffer for name, buffer in momentum.items() if buffer is not None},
-                config=self.config,
-                classes=self.data.classes,
-                state=self.state,
+            seconds = round(self._seconds(), 2)
+            self.state |= {"metrics_bytes": self.report.flushed(), "seconds": seconds, "sent": dict(self.ranks.sent)}
+            self.saver.start(
+                self.model.state_dict(), momentum, config=self.config, classes=self.data.classes, state=self.state
             )
             self.report.restart_clock()
-        self.ranks.wait()
 
     def _draw(self) -> None:
         run = Path(self.config.out)
@@ -350,6 +358,7 @@ class Trainer:
             self.report.evaluating(images * self.ranks.world, len(self.data.val))
 
     def _stopped(self) -> int:
+        self.saver.finish()
         if self.failure:
             raise self.failure
         number = self.signal or signal.SIGTERM
@@ -361,17 +370,9 @@ class Trainer:
     def _say_result(self) -> None:
         if not self.report:
             return
-        run, result = self.config.out, self.result
-        hits, course = (
-            f"{result.top1_count} of {result.count}",
-            f"{self.state['step']} steps in {self._seconds():.0f} s",
-        )
-        self.report.line(f"held-out accuracy {result.top1:.2%} ({hits}) after {course}")
-        if bad := sum(map(len, self.bad.values())):
-            self.report.line(
-                f"{bad} bad files were replaced (training) or left out (held-out); metrics.jsonl names them"
-            )
-        self.report.line(f"pictures {run}/curves.png {run}/conv1.png; checkpoints {run}/checkpoints/best and last")
+        self.saver.finish()
+        bad = {kind: len(files) for kind, files in self.bad.items()}
+        self.report.finished(self.result, self.state, self._seconds(), dict(self.ranks.sent), bad)
 
 
 @contextlib.contextmanager

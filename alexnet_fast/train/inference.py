@@ -35,7 +35,9 @@ def evaluate_checkpoint(path: str, data: str | None, options: dict[str, Any], as
     options = {"backend": backends.current(), **options}
     check_choices(options)
     found = checkpoint.load(checkpoint.find(path, "best", "last"))
-    config = dataclasses.replace(found.config, **{"nproc": 1, **options}, weights=None)
+    config = dataclasses.replace(
+        found.config, **{"nproc": 1, **options}, weights=None, parallel="ddp", hybrid_scheme="a"
+    )
     if data is not None:
         config = dataclasses.replace(config, data=absolute(data), synthetic=False)
     check(config, len(found.classes))

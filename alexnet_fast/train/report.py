@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from alexnet_fast.errors import InputError
 from alexnet_fast.train.config import TrainConfig
+from alexnet_fast.train.evaluate import Evaluation
 from alexnet_fast.train.pictures import draw_runs
 
 METRICS = "metrics.jsonl"
@@ -139,6 +140,35 @@ class Report:
         for path, reason in files.items():
             self.row("bad file", set=kind, step=step, path=path, reason=reason)
             self.line(f"bad file {path}: {reason}")
+
+    def finished(
+        self, result: Evaluation, state: dict[str, Any], seconds: float, sent: dict[str, int], bad: dict[str, int]
+    ) -> None:
+        """The run's last lines, and summary.json: ``sent`` in bytes, by kind; ``bad`` counts files, by set."""
+        run = self.config.out
+        rate = state["trained_images"] / max(1e-9, state["trained_seconds"])
+        summary = {
+            **result._asdict(),
+            "top1": result.top1,
+            "top5": result.top5,
+            "steps": state["step"],
+            "seconds": round(seconds, 2),
+            "images_trained": state["trained_images"],
+            "images_per_second": round(rate, 2),
+            "bytes_sent": sent,
+            "bad_files": bad,
+            "restarts": state["restarts"],
+        }
+        (Path(run) / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        hits, course = f"{result.top1_count} of {result.count}", f"{state['step']} steps in {seconds:.0f} s"
+        self.line(f"held-out accuracy {result.top1:.2%} ({hits}) after {course}")
+        if sum(bad.values()):
+            found = f"{sum(bad.values())} bad files were replaced (training) or left out (held-out)"
+            self.line(f"{found}; metrics.jsonl names them")
+        traffic = ", ".join(f"{size / 1e6:.1f} MB of {kind}" for kind, size in sorted(sent.items()))
+        restarts = f"; {state['restarts']} restarts" if state["restarts"] else ""
+        self.line(f"trained at {rate:.1f} images/s; each rank sent {traffic or 'nothing'}{restarts}")
+        self.line(f"pictures {run}/curves.png {run}/conv1.png; checkpoints {run}/checkpoints/best and last")
 
     def close(self) -> None:
         if self.bar:

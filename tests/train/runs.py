@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,20 @@ def train(out: Path, resume: Path | None = None, **given: Any) -> int:
     return commands.train(given if resume else options(out, given), str(resume) if resume else None, small_net)
 
 
-def start(out: Path, resume: Path | None = None, **given: Any) -> subprocess.Popen:
-    """A run in a process of its own, standard output and error to ``out``'s name with .log."""
-    command = [sys.executable, "-m", "tests.train.runs", json.dumps(given if resume else options(out, given))]
+def start(
+    out: Path,
+    resume: Path | None = None,
+    torchrun: tuple[str, ...] = (),
+    module: str = "tests.train.runs",
+    **given: Any,
+) -> subprocess.Popen:
+    """A run of ``module`` in a process of its own, or in those that torchrun starts with the words given for it.
+
+    Standard output and error go to ``out``'s name with .log.
+    """
+    words = json.dumps(given if resume else options(out, given))
+    through = ["torch.distributed.run", *torchrun, "-m"] if torchrun else []
+    command = [sys.executable, "-m", *through, module, words]
     with open(out.with_suffix(".log"), "w") as log:
         return subprocess.Popen(
             [*command, *([str(resume)] if resume else [])],
@@ -106,11 +118,15 @@ def children(pid: int) -> list[int]:
     return [child for child in found if "resource_tracker" not in Path(f"/proc/{child}/cmdline").read_text()]
 
 
-if __name__ == "__main__":
+def main(build: Callable[[TrainConfig], nn.Module]) -> None:
     torch.set_num_threads(1)  # two threads would wait for each other over every small operator of a busy machine
     resumed = Path(sys.argv[2]) if len(sys.argv) > 2 else None
     try:
-        sys.exit(commands.train(json.loads(sys.argv[1]), str(resumed) if resumed else None, small_net))
+        sys.exit(commands.train(json.loads(sys.argv[1]), str(resumed) if resumed else None, build))
     except (InputError, RunError) as error:
         print(f"error: {error}")
         sys.exit(2 if isinstance(error, InputError) else 1)
+
+
+if __name__ == "__main__":
+    main(small_net)

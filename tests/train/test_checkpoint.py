@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
 import pickle
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,65 @@ def test_kept_are_the_last_the_one_before_and_the_best(tmp_path: Path):
     assert checkpoint.find(tmp_path, "last").name == "step-00000005"
     assert checkpoint.find(tmp_path / "checkpoints" / "step-00000004", "last").name == "step-00000004"
     assert checkpoint.find(tmp_path / "checkpoints" / "last", "last").name == "step-00000005"
+
+
+def test_the_newest_few_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tests.train.test_checkpoint.CONFIG", dataclasses.replace(CONFIG, keep_checkpoints=3))
+    for step in range(1, 6):
+        save(tmp_path, step)
+    assert names(tmp_path) == ["last", "step-00000003", "step-00000004", "step-00000005"]
+    checkpoint.point(tmp_path, "last", "step-00000003")  # where a resumed run goes on from
+    save(tmp_path, 6)
+    assert names(tmp_path) == ["last", "step-00000003", "step-00000005", "step-00000006"]
+
+
+def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(tmp_path: Path):
+    assert checkpoint.newest_whole(tmp_path) is None
+    folders = [save(tmp_path, step) for step in (1, 2)]
+    assert checkpoint.newest_whole(tmp_path) == folders[1]
+    _flip(folders[1] / "model.safetensors", 200)
+    assert checkpoint.newest_whole(tmp_path) == folders[0]
+
+
+def _start(saver: checkpoint.Saver, step: int, model: dict[str, torch.Tensor]) -> None:
+    state = {**checkpoint.START, "step": step}
+    saver.start(model, {}, config=CONFIG, classes=["a"], state=state)
+    state["step"] = 100  # the run goes on; what is saved does not
+
+
+def test_a_step_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    go_on = threading.Event()
+    save_file = checkpoint.save_file
+
+    def slow(*args: object, **options: object) -> None:
+        assert go_on.wait(60)
+        save_file(*args, **options)
+
+    monkeypatch.setattr(checkpoint, "save_file", slow)
+    saver, weight = checkpoint.Saver(tmp_path), torch.ones(3)
+    _start(saver, 1, {"a": weight})
+    assert not (tmp_path / "checkpoints" / "last").exists()
+    weight.zero_()
+    go_on.set()
+    saver.finish()
+    found = checkpoint.load(checkpoint.find(tmp_path, "last"))
+    assert (found.model["a"].tolist(), found.state["step"]) == ([1.0, 1.0, 1.0], 1)
+
+
+def test_an_error_of_a_save_is_raised_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*args: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    saver = checkpoint.Saver(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        _start(saver, 1, MODEL)
+        with pytest.raises(RunError, match="No space left on device"):
+            saver.finish()
+    _start(saver, 2, MODEL)
+    _start(saver, 3, MODEL)
+    saver.finish()
+    assert names(tmp_path) == ["last", "step-00000002", "step-00000003"]
 
 
 def _flip(path: Path, at: int) -> None:
