@@ -17,6 +17,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
 from alexnet_fast.data import Transform, training_batches
 from alexnet_fast.data.random import mix
+from alexnet_fast.optim import SGD
 from alexnet_fast.parallel import Ranks, Split, Step, launch, split_dropouts
 from alexnet_fast.train import commands
 from alexnet_fast.train.config import TrainConfig
@@ -86,7 +87,7 @@ def _order(ranks: Ranks) -> list[str]:
 def _spoiled(ranks: Ranks, out: Path, given: dict) -> int:
     """A course in which the last rank's copy of a weight becomes NaN in the sixth step."""
     seen = 0
-    step = torch.optim.SGD.step
+    step = SGD.step
 
     def spoil(optimizer, *args):
         nonlocal seen
@@ -95,11 +96,11 @@ def _spoiled(ranks: Ranks, out: Path, given: dict) -> int:
             optimizer.param_groups[0]["params"][1].data[0] = math.nan  # conv1's bias
         return step(optimizer, *args)
 
-    torch.optim.SGD.step = spoil
+    SGD.step = spoil
     try:
         return courses.course(ranks, out, **given)
     finally:
-        torch.optim.SGD.step = step
+        SGD.step = step
 
 
 @pytest.fixture(scope="module")
