@@ -2,6 +2,7 @@
 #
 #   make demo    train AlexNet on handwritten digits with two processes, then show where the pictures are
 #   make test    lint, then every test   (PYTEST="--slow" adds the tests that install a second torch)
+#   make soak    kills, restarts and four ranks: the tests of training that take minutes
 #   make bench   time the operators on this machine
 #   make lint    ruff and clang-format, checking only
 
@@ -11,7 +12,7 @@ PYTEST ?=
 BIN := $(VENV)/bin
 NATIVE := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test soak bench lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/alexnet-fast train digits --nproc 2 --out runs/demo-$$(date +%Y%m%d-%H%M%S)
@@ -19,6 +20,9 @@ demo: $(VENV)/installed
 test: lint
 	$(BIN)/pytest $(PYTEST)
 	TRITON_INTERPRET=1 $(BIN)/pytest tests/triton $(PYTEST)
+
+soak: $(VENV)/installed
+	$(BIN)/pytest tests/train tests/parallel --slow
 
 bench: $(VENV)/installed
 	$(BIN)/pytest benchmarks --benchmark-only

@@ -83,7 +83,7 @@ def _hear_sigint() -> None:
 
 def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
     """Returns once ``run`` has reported ``step``."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while all(row.get("step", 0) < step for row in rows(run)):
         assert process.poll() is None, run.with_suffix(".log").read_text()
         assert time.monotonic() < deadline, run.with_suffix(".log").read_text()
