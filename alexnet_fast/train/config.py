@@ -242,6 +242,8 @@ def _check_parallel(config: TrainConfig) -> None:
         )
     if config.parallel == "hybrid":
         reason = hybrid.refusal(config.nproc)
+        if VARIANTS[config.variant].linear_groups > 1:
+            reason = "hybrid shards linear layers that are whole, and towers that never talk have theirs in parts"
     if reason:
         raise InputError(f"--parallel: {reason} (variant {config.variant})")
     if config.hybrid_scheme != "a" and config.parallel != "hybrid":
@@ -268,6 +270,8 @@ def resumed(stored: TrainConfig, given: dict[str, Any]) -> TrainConfig:
                 f"--resume: {option(name)} {before} stays with --hybrid-scheme {scheme}, whose passes are the ranks'; "
                 f"got {value}"
             )
+        if stored.cache == "device" and name in ("nproc", "parallel") and value != before:
+            raise InputError(f"--resume: {option(name)} {before} stays with --cache device, whose order is the ranks'")
         if name not in CHANGEABLE and value != before:
             raise InputError(f"--resume: the run has {option(name)} {before}, got {value}")
     config = dataclasses.replace(stored, **given)

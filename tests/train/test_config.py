@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -90,3 +91,10 @@ def test_a_resumed_run_keeps_what_moves_weights(name: str, value: object):
     assert resumed(config, {"workers": 3, "max_steps": 9, name: getattr(config, name)}).workers == 3
     with pytest.raises(InputError, match="--resume: the run has"):
         resumed(config, {name: value})
+
+
+def test_ranks_that_hold_their_part_of_the_images_stay_as_many():
+    config = dataclasses.replace(resolve(DIGITS, 10), cache="device")
+    with pytest.raises(InputError, match="--resume: --nproc 1 stays with --cache device"):
+        resumed(config, {"nproc": 2})
+    assert resumed(config, {"nproc": 1}) == config
