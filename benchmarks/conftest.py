@@ -37,7 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def ceilings(pytestconfig) -> None:
     """Measured before the first case, as long as nothing has warmed or filled the machine."""
     if not pytestconfig.getoption("--benchmark-disable"):
-        pytestconfig.stash[HEADER]["ceilings"] = machine.ceilings()
+        pytestconfig.stash[HEADER] |= {"ceilings": machine.ceilings(), "clocks": machine.clocks()}
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from alexnet_fast import _C
 
 PACKAGES = ("torch", "triton", "numpy", "onnx", "onnxruntime", "openvino", "jax")
 ROOT = Path(__file__).parents[1]
+MEASURED = ("alexnet_fast", "csrc", "benchmarks", ":!benchmarks/results")
 
 
 def versions() -> dict[str, str]:
@@ -30,14 +31,16 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit, with a + where tracked files differ from it; 'unknown' outside a checkout."""
+    """The commit, with a + where what is measured differs from it; 'unknown' outside a checkout."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "--short=10", "HEAD") + "+" * bool(git("status", "--porcelain", "-uno"))
+        return git("rev-parse", "--short=10", "HEAD") + "+" * bool(
+            git("status", "--porcelain", "-uno", "--", *MEASURED)
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -51,7 +54,7 @@ def processor() -> str:
 
 
 def facts() -> dict[str, object]:
-    """The machine; of a GPU also driver and clocks as nvidia-smi states them."""
+    """The machine; of a GPU also its driver and limits as nvidia-smi states them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     about: dict[str, object] = {
         "processor": processor(),
@@ -62,14 +65,22 @@ def facts() -> dict[str, object]:
     }
     if torch.cuda.is_available():
         about["gpu"] = torch.cuda.get_device_name()
-        fields = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit"
-        try:
-            smi = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
-            values = subprocess.run(smi, capture_output=True, text=True, check=True).stdout.splitlines()[0].split(", ")
-            about |= dict(zip(fields.split(","), values, strict=True))
-        except (OSError, subprocess.CalledProcessError, IndexError, ValueError):
-            about["driver_version"] = "unknown"
+        about |= _smi("driver_version", "clocks.max.sm", "clocks.max.mem", "power.limit")
     return about
+
+
+def clocks() -> dict[str, str]:
+    """A GPU's clocks at this moment."""
+    return _smi("clocks.sm", "clocks.mem", "temperature.gpu") if torch.cuda.is_available() else {}
+
+
+def _smi(*fields: str) -> dict[str, str]:
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        return dict(zip(fields, lines[0].split(", "), strict=True))
+    except (OSError, subprocess.CalledProcessError, IndexError, ValueError):
+        return dict.fromkeys(fields, "unknown")
 
 
 def folder(about: dict[str, object]) -> str:
