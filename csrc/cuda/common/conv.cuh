@@ -127,10 +127,13 @@ inline Fold input_fold(const ConvParams& p) {
   if (p.dilation_h != 1 || p.dilation_w != 1 || !needs_fold(p.dtype, image.channels, p.x)) {
     return padded;
   }
-  const int64_t taps_h = ceil_div(w.kernel_h, w.stride_h), taps_w = ceil_div(w.kernel_w, w.stride_w);
-  const int64_t channels = int64_t{image.channels} * w.stride_h * w.stride_w;
-  if (channels > INT32_MAX / 4 ||
-      taps_h * taps_w * chunks_of(p.dtype, channels) >= int64_t{w.kernel_h} * w.kernel_w * padded.chunks) {
+  const int64_t pixels = int64_t{w.stride_h} * w.stride_w;
+  if (pixels > INT32_MAX / 4 / image.channels) {
+    return padded;
+  }
+  const int64_t taps_h = ceil_div<int64_t>(w.kernel_h, w.stride_h), taps_w = ceil_div<int64_t>(w.kernel_w, w.stride_w);
+  const int64_t channels = pixels * image.channels;
+  if (taps_h * taps_w * chunks_of(p.dtype, channels) >= int64_t{w.kernel_h} * w.kernel_w * padded.chunks) {
     return padded;
   }
   return {w.stride_h,

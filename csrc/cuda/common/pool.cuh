@@ -66,9 +66,6 @@ __device__ __forceinline__ int32_t byte_of(const Pack<uint8_t, N>& pack, int i) 
   return static_cast<int32_t>(pack.words[i / 4] >> 8 * (i % 4) & 0xff);
 }
 
-// Quotient rounded down, for divisors above 0.
-__device__ __forceinline__ int32_t floor_div(int32_t a, int32_t b) { return (a >= 0 ? a : a - b + 1) / b; }
-
 // The gradient of a pool's input, gathered from the windows that hold a pixel and whose code names it.
 template <class T>
 struct PooledGradient {
@@ -95,9 +92,9 @@ struct PooledGradient {
     p.image = image * shape.out.image;
     p.h = static_cast<int32_t>(h) + k.pad_h;
     p.w = static_cast<int32_t>(w) + k.pad_w;
-    p.row_begin = max(floor_div(p.h - k.kernel_h, k.stride_h) + 1, 0);
+    p.row_begin = p.h < k.kernel_h ? 0 : (p.h - k.kernel_h) / k.stride_h + 1;
     p.row_end = min(p.h / k.stride_h + 1, shape.out_height);
-    p.column_begin = max(floor_div(p.w - k.kernel_w, k.stride_w) + 1, 0);
+    p.column_begin = p.w < k.kernel_w ? 0 : (p.w - k.kernel_w) / k.stride_w + 1;
     p.column_end = min(p.w / k.stride_w + 1, shape.out_width);
     return p;
   }
