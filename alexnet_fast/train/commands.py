@@ -19,14 +19,12 @@ from alexnet_fast.data import Data, open_data
 from alexnet_fast.data.loader import steps_per_epoch
 from alexnet_fast.data.sources import kind_of, synthetic_data
 from alexnet_fast.errors import InputError
-from alexnet_fast.parallel import Ranks, launch, plan_devices, ranks_given
+from alexnet_fast.parallel import RESTARTED, Ranks, launch, plan_devices, ranks_given
 from alexnet_fast.train import checkpoint
 from alexnet_fast.train.checkpoint import Checkpoint
 from alexnet_fast.train.config import TrainConfig, check_choices, resolve, resumed
 from alexnet_fast.train.engine import Trainer
 from alexnet_fast.train.model import build_model
-
-RESTARTED = "TORCHELASTIC_RESTART_COUNT"
 
 
 def train(
