@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from alexnet_fast.errors import InputError
+
+RESTARTED = "TORCHELASTIC_RESTART_COUNT"  # how often torchrun has started the ranks again
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,15 @@ def joined(rank: int, world: int, local_rank: int, local_world: int, init_method
     if world == 1:
         yield Ranks(device=device)
         return
+    store = None
+    if init_method == "env://":
+        # torchrun keeps one store over all restarts, and there a rank would find the addresses of ranks that died.
+        kept, _, _ = next(rendezvous(init_method))
+        store, init_method = dist.PrefixStore(f"attempt {os.environ.get(RESTARTED, 0)}", kept), None
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         init_method=init_method,
+        store=store,
         rank=rank,
         world_size=world,
         device_id=device if device.type == "cuda" else None,

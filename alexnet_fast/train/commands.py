@@ -22,14 +22,12 @@ from alexnet_fast.data.stored import StoredImages
 from alexnet_fast.data.transforms import shorter_side
 from alexnet_fast.errors import InputError
 from alexnet_fast.models.weights import CHECKPOINT, read
-from alexnet_fast.parallel import Ranks, launch, plan_devices, ranks_given
+from alexnet_fast.parallel import RESTARTED, Ranks, launch, plan_devices, ranks_given
 from alexnet_fast.train import checkpoint
 from alexnet_fast.train.checkpoint import Checkpoint
 from alexnet_fast.train.config import TrainConfig, check_choices, resolve, resumed, variant_of
 from alexnet_fast.train.engine import Trainer
 from alexnet_fast.train.model import build_model
-
-RESTARTED = "TORCHELASTIC_RESTART_COUNT"
 
 
 def train(

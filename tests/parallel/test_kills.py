@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from alexnet_fast.errors import InputError
+from alexnet_fast.parallel import RESTARTED
 from alexnet_fast.train import checkpoint, commands
 from tests.parallel import courses
 from tests.train import runs
@@ -30,7 +31,7 @@ def test_a_restarted_run_needs_its_folder_and_goes_on_in_it(tmp_path: Path, monk
     given = {**runs.options(run, {}), "max_steps": 12}
     with pytest.raises(InputError, match=r"--out: .* is not an empty folder"):
         commands.train(given, None, runs.small_net)
-    monkeypatch.setenv(commands.RESTARTED, "1")
+    monkeypatch.setenv(RESTARTED, "1")
     model = run / "checkpoints" / "last" / "model.safetensors"
     model.write_bytes(model.read_bytes()[:-1])  # the kill spoiled the newest one
     assert commands.train(given, None, runs.small_net) == 0
@@ -40,7 +41,7 @@ def test_a_restarted_run_needs_its_folder_and_goes_on_in_it(tmp_path: Path, monk
 
 
 def test_a_run_that_had_saved_nothing_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv(commands.RESTARTED, "2")
+    monkeypatch.setenv(RESTARTED, "2")
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.jsonl").write_text('{"kind": "step", "step": 1}\n')
