@@ -153,9 +153,9 @@ def test_only_shards_whose_sources_changed_are_made_again(own: Path, tmp_path: P
 
 
 def test_bad_files_are_named_counted_capped_and_taken_once_mended(own: Path, tmp_path: Path):
-    bad = {"cat/002.jpg": "", "dog/001.jpg": "not an image in a known"}
+    bad = {"cat/002.jpg": "not an image in a known", "dog/001.jpg": "not an image in a known"}
     good = (own / "train/cat/002.jpg").read_bytes()
-    (own / "train/cat/002.jpg").write_bytes(good[:300])
+    (own / "train/cat/002.jpg").write_bytes(good[::-1])  # its length stays
     (own / "train/dog/001.jpg").write_text("no picture")
     with pytest.raises(
         InputError, match=r"1 of 16 train files are unusable, .* --max-bad 0.05; the first: train/cat/002"
