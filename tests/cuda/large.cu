@@ -118,9 +118,52 @@ Values epilogue(const Shape& shape, bool channels_last, bool backward, bool norm
                                                        : Values{};
 }
 
+// 3 x 3 windows in one layout, NHWC. Backward: the input's gradient, whose work lies over pixels as forward's does.
+ConvParams convolution(const Shape& shape) {
+  ConvParams p{};
+  p.dtype = DType::bf16;
+  p.batch = shape.batch;
+  p.channels = p.out_channels = shape.channels;
+  p.height = p.out_height = shape.height;
+  p.width = p.out_width = shape.width;
+  p.window = {3, 3, 1, 1, 1, 1};
+  p.dilation_h = p.dilation_w = p.groups = 1;
+  p.weight = ones(Shape{1, shape.channels, 3, 3 * shape.channels}, kOne);
+  return p;
+}
+
+void* workspace(int64_t bytes) { return host_simt::allocate("workspace", bytes, 0, host_simt::Content::undefined); }
+
+Values conv_relu(const Shape& shape, bool backward) {
+  ConvParams p = convolution(shape);
+  uint16_t* out = output<uint16_t>(shape);
+  const uint16_t* in = ones(shape, kOne);
+  (backward ? p.dy : p.x) = in;
+  (backward ? p.dx : p.y) = out;
+  p.workspace = workspace(backward ? cuda::conv_relu_bwd_workspace_bytes(p) : cuda::conv_relu_fwd_workspace_bytes(p));
+  const int error = backward ? cuda::conv_relu_bwd(p, nullptr) : cuda::conv_relu_fwd(p, nullptr);
+  return error == cudaSuccess ? last(out, shape, true) : Values{};
+}
+
+Values conv_stage(const Shape& shape) {
+  const Shape small = pooled(shape);
+  StageParams p{};
+  p.conv = convolution(shape);
+  p.conv.x = ones(shape, kOne);
+  p.pool = kOverlapping;
+  p.pooled_height = small.height;
+  p.pooled_width = small.width;
+  p.pooled = output<uint16_t>(small);
+  p.code = output<uint8_t>(small);
+  p.conv.workspace = workspace(cuda::conv_stage_fwd_workspace_bytes(p));
+  return cuda::conv_stage_fwd(p, nullptr) == cudaSuccess ? last(static_cast<uint16_t*>(p.pooled), small, true)
+                                                         : Values{};
+}
+
 struct Case {
   const char* name;
   std::function<Values(const Shape&, bool)> run;
+  bool nchw = true, one_image = true;
 };
 
 }  // namespace
@@ -137,14 +180,24 @@ int main() {
       {"epilogue_fwd with both", [](const Shape& s, bool last) { return epilogue(s, last, false, true, true); }},
       {"epilogue_bwd", [](const Shape& s, bool last) { return epilogue(s, last, true, false, false); }},
       {"epilogue_bwd with both", [](const Shape& s, bool last) { return epilogue(s, last, true, true, true); }},
+      {"conv_relu_fwd", [](const Shape& s, bool) { return conv_relu(s, false); }, false},
+      {"conv_relu_bwd", [](const Shape& s, bool) { return conv_relu(s, true); }, false},
+      // A block of conv_stage_fwd goes through a whole image.
+      {"conv_stage_fwd", [](const Shape& s, bool) { return conv_stage(s); }, false, false},
   };
   int wrong = 0;
   for (const Case& one : cases) {
     for (const bool channels_last : {false, true}) {
+      if (!channels_last && !one.nchw) {
+        continue;
+      }
       host_simt::run_last_blocks(UINT32_MAX);
       const Values expected = one.run(small, channels_last);
       host_simt::free_all();
       for (const Shape& shape : {many, wide}) {
+        if (shape.batch == 1 && !one.one_image) {
+          continue;
+        }
         host_simt::run_last_blocks(12);
         const Values found = one.run(shape, channels_last);
         host_simt::free_all();
