@@ -87,10 +87,12 @@ class Hybrid(Split):
             if features.requires_grad:
                 self._return(x.grad, gradient, number, passes)
             of_pass = int((rows[number] < counted).sum())
-            if passes > 1 and of_pass:
+            if passes > 1:
                 for parameter in self.net.classifier.parameters():
-                    parameter.grad *= counted / of_pass
-                update()
+                    # Gradients of a pass without images are 0, and momentum would still move the layers.
+                    parameter.grad = parameter.grad.mul_(counted / of_pass) if of_pass else None
+                if of_pass:
+                    update()
         if features.requires_grad:
             features.backward(gradient * world)  # DDP averages over ranks what is to be added up
             update()
