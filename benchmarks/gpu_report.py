@@ -61,7 +61,14 @@ def run(command: list[str], limit: float, **environment: str) -> tuple[int | Non
     process is interrupted first, as by Ctrl-C, so that pytest can still report."""
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | environment, stdout=log, stderr=log, start_new_session=True
+            command,
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            # A shell starts its background jobs deaf to SIGINT, and their children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         status = None
         try:

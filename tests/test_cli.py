@@ -155,11 +155,6 @@ def test_doctor_says_which_backends_work_and_why_others_do_not(command):
     assert all(operator in printed for rows in backends.AUTO.values() for operator in rows)
 
 
-def test_commands_that_come_later_are_not_there(command):
-    for name in ("bench", "prepare"):
-        assert command(name).code == 2
-
-
 # --------------------------------------------------------------------------------------------- what it cannot work with
 
 
