@@ -358,6 +358,8 @@ class Trainer:
 
     def _stopped(self) -> int:
         self.saver.finish()
+        if self.stopping:  # whoever launched the ranks stops them soon after the first has ended, files half written
+            self.ranks.wait()
         if self.failure:
             raise self.failure
         number = self.signal or signal.SIGTERM
