@@ -120,7 +120,8 @@ def _watch(processes: list) -> list[int | None]:
         wait([process.sentinel for process in running], timeout)
         for process in [process for process in running if not process.is_alive()]:
             running.remove(process)
-            if process.exitcode and deadline is None:
+            stopped = process.exitcode in (128 + signal.SIGINT, 128 + signal.SIGTERM)  # the others end by themselves
+            if process.exitcode and not stopped and deadline is None:
                 deadline = time.monotonic() + GRACE
     return [process.exitcode for process in processes]
 
