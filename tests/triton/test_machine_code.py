@@ -23,8 +23,11 @@ MATRIX = {
     (90, "bfloat16"): "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16",
 }
 
-# Two words in local memory. Neither fewer stages nor a loop with fewer masks changed that.
-KNOWN_SPILLS = {("3.9", 80): ["float32 conv1: conv_relu.conv_kernel"]}
+# Two words in local memory, under versions of triton other than the one that development pins.
+KNOWN_SPILLS = {
+    ("3.6", 90): ["float32 contiguous_format: lrn.forward_kernel"],
+    ("3.9", 80): ["float32 conv1: conv_relu.conv_kernel"],
+}
 
 
 @pytest.fixture(scope="module")
