@@ -5,6 +5,7 @@ python -m tests.train.runs '{"out": "...", "max_steps": 5, ...}' [RUN TO RESUME]
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -113,8 +114,10 @@ def assert_same_bits(one: Path, other: Path) -> None:
 
 def children(pid: int) -> list[int]:
     """Processes that ``pid`` started and that run still."""
-    tasks = Path(f"/proc/{pid}/task")
-    found = [int(child) for task in tasks.glob("*/children") for child in task.read_text().split()]
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError):  # a thread that has ended meanwhile
+            found += [int(child) for child in task.read_text().split()]
     return [child for child in found if "resource_tracker" not in Path(f"/proc/{child}/cmdline").read_text()]
 
 
