@@ -28,6 +28,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from alexnet_fast.data.hashes import file_sha256, record_sha256
 from alexnet_fast.data.images import BadImage, read_image
 from alexnet_fast.data.shards import (
     FORMAT,
@@ -39,8 +40,6 @@ from alexnet_fast.data.shards import (
     SUFFIXES,
     SUM,
     UNFINISHED,
-    digest,
-    file_sha256,
 )
 from alexnet_fast.data.sources import FolderImages, image_folder
 from alexnet_fast.data.transforms import centre
@@ -353,5 +352,5 @@ def _finish(target: Path, classes: list[str], size: int, plans: dict[str, list[P
         "deviations": np.sqrt(variances[order].clip(0)).tolist(),
     }
     with _appearing(target / INDEX) as appearing:
-        appearing.write(json.dumps({**record, "sha256": digest(record)}, indent=1).encode())
+        appearing.write(json.dumps({**record, "sha256": record_sha256(record)}, indent=1).encode())
     return record

@@ -15,7 +15,6 @@ A shard belongs to a fixed stretch of the sources, in order of class and name, s
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from alexnet_fast.data.hashes import file_sha256, record_sha256
 from alexnet_fast.data.stored import StoredImages
 from alexnet_fast.errors import InputError
 
@@ -40,24 +40,12 @@ def is_prepared(folder: Path) -> bool:
     return (folder / INDEX).is_file()
 
 
-def digest(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    hashed = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            hashed.update(block)
-    return hashed.hexdigest()
-
-
 def read_index(folder: Path) -> dict[str, Any]:
     """index.json's record; raises :class:`InputError` where it is missing, damaged or of another format."""
     path = folder / INDEX
     try:
         record = json.loads(path.read_bytes())
-        if record.pop("sha256") != digest(record):
+        if record.pop("sha256") != record_sha256(record):
             raise ValueError("sha256 differs from the one recorded")
         if record["format"] != FORMAT:
             raise ValueError(f"format {record['format']!r}; this version reads {FORMAT}")

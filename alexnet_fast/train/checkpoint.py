@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -32,6 +31,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from alexnet_fast.data.hashes import file_sha256, record_sha256
 from alexnet_fast.errors import InputError, RunError
 from alexnet_fast.train import schedule
 from alexnet_fast.train.config import TrainConfig
@@ -111,12 +111,12 @@ def save(
             _flush(unfinished / file)
         body = {
             "format": FORMAT,
-            "files": {file: _sha256(unfinished / file) for file in TENSORS},
+            "files": {file: file_sha256(unfinished / file) for file in TENSORS},
             "config": config.to_json(),
             "classes": classes,
             "state": state,
         }
-        (unfinished / "state.json").write_text(json.dumps({**body, "sha256": _digest(body)}, indent=1))
+        (unfinished / "state.json").write_text(json.dumps({**body, "sha256": record_sha256(body)}, indent=1))
         _flush(unfinished / "state.json")
         _flush(unfinished)
         if (folder / name).exists():  # left by the same run before it was resumed from an earlier checkpoint
@@ -233,12 +233,12 @@ def _load(path: Path, verify: bool) -> Checkpoint:
     if not isinstance(record, dict):
         raise ValueError("state.json: expected an object")
     digest = record.pop("sha256", None)
-    if digest != _digest(record):
+    if digest != record_sha256(record):
         raise ValueError("state.json: sha256 differs from the one recorded")
     if record["format"] != FORMAT:
         raise ValueError(f"state.json: format {record['format']!r}; this version reads {FORMAT}")
     for file in TENSORS if verify else ():
-        if _sha256(path / file) != record["files"][file]:
+        if file_sha256(path / file) != record["files"][file]:
             raise ValueError(f"{file}: sha256 differs from the one recorded")
     if missing := START.keys() - record["state"].keys():
         raise KeyError(f"state.json: without {', '.join(sorted(missing))}")
@@ -250,18 +250,6 @@ def _load(path: Path, verify: bool) -> Checkpoint:
 def _clear_unfinished(folder: Path) -> None:
     for path in folder.glob(UNFINISHED + "*"):
         path.unlink() if path.is_symlink() else shutil.rmtree(path)
-
-
-def _digest(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _flush(path: Path) -> None:

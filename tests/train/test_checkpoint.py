@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from alexnet_fast.data.hashes import record_sha256
 from alexnet_fast.errors import InputError, RunError
 from alexnet_fast.train import checkpoint
 from alexnet_fast.train.config import resolve
@@ -165,7 +166,7 @@ def test_keys_that_are_missing_though_hashes_agree(tmp_path: Path, key: str):
     record.pop(key, None)
     record["state"].pop(key, None)
     del record["sha256"]
-    record["sha256"] = checkpoint._digest(record)
+    record["sha256"] = record_sha256(record)
     (path / "state.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match=f"damaged checkpoint: .*{key}"):
         checkpoint.load(path)
