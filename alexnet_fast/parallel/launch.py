@@ -85,7 +85,11 @@ def _rank(worker, args, rank: int, nproc: int, address: str, lifeline: Connectio
         code = 2 if isinstance(error, InputError) else 1
         said = isinstance(error, (InputError, RunError))
         told.send((-code, time.monotonic(), str(error) if said else "", "" if said else traceback.format_exc()))
-    sys.exit(code)
+    # Without Python's finalization, which ends a thread of the communication library that asks for the interpreter by
+    # then: a rank that had done its work was once seen to end in "terminate called without an active exception".
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _end_with_launcher(lifeline: Connection) -> None:
