@@ -7,10 +7,11 @@
 #                (more peers: .venv/bin/pip install -e '.[bench]')
 #   make lint    ruff and clang-format, checking only
 #
-# One uses the Python that is there, and no network, for machines that are lent with a GPU:
+# One uses the Python that is there, and no network:
 #
 #   make gpu-report   build the CUDA kernels, test and check them on the card, write benchmarks/results/<card>/
-#                     (STEP=build, tests, triton or sanitize: that alone)
+#                     (STEP=build, tests, triton, sanitize, bench-pointwise, bench-conv, bench-stage, bench-net or
+#                     bench-train: that alone)
 
 PYTHON ?= python3
 VENV ?= .venv

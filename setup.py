@@ -83,6 +83,7 @@ class Build(build_ext):
 
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
             ext.extra_objects = list(pool.map(compile_one, jobs))
+        ext.depends = ext.extra_objects  # newer than a library that an earlier build left in place: it is linked anew
         libraries = [f"-L{Path(torch.__file__).parent / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"]
         if nvcc:  # static: the library then needs no CUDA runtime of any version beside it
             told = subprocess.run([nvcc, "--dryrun", "any.cu"], capture_output=True, text=True).stderr

@@ -1,5 +1,6 @@
-"""A training batch from uint8 256 x 256 to the net's input: ours in one pass, and the same in PyTorch's own functions
-without crops and noise of each image's own."""
+"""A training batch from uint8 256 x 256 to the net's input: ours in one pass, against a centre crop and normalization
+in PyTorch's own functions, which leave out what ours draws for each image: its crop, its mirror and its colour noise.
+"""
 
 from __future__ import annotations
 
@@ -9,30 +10,30 @@ import torch
 from alexnet_fast import ops
 from alexnet_fast.ops.augment import IMAGENET_COLOUR
 
+from .cases import devices
+from .timing import row_of, short
+
+BATCH, SIDE = 128, 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def ours(images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    index = torch.arange(len(images))
-    return ops.augment(images, 224, MEAN, STD, index=index, colour=IMAGENET_COLOUR, dtype=dtype)
-
-
-def plain(images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    mean, std = (torch.tensor(values, device=DEVICE).view(3, 1, 1) for values in (MEAN, STD))
-    return ((images[:, :, 16:240, 16:240] / 255 - mean) / std).to(dtype)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype).removeprefix("torch."))
-@pytest.mark.parametrize("side", [ours, plain], ids=lambda side: side.__name__)
-def test_augment(benchmark, side, dtype):
-    images = torch.randint(256, (128, 3, 256, 256), dtype=torch.uint8, device=DEVICE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=short)
+@devices
+def test_augment(benchmark, keep, device, dtype):
+    images = torch.randint(256, (BATCH, 3, 256, 256), dtype=torch.uint8, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
+    index = torch.arange(BATCH)
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))
 
-    def batch() -> None:
-        side(images, dtype)
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
+    def drawn(backend: str | None = None) -> torch.Tensor:
+        return ops.augment(images, SIDE, MEAN, STD, index=index, colour=IMAGENET_COLOUR, dtype=dtype, backend=backend)
 
-    benchmark.group = f"augment-{dtype}"
-    benchmark.pedantic(batch, rounds=20, warmup_rounds=3)
+    def plain() -> torch.Tensor:
+        return ((images[:, :, 16:240, 16:240] / 255 - mean) / std).to(dtype)
+
+    torch.testing.assert_close(drawn(), drawn("reference"))
+    labels = {"bench": "augment", "case": f"{BATCH} images of {SIDE}x{SIDE} from 256x256", "dtype": short(dtype)}
+    labels |= {"layout": "channels_last", "pass": "forward", "backend": "cpu" if device == "cpu" else "triton"}
+    row = row_of(benchmark, {"ours": drawn, "eager": plain}, labels, device, seconds=2)
+    pixels = BATCH * 3 * SIDE**2
+    keep(row and row | {"bytes": pixels + pixels * dtype.itemsize, "flops": 0})

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from alexnet_fast.malloc import keep_memory
+
 from . import machine
 from .results import write
 from .tables import comparison
-from .timing import keep_memory, race
+from .timing import race
 
 ROWS = pytest.StashKey[list[dict[str, Any]]]()
 MISSING = pytest.StashKey[dict[str, str]]()

@@ -8,9 +8,12 @@ Steps, in their order; without arguments all of them run:
 ``tests``     every test marked ``gpu``, but Triton's
 ``triton``    tests/triton, whose kernels then run on the card instead of in Triton's interpreter
 ``sanitize``  compute-sanitizer's four tools over one forward and backward pass of every operator
+``bench-…``   the GPU's cases of benchmarks/: bench-pointwise, bench-conv, bench-stage, bench-net, bench-train; rows of
+              one commit collect in results.json beside the steps' files, and are printed at the end
 
 A step takes eight minutes at most and is broken off beyond. It uses this Python and what is installed in it (torch,
-triton, pytest, pybind11, setuptools), and no network. Each writes ``benchmarks/results/<card>/<step>-<time>.json``.
+triton, pytest, pytest-benchmark, pybind11, setuptools), and no network. Each writes
+``benchmarks/results/<card>/<step>-<time>.json``.
 
 Exit codes: 0 everything that was asked for ran and passed; 1 something failed, or could not run; 2 there is no GPU.
 """
@@ -37,7 +40,11 @@ from pathlib import Path
 
 import torch
 
+from . import machine
+from .tables import short_table
+
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path("benchmarks", "results")
 LIMIT = 480  # seconds a step may take
 PATIENCE = 20  # seconds for a process to write its report after it was interrupted
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
@@ -98,14 +105,7 @@ def tail(text: str, lines: int = 40) -> list[str]:
 # ---- Where this runs -------------------------------------------------------------------------------------------------
 
 
-def commit() -> str | None:
-    """HEAD, with a + if files were changed since. A copy without .git names its own in ALEXNET_FAST_COMMIT."""
-    if (head := first_line("git", "rev-parse", "HEAD")) is None:
-        return os.environ.get("ALEXNET_FAST_COMMIT")
-    return head + "+" * bool(first_line("git", "status", "--porcelain", "--untracked-files=no"))
-
-
-def machine() -> dict:
+def facts() -> dict:
     """Card, driver and versions."""
     properties = torch.cuda.get_device_properties(0)
     nvcc = os.path.join(os.environ["CUDA_HOME"], "bin", "nvcc") if os.environ.get("CUDA_HOME") else "nvcc"
@@ -127,12 +127,8 @@ def machine() -> dict:
         "cuda": torch.version.cuda,
         "triton": triton_version,
         "python": platform.python_version(),
-        "commit": commit(),
+        "commit": machine.commit(),
     }
-
-
-def slug(card: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", card.lower()).strip("-")
 
 
 # ---- Steps -----------------------------------------------------------------------------------------------------------
@@ -225,11 +221,21 @@ def sanitized(status: int | None, log: str) -> dict:
     return {"status": "failed", "summary": summary, "log": said[:MOST] + tail(log)}
 
 
+def bench(*stems: str) -> Result:
+    files = [f"benchmarks/bench_{stem}.py" for stem in stems]
+    return run_pytest(*files, "-k", "cuda or triton", "--benchmark-only", "--results", str(RESULTS))
+
+
 STEPS: dict[str, Callable[[], Result]] = {
     "build": build,
     "tests": lambda: run_pytest("tests", "-m", "gpu", "--ignore=tests/triton"),
     "triton": lambda: run_pytest("tests/triton"),
     "sanitize": sanitize,
+    "bench-pointwise": lambda: bench("lrn", "max_pool", "epilogue", "linear_relu_dropout", "augment", "sgd"),
+    "bench-conv": lambda: bench("conv_relu"),
+    "bench-stage": lambda: bench("conv_stage"),
+    "bench-net": lambda: bench("alexnet"),
+    "bench-train": lambda: bench("train_step"),
 }
 
 
@@ -254,19 +260,23 @@ def main(arguments: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print(f"gpu-report: torch {torch.__version__} sees no CUDA device", file=sys.stderr)
         return 2
-    facts = machine()
+    about = facts()
+    folder = ROOT / RESULTS / machine.folder({"gpu": about["card"]})
     lines = []
     for step in steps:
         print(f"gpu-report: {step} …", flush=True)
         begin = time.monotonic()
         result = STEPS[step]()
         seconds = time.monotonic() - begin
-        path = write(ROOT / "benchmarks" / "results" / slug(facts["card"]), step, facts, result, seconds)
-        lines.append(f"{step:10}{result.status:10}{seconds:5.0f} s  {result.summary}  ({path.relative_to(ROOT)})")
+        path = write(folder, step, about, result, seconds)
+        lines.append(f"{step:16}{result.status:10}{seconds:5.0f} s  {result.summary}  ({path.relative_to(ROOT)})")
         if step == "build" and result.status != "passed":
             break  # what follows would test an older extension
+    measured = folder / "results.json"
+    if any(step.startswith("bench-") for step in steps) and measured.exists():
+        print(*short_table(json.loads(measured.read_text())), sep="\n")
     print(
-        f"{facts['card']}, driver {facts['driver']}, torch {facts['torch']}, commit {facts['commit']}", *lines, sep="\n"
+        f"{about['card']}, driver {about['driver']}, torch {about['torch']}, commit {about['commit']}", *lines, sep="\n"
     )
     return int(any(line.split()[1] != "passed" for line in lines))
 

@@ -13,8 +13,6 @@ from time import perf_counter
 
 import torch
 
-from alexnet_fast import _C
-
 PACKAGES = ("torch", "triton", "numpy", "onnx", "onnxruntime", "openvino", "jax")
 ROOT = Path(__file__).parents[1]
 MEASURED = ("alexnet_fast", "csrc", "benchmarks", ":!benchmarks/results")
@@ -31,7 +29,8 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit, with a + where what is measured differs from it; 'unknown' outside a checkout."""
+    """The commit, with a + where what is measured differs from it. A copy without .git names its own in
+    ALEXNET_FAST_COMMIT; 'unknown' if it does not."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]
@@ -42,7 +41,7 @@ def commit() -> str:
             git("status", "--porcelain", "-uno", "--", *MEASURED)
         )
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("ALEXNET_FAST_COMMIT", "unknown")
 
 
 def processor() -> str:
@@ -55,6 +54,8 @@ def processor() -> str:
 
 def facts() -> dict[str, object]:
     """The machine; of a GPU also its driver and limits as nvidia-smi states them."""
+    from alexnet_fast import _C  # here: `make gpu-report` needs the other functions before it is built
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     about: dict[str, object] = {
         "processor": processor(),

@@ -6,6 +6,7 @@ computes the layers on that example, or a string that says why it is left out.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import io
 from collections.abc import Callable
@@ -210,6 +211,42 @@ def conv_relu_cudnn(net: nn.Sequential, x: Tensor) -> Peer:
             y = module(y)
         return y
 
+    return call
+
+
+def lrn_cudnn(net: nn.Sequential, x: Tensor) -> Peer:
+    """cuDNN's own normalization, which torch does not offer, through the C library that torch has loaded."""
+    (norm,) = net
+    if x.device.type != "cuda":
+        return "cuDNN needs a GPU"
+    if norm.groups != 1:
+        return "cuDNN's LRN has no groups"
+
+    def do(name: str, *arguments) -> None:
+        if status := getattr(cudnn, f"cudnn{name}")(*arguments):
+            raise OSError(f"cudnn{name} answers {status}")
+
+    handle, window, tensor = (ctypes.c_void_p() for _ in range(3))
+    kind = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 9}[x.dtype]  # cudnnDataType_t
+    y, one, zero = torch.empty_like(x), ctypes.c_float(1), ctypes.c_float(0)
+
+    def call() -> Tensor:
+        across, data, out = 0, ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(y.data_ptr())
+        scales = ctypes.byref(one), ctypes.byref(zero)
+        do("SetStream", handle, ctypes.c_void_p(torch.cuda.current_stream().cuda_stream))
+        do("LRNCrossChannelForward", handle, window, across, scales[0], tensor, data, scales[1], tensor, out)
+        return y
+
+    try:
+        cudnn = ctypes.CDLL(f"libcudnn.so.{torch.backends.cudnn.version() // 10000}")
+        do("Create", ctypes.byref(handle))
+        do("CreateLRNDescriptor", ctypes.byref(window))
+        do("SetLRNDescriptor", window, norm.size, *map(ctypes.c_double, (norm.alpha, norm.beta, norm.k)))
+        do("CreateTensorDescriptor", ctypes.byref(tensor))
+        do("SetTensor4dDescriptorEx", tensor, kind, *x.shape, *x.stride())
+        call()
+    except OSError as error:
+        return f"cuDNN cannot be called: {error}"
     return call
 
 

@@ -20,6 +20,8 @@ BEGIN, END = "<!-- from benchmarks/results: begin -->", "<!-- from benchmarks/re
 NONE = "No results are committed yet; `make bench` measures this machine.\n"
 NETS = ("alexnet", "train_step")
 CALLS = "overhead"  # what a call costs before any work
+FEED = "data"  # images/s of the loader
+OTHERS = (*NETS, CALLS, FEED)  # what is no operator
 
 Results = dict[str, Any]
 
@@ -74,7 +76,7 @@ def nets_table(results: Results) -> str:
 
 
 def operators_table(results: Results) -> str:
-    rows = [row for row in results["rows"] if row["bench"] not in (*NETS, CALLS)]
+    rows = [row for row in results["rows"] if row["bench"] not in OTHERS]
     peers = [name for name in _peers(rows) if name != "eager"]
     head = ["operator", "dtype", "layout", "pass", "ours, ms", "eager / ours [quartiles]"]
     head += [f"{name} / ours" for name in peers] + ["floor / ours"]
@@ -111,6 +113,16 @@ def calls_table(results: Results) -> str:
     return table(head, lines)
 
 
+def feed_table(results: Results) -> str:
+    rows = [row for row in results["rows"] if row["bench"] == FEED]
+    peers = _peers(rows)
+    lines = []
+    for row in rows:
+        rates = [f"{1e3 * row['images'] / row['ms'][side][1]:.0f}" for side in ("ours", *peers)]
+        lines.append([row["case"], *rates, *(f"{row['ratio'][name][1]:.2f}" for name in peers)])
+    return table(["images/s", "prepared shards", *peers, *(f"{name} / ours" for name in peers)], lines)
+
+
 def about(results: Results) -> str:
     machine, ceilings = results["machine"], results["ceilings"]
     versions = ", ".join(f"{name} {value}" for name, value in results["versions"].items())
@@ -131,6 +143,7 @@ def performance_text(devices: dict[str, Results]) -> str:
         parts += [f"## {device}\n", about(results), *pictures]
         parts += ["### Nets\n", nets_table(results), "### Operators\n", operators_table(results)]
         parts += ["### Memory\n", memory_table(results)]
+        parts += ["### Training batches from disk\n", feed_table(results)]
         parts += ["### Calls on a tiny tensor\n", calls_table(results)]
     return "\n".join(parts) or NONE
 
@@ -165,7 +178,7 @@ def picture_data(results: Results) -> dict[str, Any]:
     """What each picture shows."""
     rows, ceilings = results["rows"], results["ceilings"]
     nets = [row for row in rows if row["bench"] in NETS]
-    single = [row for row in rows if row["bench"] not in (*NETS, CALLS)]
+    single = [row for row in rows if row["bench"] not in OTHERS]
     return {
         "speed": [
             [f"{name_of(r)}\n{r['dtype']}", {k: v[1] for k, v in r["ms"].items()}, floor_ms(r, ceilings)] for r in nets

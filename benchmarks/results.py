@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-KEY = ("bench", "case", "dtype", "layout", "pass")
+KEY = ("bench", "case", "dtype", "layout", "pass", "backend")
 
 
 def quartiles(values: list[float]) -> list[float]:

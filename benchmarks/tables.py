@@ -22,7 +22,8 @@ def best_peer(row: dict[str, Any]) -> tuple[str, float]:
 
 
 def name_of(row: dict[str, Any]) -> str:
-    return f"{row['bench']} {row['case']}"
+    on = f", {row['backend']}" if row["backend"] in ("cuda", "triton") else ""
+    return f"{row['bench']} {row['case']}{on}"
 
 
 def comparison(results: dict[str, Any]) -> list[str]:
@@ -53,4 +54,16 @@ def comparison(results: dict[str, Any]) -> list[str]:
             if kind in row:
                 sizes = ", ".join(f"{side} {size / 1e6:.1f}" for side, size in row[kind].items())
                 lines.append(f"    {kind} MB: {sizes}")
+    return lines
+
+
+def short_table(results: dict[str, Any]) -> list[str]:
+    """A line a row: milliseconds, the strongest peer's time over ours, the floor's share; on GPUs cold times."""
+    lines = []
+    for row in results["rows"]:
+        name, ratio = best_peer(row) if row["ratio"] else ("no peer", float("nan"))
+        floor, ours = floor_ms(row, results["ceilings"]), row["ms"]["ours"][1]
+        share = f"{100 * floor / ours:.0f}%" if floor else ""
+        what = f"{name_of(row)} {row['dtype']} {row['layout']} {row['pass']}"
+        lines.append(f"{what:90} {ours:9.4f} ms {ratio:6.2f}x {name:20} floor {share}")
     return lines

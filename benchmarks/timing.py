@@ -6,7 +6,6 @@ alternate, A B C A B C, so that a slower moment of the machine meets all; median
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter, sleep
@@ -19,6 +18,7 @@ from tests.ops.layouts import relayout
 from tests.ops.samples import Sample
 
 from . import gpu, peers
+from .memory import peak_bytes
 from .results import timed
 
 # Allowed difference to the reference, relative to the largest element: sums of 10^5 terms in float32, and results that
@@ -29,23 +29,12 @@ REST = 0.005
 GPU_BATCH = 128
 
 
-def keep_memory() -> bool:
-    """Has malloc keep what is freed, as allocators made for training do; False where malloc is not glibc's.
-
-    By default glibc maps every tensor of 32 MiB or more anew. Its pages then fault one by one at their first touch,
-    which at 9,000 pages takes several times as long as the operators themselves, and as long for PyTorch's as for ours.
-    """
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return bool(mallopt and mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1) and mallopt(top_pad, 2**26))
-
-
 def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
 def interleave(
-    benchmark, sides: dict[str, Callable[[], object]], device: str, seconds: float, least: int = 5
+    benchmark, sides: dict[str, Callable[[], object]], device: str, seconds: float, least: int
 ) -> dict[str, list[float]]:
     """Seconds of each side, one list entry a round; "ours" comes first and is the one that pytest-benchmark sees.
 
@@ -92,11 +81,16 @@ def interleave(
 
 
 def row_of(
-    benchmark, sides: dict[str, Callable[[], object]], labels: dict[str, str], device: str, seconds: float
+    benchmark,
+    sides: dict[str, Callable[[], object]],
+    labels: dict[str, str],
+    device: str,
+    seconds: float,
+    least: int = 5,
 ) -> dict | None:
     """The sides' row; None under --benchmark-disable, where each has run once."""
     benchmark.group = "-".join([labels["bench"], labels["dtype"], labels["layout"], labels["pass"]])
-    times = interleave(benchmark, sides, device, seconds)
+    times = interleave(benchmark, sides, device, seconds, least)
     if benchmark.disabled:
         return None
     if device == "cuda":
@@ -153,6 +147,7 @@ def race(
         if device == "cuda":
             made |= {"JAX": peers.jax_compiled(modules, x)}
             made |= {"cuDNN": peers.conv_relu_cudnn(modules, x)} if sample.weight is not None else {}
+            made |= {"cuDNN": peers.lrn_cudnn(modules, x)} if sample.stem == "lrn" else {}
         elif (dtype, layout) == (torch.float32, "contiguous"):
             made |= {"ONNX Runtime": peers.onnxruntime(modules, x), "OpenVINO": peers.openvino(modules, x)}
         with torch.inference_mode():
@@ -174,6 +169,7 @@ def race(
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in data.items()}
         calls = {"ours": lambda t: sample.ours(t, backend), "eager": sample.torch}
         row["saved"] = {name: saved_bytes(lambda c=call: c(leaves)) for name, call in calls.items()}
+        row["peak"] = {name: peak_bytes(sides[name], device) for name in calls}
     return row
 
 

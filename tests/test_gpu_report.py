@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_report
+from benchmarks import gpu_report, machine
 from benchmarks.gpu_report import SANITIZERS, Result, junit_result, main, run, run_pytest, sanitize, sanitized
 
 CLEAN = {
@@ -38,7 +38,7 @@ def gpu(monkeypatch, tmp_path) -> Path:
     """A machine with a card, and the folder its results go to."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     facts = {"card": "NVIDIA Example 100", "driver": "580.1", "torch": "2.13.0", "commit": "abc"}
-    monkeypatch.setattr(gpu_report, "machine", lambda: facts)
+    monkeypatch.setattr(gpu_report, "facts", lambda: facts)
     monkeypatch.setattr(gpu_report, "ROOT", tmp_path)
     return tmp_path / "benchmarks" / "results" / "nvidia-example-100"
 
@@ -65,6 +65,38 @@ def test_results_are_written(gpu, monkeypatch, capsys):
     *_, card, last = capsys.readouterr().out.splitlines()
     assert card == "NVIDIA Example 100, driver 580.1, torch 2.13.0, commit abc"
     assert "CUDA 13.0" in last
+
+
+def test_benchmarks_end_with_a_short_table(gpu, monkeypatch, capsys):
+    row = {"bench": "lrn", "case": "after conv1", "dtype": "float32", "layout": "contiguous", "pass": "forward"}
+    row |= {"backend": "cuda", "bytes": 2e9, "flops": 0, "ms": {"ours": [1, 1, 1]}, "ratio": {"eager": [7, 8, 9]}}
+    results = {"ceilings": {"copy_gb_s": 4000, "float32_tflop_s": 50}, "rows": [row]}
+
+    def measure() -> Result:
+        gpu.mkdir(parents=True)
+        (gpu / "results.json").write_text(json.dumps(results))
+        return Result("passed", "1 passed, 0 failed, 0 skipped")
+
+    monkeypatch.setattr(gpu_report, "STEPS", {"bench-pointwise": measure})
+    assert main([]) == 0
+    line = capsys.readouterr().out.splitlines()[1]
+    assert " ".join(line.split()) == (
+        "lrn after conv1, cuda float32 contiguous forward 1.0000 ms 8.00x eager floor 50%"
+    )
+
+
+@pytest.mark.parametrize("step", [step for step in gpu_report.STEPS if step.startswith("bench-")])
+def test_benchmark_steps_select_gpu_cases(step, monkeypatch):
+    """Of files that are there; collected without a GPU they are skipped, not absent."""
+    arguments = []
+    monkeypatch.setattr(gpu_report, "run_pytest", lambda *given: arguments.extend(given))
+    gpu_report.STEPS[step]()
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *arguments[: arguments.index("--results")]]
+    status, log = run(command, 120)
+    assert status == 0, log
+    collected = [line for line in log.splitlines() if "::" in line]
+    assert collected
+    assert all("cuda" in line or "triton" in line for line in collected)
 
 
 @pytest.mark.parametrize(
@@ -94,12 +126,12 @@ def test_an_unknown_step_is_named(capsys):
 
 def test_commit(monkeypatch, tmp_path):
     """Of the checkout, or as a copy without one is told."""
-    if (gpu_report.ROOT / ".git").exists() and shutil.which("git"):
-        assert re.fullmatch(r"[0-9a-f]{40}\+?", gpu_report.commit())
-    monkeypatch.setattr(gpu_report, "ROOT", tmp_path)
-    assert gpu_report.commit() is None
+    if (machine.ROOT / ".git").exists() and shutil.which("git"):
+        assert re.fullmatch(r"[0-9a-f]{10}\+?", machine.commit())
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    assert machine.commit() == "unknown"
     monkeypatch.setenv("ALEXNET_FAST_COMMIT", "abc")
-    assert gpu_report.commit() == "abc"
+    assert machine.commit() == "abc"
 
 
 # ---- Processes -------------------------------------------------------------------------------------------------------

@@ -111,9 +111,9 @@ def _call(run: str, members: list[nn.Module], x: Any) -> Any:
             lrn = _lrn(members[2]) if "n" in run else None
             pool = ops.Pool(last.kernel_size, last.stride, last.padding, last.ceil_mode) if "p" in run else None
             if x.dim() == 4 and packed.applies(first, x):
-                z = packed.convolution(first, x, with_bias=run == "cr")
+                z = packed.convolution(first, x)
                 if z is not None:
-                    return z.relu_() if run == "cr" else ops.epilogue(z, first.bias, lrn=lrn, pool=pool)
+                    return z.relu_() if run == "cr" else ops.epilogue(z, lrn=lrn, pool=pool)
             geometry = first.stride, first.padding, first.dilation, first.groups
             return ops.conv_stage(x, weight, first.bias, *geometry, lrn=lrn, pool=pool)
     for module in members:

@@ -104,8 +104,8 @@ def linear(module: nn.Linear, x: Tensor) -> Tensor | None:
     return torch.ops.mkldnn._linear_pointwise.default(x, weight, module.bias, "none", [], "")
 
 
-def convolution(module: nn.Conv2d, x: Tensor, with_bias: bool) -> Tensor | None:
-    """The convolution of a batch with the packed weight; None where there is none."""
+def convolution(module: nn.Conv2d, x: Tensor) -> Tensor | None:
+    """The convolution of a batch, bias and all, with the packed weight; None where there is none."""
     if module not in _copies or isinstance(module.padding, str):
         return None
     form = memory_format(module.weight)
@@ -115,6 +115,5 @@ def convolution(module: nn.Conv2d, x: Tensor, with_bias: bool) -> Tensor | None:
     packed = _packed(
         module, x.shape, lambda weight: torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, x.shape)
     )
-    bias = module.bias if with_bias else None
-    z = torch.ops.mkldnn._convolution_pointwise.default(x, packed, bias, *geometry, "none", [], "")
+    z = torch.ops.mkldnn._convolution_pointwise.default(x, packed, module.bias, *geometry, "none", [], "")
     return z.contiguous(memory_format=form)

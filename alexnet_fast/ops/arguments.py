@@ -56,6 +56,12 @@ def check_bias(bias: object, channels: int, like: Tensor) -> None:
 
 def pair(name: str, value: object, least: int) -> list[int]:
     """[height, width] of an int or a pair of ints, each at least ``least``."""
+    if type(value) is int and least <= value <= INT32_MAX:  # quickly what nearly all calls give, in every call
+        return [value, value]
+    if type(value) is tuple and len(value) == 2:
+        a, b = value
+        if type(a) is int and type(b) is int and least <= a <= INT32_MAX and least <= b <= INT32_MAX:
+            return [a, b]
     values = [value, value] if isinstance(value, (int, torch.SymInt)) else value
     if not isinstance(values, (tuple, list)) or not all(isinstance(v, (int, torch.SymInt)) for v in values):
         raise TypeError(f"{name}: expected an int or a pair of ints, got {value!r}")

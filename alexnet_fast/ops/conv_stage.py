@@ -59,14 +59,20 @@ define(
 convolution.define_own_kernel("conv_stage", SCHEMA)
 
 
-def _conv_stage(x, weight, bias, stride, padding, dilation, groups, *windows):
-    """The library's convolution, then everything else in one pass."""
+def _conv_stage_cpu(x, weight, bias, stride, padding, dilation, groups, *windows):
+    """oneDNN's convolution, which adds the bias before it rounds, then everything else in one pass."""
+    z = convolution.library_convolution(x, weight, bias, stride, padding, dilation, groups)
+    return NATIVE.epilogue(z, None, *windows)
+
+
+def _conv_stage_cuda(x, weight, bias, stride, padding, dilation, groups, *windows):
+    """cuDNN's convolution, whose bias torch would add in a pass of its own, then everything else in one pass."""
     z = convolution.library_convolution(x, weight, None, stride, padding, dilation, groups)
     return NATIVE.epilogue(z, bias, *windows)
 
 
-for _key in ("CPU", "CUDA"):
-    LIBRARY.impl("conv_stage", _conv_stage, _key)
+LIBRARY.impl("conv_stage", _conv_stage_cpu, "CPU")
+LIBRARY.impl("conv_stage", _conv_stage_cuda, "CUDA")
 
 
 def conv_stage(

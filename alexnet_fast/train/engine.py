@@ -26,6 +26,7 @@ from alexnet_fast.data.loader import steps_per_epoch, worker_deaths_named
 from alexnet_fast.data.random import mix
 from alexnet_fast.data.stored import CachedImages
 from alexnet_fast.errors import InputError, RunError
+from alexnet_fast.malloc import keep_memory
 from alexnet_fast.parallel import MODES, Ranks, Split, Step, split_dropouts
 from alexnet_fast.train import checkpoint, pictures
 from alexnet_fast.train.checkpoint import Checkpoint, Saver
@@ -117,6 +118,8 @@ class Trainer:
             self.bad = self.ranks.gather(self.bad)[0]
             for kind in self.bad:
                 self._check_bad_share(kind)
+            if self.ranks.device.type == "cpu":
+                keep_memory()
             stack.enter_context(self._signals())
             stack.enter_context(using(self.config.backend))
             stack.enter_context(_deterministic())

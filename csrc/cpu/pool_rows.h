@@ -8,6 +8,8 @@
 // Backward gathers: an input sums, window after window in row order, dy of those that hold it and whose code names it.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/vec.h"
 
 namespace alexnet_fast::cpu::ALEXNET_FAST_ISA {
@@ -254,6 +256,13 @@ class PoolForwardNchw {
   Scratch<Int<A>> column_, first_column_;
 };
 
+template <int kBytes>
+using Unsigned = std::conditional_t<kBytes == 2, uint16_t, std::conditional_t<kBytes == 4, uint32_t, uint64_t>>;
+constexpr uint16_t bits_of_negative_infinity(BFloat16) { return 0xff80; }
+constexpr uint16_t bits_of_negative_infinity(Half) { return 0xfc00; }
+constexpr uint32_t bits_of_negative_infinity(float) { return 0xff800000; }
+constexpr uint64_t bits_of_negative_infinity(double) { return 0xfff0000000000000; }
+
 // NHWC. A window's elements are pixels, each a vector of channels.
 template <class T, bool kRelu>
 class PoolForwardNhwc {
@@ -266,7 +275,10 @@ class PoolForwardNhwc {
   // Output rows [first, past) to y and, unless null, codes. x holds input rows from x_first on. bias: per channel, or
   // null.
   void operator()(const T* x, int64_t x_first, int64_t first, int64_t past, T* y, uint8_t* codes, const T* bias) const {
-    (codes == nullptr ? run<false> : run<true>)(*this, x - x_first * width_ * channels_, first, past, y, codes, bias);
+    const auto go = codes != nullptr           ? run<true, false>
+                    : kRelu && bias == nullptr ? run<false, true>
+                                               : run<false, false>;
+    go(*this, x - x_first * width_ * channels_, first, past, y, codes, bias);
   }
 
  private:
@@ -276,7 +288,7 @@ class PoolForwardNhwc {
     int code;
   };
 
-  template <bool kCodes>
+  template <bool kCodes, bool kByBits>
   static void run(const PoolForwardNhwc& self, const T* x, int64_t first, int64_t past, T* y, uint8_t* codes,
                   const T* bias) {
     const Window& w = self.window_;
@@ -302,8 +314,46 @@ class PoolForwardNhwc {
         for (int64_t r = w.kernel_h; r < w.kernel_h + min(w.stride_h, w.kernel_h); ++r) {
           prefetch(corner + r * self.width_ * self.channels_, min(w.stride_w, w.kernel_w) * self.channels_);
         }
-        (count == 9 ? pixel<9, kCodes> : pixel<0, kCodes>)(corner, taps, count, self.channels_, bias, y + at,
-                                                           codes + at);
+        if constexpr (kByBits) {
+          (count == 9 ? pixel_by_bits<9> : pixel_by_bits<0>)(corner, taps, count, self.channels_, y + at);
+        } else {
+          (count == 9 ? pixel<9, kCodes> : pixel<0, kCodes>)(corner, taps, count, self.channels_, bias, y + at,
+                                                             codes + at);
+        }
+      }
+    }
+  }
+
+  // The maximum of elements and 0, without unpacking them: as signed integers, positive floats and NaNs lie in their
+  // own order above 0 and what has the sign below. As unsigned ones, the NaNs with the sign lie above all.
+  template <int kCount>
+  static void pixel_by_bits(const T* corner, const Tap* taps, int count, int64_t channels, T* y) {
+    using Pattern = Unsigned<sizeof(T)>;
+    typedef Pattern Patterns __attribute__((vector_size(kVectorBytes)));
+    typedef std::make_signed_t<Pattern> Signed __attribute__((vector_size(kVectorBytes)));
+    constexpr int kPatterns = kVectorBytes / static_cast<int>(sizeof(T));
+    const Pattern negative_infinity = bits_of_negative_infinity(T{});
+    for (int64_t c = 0; c < channels; c += kPatterns) {
+      const int64_t n = min(kPatterns, channels - c);
+      Signed best{};
+      Patterns top{};
+      for (int i = 0; i < (kCount ? kCount : count); ++i) {
+        Patterns v{};
+        const T* const from = corner + taps[i].offset + c;
+        if (n == kPatterns) {
+          std::memcpy(&v, from, sizeof(v));
+        } else {
+          copy_few<kPatterns / 2>(reinterpret_cast<T*>(&v), from, n);
+        }
+        const Signed s = reinterpret_cast<Signed>(v);
+        best = s > best ? s : best;
+        top = v > top ? v : top;
+      }
+      const Patterns result = top > negative_infinity ? top : reinterpret_cast<Patterns>(best);
+      if (n == kPatterns) {
+        std::memcpy(y + c, &result, sizeof(result));
+      } else {
+        copy_few<kPatterns / 2>(y + c, reinterpret_cast<const T*>(&result), n);
       }
     }
   }

@@ -16,6 +16,7 @@ CEILINGS = {"copy_gb_s": 10.0, "float32_tflop_s": 0.1, "bfloat16_tflop_s": 0.2}
 def row(bench: str, case: str, ours: float, peer: float, **more) -> dict:
     times = {"ours": [ours / 1e3] * 5, "eager": [peer / 1e3] * 5}
     labels = {"bench": bench, "case": case, "dtype": "float32", "layout": "contiguous", "pass": "forward"}
+    labels["backend"] = more.pop("backend", "cpu")
     return labels | results.timed(times) | more
 
 
@@ -25,6 +26,7 @@ def measured() -> dict:
         row("lrn", "after conv1", 1.0, 12.0, bytes=5_000_000, flops=0),
         row("conv_relu", "conv3", 4.0, 3.0, bytes=1000, flops=200_000_000, saved={"ours": 3e6, "eager": 9e6}),
         row("overhead", "lrn", 0.01, 0.02, above_operator_us=4.5),
+        row("data", "512 photographs", 100.0, 400.0, images=512),
         row("alexnet", "paper, batch 32", 5.0, 20.0, bytes=10_000_000, flops=100_000_000),
     ]
     about = {"processor": "P", "cores": 2, "threads": 2, "kernels": "avx2", "memory": "freed memory is kept"}
@@ -70,7 +72,9 @@ def test_what_is_left_out_is_said(measured):
     for text in (report.performance_text({"p": measured}), report.readme_text({"p": measured})):
         assert "Left out: OpenVINO: not installed." in text
         assert "P, 2 cores, 2 threads" in text
-    assert "| `lrn` | 10.0 | 4.5 | 20.0 |" in report.performance_text({"p": measured})
+    text = report.performance_text({"p": measured})
+    assert "| `lrn` | 10.0 | 4.5 | 20.0 |" in text
+    assert "| 512 photographs | 5120 | 1280 | 4.00 |" in text
 
 
 def test_a_page_keeps_what_is_outside_its_markers():
@@ -107,8 +111,9 @@ def test_a_file_collects_runs_of_one_commit(measured, tmp_path):
     assert stored["rows"] == [again, measured["rows"][1]]
     assert stored["missing"] == {"JAX": "no GPU", "OpenVINO": "not installed"}
     assert stored["ceilings"] == CEILINGS
-    results.write(path, {**header, "commit": "def"}, [again], {})
-    assert json.loads(path.read_text())["rows"] == [again]
+    on_gpus = [row("lrn", "after conv1", 1.0, 2.0, backend=name) for name in ("cuda", "triton")]
+    results.write(path, {**header, "commit": "def"}, on_gpus, {})
+    assert json.loads(path.read_text())["rows"] == on_gpus
 
 
 def test_the_machine_is_named():

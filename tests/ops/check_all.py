@@ -42,6 +42,9 @@ def check(backend: str) -> int:
                 if backend == "cuda":  # by name it refuses what it does not cover
                     continue
                 raise
+            with torch.inference_mode():
+                again = sample.ours(moved, backend)
+            assert as_exact(again.cpu(), peer["output"], exact["output"]), f"{sample}, {dtype}, {layout}: inference"
             for name in actual:
                 assert as_exact(actual[name].cpu(), peer[name], exact[name]), f"{sample}, {dtype}, {layout}: {name}"
                 checked += 1

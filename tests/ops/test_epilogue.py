@@ -74,6 +74,27 @@ def test_keeps_what_the_page_says(dtype, layout):
         assert saved_bytes(lambda: ops.epilogue(z, bias, **stage, backend="cpu")) == expected, stage  # noqa: B023
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels", [64, 41])
+def test_every_bit_pattern_is_pooled_as_a_number(channels, dtype, backend, device):
+    """Without a bias and a code, CPU kernels compare bits: of all 16-bit numbers here, and of as many others, NaNs of
+    either sign, infinities and zeros among them, in windows that the border cuts too."""
+    numbers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    lowest, highest = torch.iinfo(numbers).min, torch.iinfo(numbers).max
+    torch.manual_seed(0)
+    bits = torch.randint(lowest, highest, (channels * 40 * 40,), dtype=numbers)
+    if numbers == torch.int16:
+        bits[: 2**16] = torch.randperm(2**16).to(torch.int16)
+    special = torch.tensor([NAN, -NAN, INF, -INF, 0.0, -0.0], dtype=dtype).view(numbers)
+    bits[torch.randperm(len(bits))[:600]] = special.repeat(100)
+    z = bits.view(dtype).reshape(1, 40, 40, channels).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        y = ops.epilogue(z.to(device), pool=Pool(3, 2, 1), backend=backend).cpu()
+        expected = torch_epilogue(z, pool=Pool(3, 2, 1))
+    assert torch.equal(y.isnan(), expected.isnan())
+    assert torch.equal(y.nan_to_num(), expected.nan_to_num())
+
+
 def test_inference_keeps_nothing():
     z = torch.randn(2, 8, 9, 9, requires_grad=True)
     with Calls() as mode, torch.no_grad():
