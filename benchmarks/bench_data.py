@@ -27,7 +27,7 @@ from alexnet_fast.train.evaluate import augmented
 
 from .timing import row_of
 
-BATCH, CLASSES, PHOTOGRAPHS = 128, 2, 256  # of each class
+BATCH, CLASSES, PHOTOGRAPHS = 128, 2, 128  # of each class
 CORES = len(os.sched_getaffinity(0))
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

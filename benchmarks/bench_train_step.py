@@ -74,7 +74,7 @@ def test_train_step(benchmark, keep, missing, variant, device, dtype):
         "pass": "forward+backward",
         "backend": "auto",
     }
-    row = row_of(benchmark, sides, labels, device, seconds=6)
+    row = row_of(benchmark, sides, labels, device, seconds=4)
     if row is None:
         return
     bytes_moved, flops = net_bytes_and_flops(ours, x)

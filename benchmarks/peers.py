@@ -167,6 +167,8 @@ def onnxruntime(net: nn.Sequential, x: Tensor) -> Peer:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # Its threads spin within a run, as by default; those that went on after it would slow down the next side.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(onnx_model(net, x), options, providers=["CPUExecutionProvider"])
     feed = {"x": x.contiguous().numpy()}
     return lambda: torch.from_numpy(session.run(None, feed)[0])

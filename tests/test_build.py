@@ -118,6 +118,24 @@ def test_cuda_is_decided_by_nvcc(wish, home, answer, cuda_home, tmp_path):
     assert (done.stderr if failed else done.stdout) == answer.format(empty=empty) + "\n"
 
 
+def test_a_library_in_place_is_linked_anew_when_a_header_has_changed(tmp_path):
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "alexnet_fast").mkdir()
+    (tmp_path / "csrc" / "bindings").mkdir(parents=True)
+    source = (
+        '#include "word.h"\nextern "C" __attribute__((visibility("default"))) const char* word() { return WORD; }\n'
+    )
+    (tmp_path / "csrc" / "bindings" / "word.cpp").write_text(source)
+    for word in ("earlier", "later"):
+        (tmp_path / "csrc" / "word.h").write_text(f'#define WORD "{word}"\n')
+        command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+        done = run(*command, cwd=tmp_path, ALEXNET_FAST_CUDA="0")
+        assert done.returncode == 0, done.stderr
+        (library,) = (tmp_path / "alexnet_fast").glob("_C*.so")
+        assert word.encode() in library.read_bytes()
+
+
 # ---- One library for many versions of torch ------------------------------------------------------------------------
 
 

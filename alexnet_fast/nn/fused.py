@@ -87,7 +87,7 @@ def _lrn(norm: nn.LocalResponseNorm) -> ops.LRN:
     return ops.LRN(norm.size, norm.alpha, norm.beta, norm.k, getattr(norm, "groups", 1))
 
 
-def _call(run: str, members: list[nn.Module], x: Any) -> Any:
+def _call(run: str, members: list[nn.Module], x: Any, inference_dtype: torch.dtype | None) -> Any:
     """``x`` through the modules of a run: by one operator, or one by one where that would compute something else."""
     first, last = members[0], members[-1]
     if run != "." and _plain(x):
@@ -102,7 +102,7 @@ def _call(run: str, members: list[nn.Module], x: Any) -> Any:
             if fusable and backends.choose("linear_relu_dropout", x, None) == "triton":
                 p, training = (last.p, last.training) if "d" in run else (0.0, False)
                 return ops.linear_relu_dropout(x, weight, first.bias, p, training)
-            y = packed.linear(first, x) if x.dim() == 2 and packed.applies(first, x) else None
+            y = packed.linear(first, x) if x.dim() == 2 and packed.applies(first, x, inference_dtype) else None
             if y is not None:
                 y = y.relu_() if "r" in run else y
                 return last(y) if "d" in run else y
@@ -110,7 +110,7 @@ def _call(run: str, members: list[nn.Module], x: Any) -> Any:
         elif _plain(weight) and (x.dim() == 4 or "n" not in run):
             lrn = _lrn(members[2]) if "n" in run else None
             pool = ops.Pool(last.kernel_size, last.stride, last.padding, last.ceil_mode) if "p" in run else None
-            if x.dim() == 4 and packed.applies(first, x):
+            if x.dim() == 4 and packed.applies(first, x, inference_dtype):
                 z = packed.convolution(first, x)
                 if z is not None:
                     return z.relu_() if run == "cr" else ops.epilogue(z, lrn=lrn, pool=pool)
@@ -149,10 +149,11 @@ class FusedSequential(nn.Sequential):
             return super().forward(input)
         modules = list(self._modules.values())
         kinds = "".join([_kind(module) for module in modules])
+        dtype = packed.inference_dtype(input)
         start = 0
         while start < len(modules):
             run = _run(kinds, start)
-            input = _call(run, modules[start : start + len(run)], input)
+            input = _call(run, modules[start : start + len(run)], input, dtype)
             start += len(run)
         return input
 

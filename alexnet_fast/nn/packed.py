@@ -31,6 +31,7 @@ class _Copy(NamedTuple):
     storage: Tensor
     version: int
     shape: torch.Size | None
+    form: torch.memory_format  # the weight's
 
     def serves(self, weight: Tensor, shape: torch.Size | None) -> bool:
         return (
@@ -42,6 +43,7 @@ class _Copy(NamedTuple):
         )
 
 
+NOT_PACKED = object()
 _copies: WeakKeyDictionary[nn.Module, _Copy | None] = WeakKeyDictionary()
 
 
@@ -64,56 +66,71 @@ def pack(model: nn.Module) -> nn.Module:
     return model
 
 
-def applies(module: nn.Module, x: Tensor) -> bool:
-    """Whether ``module`` on ``x`` is oneDNN's inference: no gradients, no tracing, and its dtypes."""
-    weight = module.weight
-    return (
-        x.device.type == "cpu"
-        and weight.device.type == "cpu"
-        and not torch.is_grad_enabled()
-        and x.dtype == weight.dtype
-        and x.numel() > 0
-        and onednn_runs(x.dtype)
+def inference_dtype(x: object) -> torch.dtype | None:
+    """``x``'s dtype if oneDNN runs inference on it here and now: no gradients, no tracing; else None.
+
+    Asked once for a succession of modules; :func:`applies` is for each of them.
+    """
+    runs = (
+        not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and type(x) is Tensor
+        and x.device.type == "cpu"
         and backends.current() in ("auto", "cpu")
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
+        and onednn_runs(x.dtype)
+    )
+    return x.dtype if runs else None
+
+
+def applies(module: nn.Module, x: Tensor, dtype: torch.dtype | None) -> bool:
+    """Whether ``module`` on ``x`` is a case for :func:`linear` or :func:`convolution`, where inference runs in
+    ``dtype``."""
+    weight = module.weight
+    return (
+        dtype is not None
+        and x.dtype == weight.dtype == dtype
         and type(x) is Tensor
         and type(weight) in (Tensor, nn.Parameter)
+        and x.device == weight.device
+        and x.numel() > 0
         and not weight.is_inference()  # such a tensor counts no versions
     )
 
 
-def _packed(module: nn.Module, shape: torch.Size | None, reorder) -> Tensor | None:
+def _packed(module: nn.Module, shape: torch.Size | None, reorder) -> _Copy | None:
     """The packed weight, made by ``reorder`` if there is none for ``shape``; None if :func:`pack` was not called."""
-    if module not in _copies:
+    copy, weight = _copies.get(module, NOT_PACKED), module.weight
+    if copy is NOT_PACKED:
         return None
-    copy, weight = _copies[module], module.weight
     if copy is None or not copy.serves(weight, shape):
-        copy = _Copy(reorder(weight.detach()), weight, weight.detach(), weight._version, shape)
+        form = memory_format(weight)
+        copy = _Copy(reorder(weight.detach()), weight, weight.detach(), weight._version, shape, form)
         _copies[module] = copy
-    return copy.packed
+    return copy
 
 
 def linear(module: nn.Linear, x: Tensor) -> Tensor | None:
     """The layer by oneDNN; None where F.linear is as fast: 16-bit weights in plain order, and single rows."""
-    packed = _packed(module, None, lambda weight: torch.ops.mkldnn._reorder_linear_weight(weight, ROWS))
-    if packed is None and (x.dtype != torch.float32 or x.shape[0] == 1):
+    copy = _packed(module, None, lambda weight: torch.ops.mkldnn._reorder_linear_weight(weight, ROWS))
+    if copy is None and (x.dtype != torch.float32 or x.shape[0] == 1):
         return None
-    weight = module.weight if packed is None else packed
+    weight = module.weight if copy is None else copy.packed
     return torch.ops.mkldnn._linear_pointwise.default(x, weight, module.bias, "none", [], "")
 
 
 def convolution(module: nn.Conv2d, x: Tensor) -> Tensor | None:
     """The convolution of a batch, bias and all, with the packed weight; None where there is none."""
-    if module not in _copies or isinstance(module.padding, str):
+    if isinstance(module.padding, str):
         return None
-    form = memory_format(module.weight)
-    form = memory_format(x) if form == torch.contiguous_format else form
-    x = x.contiguous(memory_format=form)
     geometry = module.padding, module.stride, module.dilation, module.groups
-    packed = _packed(
+    copy = _packed(
         module, x.shape, lambda weight: torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, x.shape)
     )
-    z = torch.ops.mkldnn._convolution_pointwise.default(x, packed, module.bias, *geometry, "none", [], "")
+    if copy is None:
+        return None
+    form = memory_format(x) if copy.form == torch.contiguous_format else copy.form
+    x = x.contiguous(memory_format=form)
+    z = torch.ops.mkldnn._convolution_pointwise.default(x, copy.packed, module.bias, *geometry, "none", [], "")
     return z.contiguous(memory_format=form)
