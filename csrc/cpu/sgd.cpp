@@ -10,9 +10,15 @@ namespace {
 using V = Vector<float>;
 constexpr int64_t kItem = 1 << 14;  // elements
 
-// a * b + c
+// a * b + c. By name: compilers take a loop of __builtin_fmaf apart into lanes, and may or may not fuse a * b + c.
 inline V multiply_add(float a, V b, V c) {
-#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#if defined(__AVX512F__)
+  return reinterpret_cast<V>(
+      _mm512_fmadd_ps(_mm512_set1_ps(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(c)));
+#elif defined(__FMA__)
+  return reinterpret_cast<V>(
+      _mm256_fmadd_ps(_mm256_set1_ps(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(c)));
+#elif defined(__ARM_FEATURE_FMA)
   for (int i = 0; i < kLanes<float>; ++i) c[i] = __builtin_fmaf(a, b[i], c[i]);
   return c;
 #else
@@ -24,7 +30,8 @@ inline V multiply_add(float a, V b, V c) {
 
 int64_t sgd_items(const SgdParams& p) { return ceil_div(p.count, kItem); }
 
-void sgd(const SgdParams& p, int64_t begin, int64_t end) {
+void sgd(const SgdParams& params, int64_t begin, int64_t end) {
+  const SgdParams p = params;  // a copy, which no store below can reach: else every element reads its numbers anew
   dispatch(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     if constexpr (sizeof(T) <= sizeof(float)) {
