@@ -60,7 +60,7 @@ def test_alexnet(benchmark, keep, missing, variant, device, batch, dtype):
         "pass": "forward",
         "backend": "auto",
     }
-    row = row_of(benchmark, sides, labels, device, seconds=4)
+    row = row_of(benchmark, sides, labels, device, seconds=3, least=4)
     if row:
         row["bytes"], row["flops"] = net_bytes_and_flops(ours, x)
     keep(row)

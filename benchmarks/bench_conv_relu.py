@@ -9,10 +9,10 @@ from tests.ops.samples import conv_relu
 from .cases import backends, forms, passes
 
 SAMPLES = [
-    conv_relu("conv3", (32, 192, 13, 13), (384, 192, 3, 3), padding=1),
-    conv_relu("conv4", (32, 384, 13, 13), (256, 384, 3, 3), padding=1),
-    conv_relu("2012 conv3", (32, 256, 13, 13), (384, 256, 3, 3), padding=1),
-    conv_relu("2012 conv4", (32, 384, 13, 13), (384, 192, 3, 3), padding=1, groups=2),
+    conv_relu("conv3", (16, 192, 13, 13), (384, 192, 3, 3), padding=1),
+    conv_relu("conv4", (16, 384, 13, 13), (256, 384, 3, 3), padding=1),
+    conv_relu("2012 conv3", (16, 256, 13, 13), (384, 256, 3, 3), padding=1),
+    conv_relu("2012 conv4", (16, 384, 13, 13), (384, 192, 3, 3), padding=1, groups=2),
 ]
 
 

@@ -149,7 +149,7 @@ def race(
     sides = {"ours": side(lambda leaves: sample.ours(leaves, backend)), "eager": side(sample.torch)}
     if not training:
         x, modules = data["input"], peers.modules_of(sample, data)
-        made = {"compile": peers.compiled(modules, x)} if (dtype, layout) in COMPILED else {}
+        made = {"compile": peers.compiled(modules, x)} if _compiles(sample.stem, device, dtype, layout) else {}
         if device == "cuda":
             made |= {"JAX": peers.jax_compiled(modules, x)}
             made |= {"cuDNN": peers.conv_relu_cudnn(modules, x)} if sample.weight is not None else {}
@@ -167,7 +167,7 @@ def race(
         "pass": "forward+backward" if training else "forward",
         "backend": backend,
     }
-    row = row_of(benchmark, sides, labels, device, seconds=0.4)
+    row = row_of(benchmark, sides, labels, device, seconds=0.25, least=4)
     if row is None:
         return None
     row |= {"bytes": least_bytes(sample, data, dy, training), "flops": flops(sample, dy, training)}
@@ -179,8 +179,10 @@ def race(
     return row
 
 
-# Compiling takes seconds a case: one form stands for all.
-COMPILED = {(torch.bfloat16, "channels_last")}
+def _compiles(stem: str, device: str, dtype: torch.dtype, layout: str) -> bool:
+    """Compiling takes seconds a case: one form stands for all, and whole stages for their epilogue and pooling."""
+    form = (dtype, layout) == (torch.bfloat16, "channels_last")
+    return form and (device == "cuda" or stem in ("conv_relu", "conv_stage", "lrn"))
 
 
 def flops(sample: Sample, y: Tensor, training: bool) -> int:
