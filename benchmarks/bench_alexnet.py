@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 
 import pytest
 import torch
@@ -15,6 +16,13 @@ from .timing import agreed, row_of, short
 
 gpu_only = pytest.mark.skipif(bool(NO_GPU), reason=NO_GPU)
 CASES = [("cpu", 1), ("cpu", 32), *(pytest.param("cuda", batch, marks=gpu_only) for batch in (1, 128, 1024))]
+
+
+@cache
+def net_of(variant: str) -> AlexNet:
+    """The cases of a variant share its float32 weights; each takes copies."""
+    torch.manual_seed(0)
+    return AlexNet(variant=variant)
 
 
 def net_bytes_and_flops(net: AlexNet, x: torch.Tensor) -> tuple[int, int]:
@@ -31,8 +39,7 @@ def net_bytes_and_flops(net: AlexNet, x: torch.Tensor) -> tuple[int, int]:
 @pytest.mark.parametrize(("device", "batch"), CASES)
 @pytest.mark.parametrize("variant", ["torchvision", "paper"])
 def test_alexnet(benchmark, keep, missing, variant, device, batch, dtype):
-    torch.manual_seed(0)
-    truth_net = AlexNet(variant=variant).eval().requires_grad_(False)
+    truth_net = copy.deepcopy(net_of(variant)).eval().requires_grad_(False)
     images = torch.randn(batch, 3, truth_net.variant.image_size, truth_net.variant.image_size)
     last, gpu = torch.channels_last, device == "cuda"
     ours = copy.deepcopy(truth_net).to(device, dtype).to(memory_format=last)
@@ -60,7 +67,7 @@ def test_alexnet(benchmark, keep, missing, variant, device, batch, dtype):
         "pass": "forward",
         "backend": "auto",
     }
-    row = row_of(benchmark, sides, labels, device, seconds=3, least=4)
+    row = row_of(benchmark, sides, labels, device, seconds=2, least=4)
     if row:
         row["bytes"], row["flops"] = net_bytes_and_flops(ours, x)
     keep(row)

@@ -111,5 +111,5 @@ def test_feed(benchmark, keep, folder: Path):
     sides = {"ours": lambda: epoch(shards(folder, config)), "Pillow and DataLoader": lambda: epoch(files(loader))}
     labels = {"bench": "data", "case": f"{images} photographs of 500x375", "dtype": "float32"}
     labels |= {"layout": "channels_last", "pass": "epoch", "backend": DEVICE.type}
-    row = row_of(benchmark, sides, labels, "cpu", seconds=6, least=3)  # wall time on GPUs too: the work is the CPU's
+    row = row_of(benchmark, sides, labels, "cpu", seconds=4, least=3)  # wall time on GPUs too: the work is the CPU's
     keep(row and row | {"images": images})

@@ -6,18 +6,18 @@ import pytest
 
 from tests.ops.samples import OVERLAPPING, PAPER, epilogue
 
-from .cases import backends, forms, passes
+from .cases import forms, passes, runs
 
 SAMPLES = [
-    epilogue("bias, ReLU", (32, 384, 13, 13)),
-    epilogue("bias, ReLU, pool", (32, 64, 55, 55), pool=OVERLAPPING),
-    epilogue("bias, ReLU, LRN, pool", (32, 96, 55, 55), lrn=PAPER, pool=OVERLAPPING),
+    epilogue("bias, ReLU", (1, 384, 13, 13)),
+    epilogue("bias, ReLU, pool", (1, 64, 55, 55), pool=OVERLAPPING),
+    epilogue("bias, ReLU, LRN, pool", (1, 96, 55, 55), lrn=PAPER, pool=OVERLAPPING),
 ]
 
 
-@backends
+@runs
 @passes
 @forms
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)
-def test_epilogue(measure, sample, dtype, layout, training, backend):
-    measure(sample, dtype, layout, training, backend)
+def test_epilogue(measure, sample, dtype, layout, training, backend, batch):
+    measure(sample, dtype, layout, training, backend, batch)

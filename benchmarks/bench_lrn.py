@@ -7,17 +7,17 @@ import pytest
 
 from tests.ops.samples import lrn
 
-from .cases import backends, forms, passes
+from .cases import forms, passes, runs
 
 SAMPLES = [
-    lrn("after conv1", (32, 96, 55, 55), 5, alpha=5e-4, k=2.0),
-    lrn("after conv2", (32, 256, 27, 27), 5, alpha=5e-4, k=2.0),
+    lrn("after conv1", (1, 96, 55, 55), 5, alpha=5e-4, k=2.0),
+    lrn("after conv2", (1, 256, 27, 27), 5, alpha=5e-4, k=2.0),
 ]
 
 
-@backends
+@runs
 @passes
 @forms
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)
-def test_lrn(measure, sample, dtype, layout, training, backend):
-    measure(sample, dtype, layout, training, backend)
+def test_lrn(measure, sample, dtype, layout, training, backend, batch):
+    measure(sample, dtype, layout, training, backend, batch)

@@ -38,5 +38,5 @@ def test_sgd(benchmark, keep, device):
     count = sum(gradient.numel() for gradient in gradients)
     labels = {"bench": "sgd", "case": f"{count / 1e6:.0f} million parameters", "dtype": "float32"}
     labels |= {"layout": "contiguous", "pass": "step", "backend": "cpu" if device == "cpu" else "triton"}
-    row = row_of(benchmark, steps, labels, device, seconds=1)
+    row = row_of(benchmark, steps, labels, device, seconds=0.5)
     keep(row and row | {"bytes": 5 * 4 * count, "flops": 0})  # reads weights, gradients, momentum; writes two of them

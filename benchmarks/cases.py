@@ -14,14 +14,24 @@ FORMS = [
 ]
 
 
+# Images a call: one, and what a CPU or a GPU is given to be busy. Samples have one; race() gives them the case's.
+BATCHES = {"cpu": (1, 32), "cuda": (128, 1024), "triton": (128, 1024)}
 NO_GPU = "" if torch.cuda.is_available() else "torch sees no CUDA device"
 
 
-def _or_skip(name: str, reason: str):
-    return pytest.param(name, marks=pytest.mark.skipif(bool(reason), reason=f"{name}: {reason}"))
+def _or_skip(*values, reason: str):
+    marks = pytest.mark.skipif(bool(reason), reason=f"{values[0]}: {reason}")
+    return pytest.param(*values, marks=marks, id="-".join(map(str, values)))
+
+
+def _absent(backend: str) -> str:
+    return "" if backend == "cpu" else NO_GPU or missing(backend)
 
 
 forms = pytest.mark.parametrize(("dtype", "layout"), FORMS, ids=lambda value: str(value).removeprefix("torch."))
 passes = pytest.mark.parametrize("training", [False, True], ids=["forward", "forward+backward"])
-backends = pytest.mark.parametrize("backend", ["cpu", *(_or_skip(n, NO_GPU or missing(n)) for n in ("cuda", "triton"))])
-devices = pytest.mark.parametrize("device", ["cpu", _or_skip("cuda", NO_GPU)])
+runs = pytest.mark.parametrize(
+    ("backend", "batch"),
+    [_or_skip(backend, batch, reason=_absent(backend)) for backend, batches in BATCHES.items() for batch in batches],
+)
+devices = pytest.mark.parametrize("device", ["cpu", _or_skip("cuda", reason=NO_GPU)])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,12 @@ PICTURES = {
 }
 
 
+def split_batch(name: str) -> tuple[str, int]:
+    """A row's name without its batch, and the batch; 0 where there is none."""
+    found = re.search(r", batch (\d+)", name)
+    return (name.replace(found[0], "", 1), int(found[1])) if found else (name, 0)
+
+
 def picture_data(results: Results) -> dict[str, Any]:
     """What each picture shows."""
     rows, ceilings = results["rows"], results["ceilings"]
@@ -185,7 +192,7 @@ def picture_data(results: Results) -> dict[str, Any]:
         ],
         "operators": [
             [
-                f"{name_of(r)}, {r['dtype']} {r['layout']} {r['pass']}",
+                *split_batch(f"{name_of(r)}, {r['dtype']} {r['layout']} {r['pass']}"),
                 r["ratio"]["eager"][1],
                 r["ms"]["eager"][1] / floor if (floor := floor_ms(r, ceilings)) else None,
             ]
@@ -242,20 +249,25 @@ def _draw_speed(figure, data) -> None:
 
 
 def _draw_operators(figure, data) -> None:
-    figure.set_size_inches(10, 1 + 0.17 * len(data))
-    panel = figure.subplots()
-    names = [name for name, _, _ in data]
-    panel.barh(
-        names, [ratio for _, ratio, _ in data], color=["tab:orange" if r >= 1 else "tab:red" for _, r, _ in data]
-    )
-    for at, (_, _, floor) in enumerate(data):
-        if floor:
-            panel.plot([floor, floor], [at - 0.4, at + 0.4], color="black", linewidth=1)
-    panel.axvline(1, color="grey", linewidth=0.5)
-    panel.set(xscale="log", xlabel="PyTorch eager's time over ours; black: over the floor")
-    panel.margins(y=0.005)
-    panel.invert_yaxis()
-    panel.tick_params(labelsize=6)
+    """A panel for each batch; what has none goes with the largest."""
+    batches = sorted({batch for _, batch, _, _ in data if batch}) or [0]
+    names = list(dict.fromkeys(name for name, *_ in data))
+    figure.set_size_inches(6 + 4 * len(batches), 1 + 0.17 * len(names))
+    panels = figure.subplots(1, len(batches), sharey=True, squeeze=False)[0]
+    for panel, shown in zip(panels, batches, strict=True):
+        for name, batch, ratio, floor in data:
+            if (batch or batches[-1]) == shown:
+                at = names.index(name)
+                panel.barh(at, ratio, color="tab:orange" if ratio >= 1 else "tab:red")
+                if floor:
+                    panel.plot([floor, floor], [at - 0.4, at + 0.4], color="black", linewidth=1)
+        panel.set_yticks(range(len(names)), names)
+        panel.axvline(1, color="grey", linewidth=0.5)
+        panel.set(xscale="log", xlabel="PyTorch eager's time over ours; black: over the floor")
+        panel.set_title(f"batch {shown}" if shown else "", fontsize=8)
+        panel.margins(y=0.005)
+        panel.tick_params(labelsize=6)
+    panels[0].invert_yaxis()
 
 
 def _draw_roofline(figure, data) -> None:

@@ -35,7 +35,7 @@ def comparison(results: dict[str, Any]) -> list[str]:
         f"{machine['memory']}; {', '.join(about)}; commit {results['commit']}",
         ", ".join(f"{name} {value:g}" for name, value in ceilings.items()),
         *(f"left out: {name}: {reason}" for name, reason in results["missing"].items()),
-        f"Median [quartiles] in ms; ratio to ours; floor as a share of ours. {LOSES}: a peer is faster.",
+        f"Median [quartiles] in ms; ratio to ours; after a rest; floor as a share of ours. {LOSES}: a peer is faster.",
     ]
     for row in results["rows"]:
         lines.append(
@@ -45,6 +45,8 @@ def comparison(results: dict[str, Any]) -> list[str]:
         for side, (low, middle, high) in row["ms"].items():
             ratio = f"{row['ratio'][side][1]:6.2f}x" if side in row["ratio"] else " " * 7
             line = f"    {side:20} {middle:9.3f} [{low:9.3f} {high:9.3f}] {ratio}"
+            if (rested := row.get("rested", {}).get(side, middle)) != middle:
+                line += f"  from rest {rested:.3f}"
             if side == "ours" and (floor := floor_ms(row, ceilings)):
                 line += f"  floor {floor:.3f} ms, {100 * floor / middle:.0f}%"
             lines.append(line)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from alexnet_fast.models.variants import VARIANTS, Conv, Layer, Relu, SpatialLRN, ZeroPad
 from alexnet_fast.models.weights import AlexNet_Weights, read
 from alexnet_fast.nn import FusedSequential, GroupedLinear, GroupedLocalResponseNorm, SpatialResponseNorm
+from alexnet_fast.nn.fused import pools_nothing
 from alexnet_fast.ops import LRN, Pool
 
 HEAD = "classifier.6"  # in every variant
@@ -95,12 +96,12 @@ class AlexNet(nn.Module):
         if isinstance(x, Tensor):  # torch.fx passes a proxy, which has no shape to check
             self._check(x)
         x = self.features(x)
-        x = self.avgpool(x)
-        x = torch.flatten(x, 1)
-        return self.classifier(x)
+        if not pools_nothing(self.avgpool, x):
+            x = self.avgpool(x)
+        return self.classifier(torch.flatten(x, 1))
 
     def _check(self, x: Tensor) -> None:
-        first = next((module for module in self.features.children() if module._parameters), None)
+        first = next((module for module in self.features._modules.values() if module._parameters), None)
         channels = getattr(first, "in_channels", x.shape[1])  # users put other modules in conv1's place
         if x.dim() != 4 or x.shape[1] != channels:
             raise ValueError(f"input: expected (N, {channels}, H, W), got shape {tuple(x.shape)}")

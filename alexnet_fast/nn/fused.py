@@ -8,6 +8,7 @@ the module calls that it saves.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -29,9 +30,11 @@ KINDS: dict[type, str] = {
     nn.LocalResponseNorm: "n",
     GroupedLocalResponseNorm: "n",
     nn.MaxPool2d: "p",
+    nn.AdaptiveAvgPool2d: "a",
     nn.Dropout: "d",
 }
-RUNS = ("crnp", "crn", "crp", "cr", "n", "p", "lrd", "lr", "l")  # longest first
+RUNS = re.compile("crn?p?|lrd?|.")
+ALONE = frozenset("lnpd")  # what is more than a call of the module when nothing goes with it
 
 
 def _kind(module: nn.Module) -> str:
@@ -53,14 +56,6 @@ def _kind(module: nn.Module) -> str:
     if kind == "p" and (own["return_indices"] or own["dilation"] not in (1, (1, 1))):
         return "."
     return kind
-
-
-def _run(kinds: str, start: int) -> str:
-    """The longest run of modules from ``start`` on that one operator computes; '.' if a module stands alone."""
-    for run in RUNS:
-        if kinds.startswith(run, start):
-            return run
-    return "."
 
 
 def _global_hooks() -> bool:
@@ -90,35 +85,48 @@ def _lrn(norm: nn.LocalResponseNorm) -> ops.LRN:
 def _call(run: str, members: list[nn.Module], x: Any, inference_dtype: torch.dtype | None) -> Any:
     """``x`` through the modules of a run: by one operator, or one by one where that would compute something else."""
     first, last = members[0], members[-1]
-    if run != "." and _plain(x):
+    if (len(run) > 1 or run in ALONE) and _plain(x):
         if run == "n":
             *parameters, groups = _lrn(first)
             return ops.local_response_norm(x, *parameters, groups=groups)
         if run == "p":
             return ops.max_pool2d(x, first.kernel_size, first.stride, first.padding, ceil_mode=first.ceil_mode)
-        weight = first.weight
+        if run == "d":
+            return first(x) if first.training else x
+        weight, bias = first.weight, first.bias
         if run[0] == "l":
+            if x.dim() == 2 and packed.applies(weight, x, inference_dtype):
+                y = packed.linear(first, weight, bias, x, "r" in run)
+                if y is not None:
+                    return last(y) if "d" in run and last.training else y
             fusable = run != "l" and _plain(weight) and x.dim() <= 2
             if fusable and backends.choose("linear_relu_dropout", x, None) == "triton":
                 p, training = (last.p, last.training) if "d" in run else (0.0, False)
-                return ops.linear_relu_dropout(x, weight, first.bias, p, training)
-            y = packed.linear(first, x) if x.dim() == 2 and packed.applies(first, x, inference_dtype) else None
-            if y is not None:
-                y = y.relu_() if "r" in run else y
-                return last(y) if "d" in run else y
+                return ops.linear_relu_dropout(x, weight, bias, p, training)
         # Of an unbatched image nn.LocalResponseNorm takes dimension 1, the height, for channels.
         elif _plain(weight) and (x.dim() == 4 or "n" not in run):
             lrn = _lrn(members[2]) if "n" in run else None
             pool = ops.Pool(last.kernel_size, last.stride, last.padding, last.ceil_mode) if "p" in run else None
-            if x.dim() == 4 and packed.applies(first, x, inference_dtype):
-                z = packed.convolution(first, x)
-                if z is not None:
-                    return z.relu_() if run == "cr" else ops.epilogue(z, lrn=lrn, pool=pool)
+            if x.dim() == 4 and packed.applies(weight, x, inference_dtype):
+                y = packed.stage(first, weight, bias, x, lrn, pool)
+                if y is not None:
+                    return y
             geometry = first.stride, first.padding, first.dilation, first.groups
-            return ops.conv_stage(x, weight, first.bias, *geometry, lrn=lrn, pool=pool)
+            return ops.conv_stage(x, weight, bias, *geometry, lrn=lrn, pool=pool)
     for module in members:
         x = module(x)
     return x
+
+
+def pools_nothing(module: nn.Module, x: object) -> bool:
+    """Whether ``module`` is adaptive average-pooling, in no way changed, that would hand on each pixel of ``x``."""
+    return (
+        type(module) is nn.AdaptiveAvgPool2d
+        and _kind(module) == "a"
+        and isinstance(x, Tensor)
+        and x.shape[-2:] == module.output_size
+        and not _global_hooks()
+    )
 
 
 class FusedSequential(nn.Sequential):
@@ -127,6 +135,7 @@ class FusedSequential(nn.Sequential):
         Conv2d, ReLU [, LocalResponseNorm] [, MaxPool2d]     ops.conv_stage
         LocalResponseNorm                                    ops.local_response_norm
         MaxPool2d                                            ops.max_pool2d
+        Dropout                                              nothing, in inference
         Linear, ReLU [, Dropout]                             ops.linear_relu_dropout, on the triton backend alone
         Linear [, ReLU [, Dropout]]                          oneDNN's product, in inference on CPUs
 
@@ -151,8 +160,7 @@ class FusedSequential(nn.Sequential):
         kinds = "".join([_kind(module) for module in modules])
         dtype = packed.inference_dtype(input)
         start = 0
-        while start < len(modules):
-            run = _run(kinds, start)
+        for run in RUNS.findall(kinds):
             input = _call(run, modules[start : start + len(run)], input, dtype)
             start += len(run)
         return input

@@ -8,15 +8,18 @@ weights, and a write to ``weight.data`` leaves no trace by which the copy could 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import finalize
 
 import torch
 from torch import Tensor, nn
 
 from alexnet_fast import backends
-from alexnet_fast.ops.convolution import onednn_runs
-from alexnet_fast.ops.registry import memory_format
+from alexnet_fast.ops.arguments import LRN, Pool
+from alexnet_fast.ops.convolution import GEOMETRY, out_sides
+from alexnet_fast.ops.epilogue import WINDOWS, plan
+from alexnet_fast.ops.registry import LIBRARY, memory_format
 
 # The rows of input that a linear layer's weight is packed for. Blocks for 32 rows are as fast at 1 row as blocks for 1,
 # or faster, so that one copy serves all batches.
@@ -44,7 +47,8 @@ class _Copy(NamedTuple):
 
 
 NOT_PACKED = object()
-_copies: WeakKeyDictionary[nn.Module, _Copy | None] = WeakKeyDictionary()
+# By the id of a module that lives: looked up by each call of it, and in a WeakKeyDictionary that takes longer.
+_copies: dict[int, _Copy | None] = {}
 
 
 def pack(model: nn.Module) -> nn.Module:
@@ -62,8 +66,27 @@ def pack(model: nn.Module) -> nn.Module:
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
     for module in model.modules():
         if type(module) in (nn.Conv2d, nn.Linear):
-            _copies[module] = None
+            if id(module) not in _copies:
+                finalize(module, _copies.pop, id(module)).atexit = False
+            _copies[id(module)] = None
     return model
+
+
+@cache
+def _onednn_has(dtype: torch.dtype) -> bool:
+    """Whether oneDNN is here and has kernels of ``dtype`` for this processor."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if dtype == torch.float16:
+        return torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return dtype == torch.float32
+
+
+def onednn_runs(dtype: torch.dtype) -> bool:
+    """The same, and it is not switched off."""
+    return _onednn_has(dtype) and torch._C._get_mkldnn_enabled()
 
 
 def inference_dtype(x: object) -> torch.dtype | None:
@@ -84,10 +107,8 @@ def inference_dtype(x: object) -> torch.dtype | None:
     return x.dtype if runs else None
 
 
-def applies(module: nn.Module, x: Tensor, dtype: torch.dtype | None) -> bool:
-    """Whether ``module`` on ``x`` is a case for :func:`linear` or :func:`convolution`, where inference runs in
-    ``dtype``."""
-    weight = module.weight
+def applies(weight: Tensor, x: Tensor, dtype: torch.dtype | None) -> bool:
+    """Whether ``weight`` on ``x`` is a case for :func:`linear` or :func:`stage`, where inference runs in ``dtype``."""
     return (
         dtype is not None
         and x.dtype == weight.dtype == dtype
@@ -99,38 +120,55 @@ def applies(module: nn.Module, x: Tensor, dtype: torch.dtype | None) -> bool:
     )
 
 
-def _packed(module: nn.Module, shape: torch.Size | None, reorder) -> _Copy | None:
+def _packed(module: nn.Module, weight: Tensor, shape: torch.Size | None, reorder) -> _Copy | None:
     """The packed weight, made by ``reorder`` if there is none for ``shape``; None if :func:`pack` was not called."""
-    copy, weight = _copies.get(module, NOT_PACKED), module.weight
+    copy = _copies.get(id(module), NOT_PACKED)
     if copy is NOT_PACKED:
         return None
     if copy is None or not copy.serves(weight, shape):
         form = memory_format(weight)
         copy = _Copy(reorder(weight.detach()), weight, weight.detach(), weight._version, shape, form)
-        _copies[module] = copy
+        _copies[id(module)] = copy
     return copy
 
 
-def linear(module: nn.Linear, x: Tensor) -> Tensor | None:
-    """The layer by oneDNN; None where F.linear is as fast: 16-bit weights in plain order, and single rows."""
-    copy = _packed(module, None, lambda weight: torch.ops.mkldnn._reorder_linear_weight(weight, ROWS))
+LIBRARY.define("onednn_linear(Tensor x, Tensor weight, Tensor? bias, bool relu) -> Tensor")
+# channels_last: the weight is; the result is, if x or the weight is.
+LIBRARY.define(
+    f"packed_stage(Tensor x, Tensor packed, Tensor? bias, {GEOMETRY}, {WINDOWS}, bool ceil_mode, bool channels_last)"
+    " -> Tensor"
+)
+
+
+def linear(module: nn.Linear, weight: Tensor, bias: Tensor | None, x: Tensor, relu: bool) -> Tensor | None:
+    """The layer, and ReLU if wanted, by oneDNN; None where F.linear is as fast, 16-bit weights in plain order and
+    single rows, and for what F.linear refuses."""
+    if x.size(1) != weight.size(1):
+        return None
+    copy = _packed(module, weight, None, lambda weight: torch.ops.mkldnn._reorder_linear_weight(weight, ROWS))
     if copy is None and (x.dtype != torch.float32 or x.shape[0] == 1):
         return None
-    weight = module.weight if copy is None else copy.packed
-    return torch.ops.mkldnn._linear_pointwise.default(x, weight, module.bias, "none", [], "")
+    return torch.ops.alexnet_fast.onednn_linear.default(x, weight if copy is None else copy.packed, bias, relu)
 
 
-def convolution(module: nn.Conv2d, x: Tensor) -> Tensor | None:
-    """The convolution of a batch, bias and all, with the packed weight; None where there is none."""
-    if isinstance(module.padding, str):
+def stage(
+    module: nn.Conv2d, weight: Tensor, bias: Tensor | None, x: Tensor, lrn: LRN | None, pool: Pool | None
+) -> Tensor | None:
+    """ops.conv_stage of a batch with the packed weight; None where there is none, and for what conv_stage refuses."""
+    stride, padding, dilation, groups = module.stride, module.padding, module.dilation, module.groups
+    if isinstance(padding, str) or x.size(1) != groups * weight.size(1):
         return None
-    geometry = module.padding, module.stride, module.dilation, module.groups
     copy = _packed(
-        module, x.shape, lambda weight: torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, x.shape)
+        module,
+        weight,
+        x.shape,
+        lambda weight: torch.ops.mkldnn._reorder_convolution_weight(weight, padding, stride, dilation, groups, x.shape),
     )
     if copy is None:
         return None
-    form = memory_format(x) if copy.form == torch.contiguous_format else copy.form
-    x = x.contiguous(memory_format=form)
-    z = torch.ops.mkldnn._convolution_pointwise.default(x, copy.packed, module.bias, *geometry, "none", [], "")
-    return z.contiguous(memory_format=form)
+    windows, refusal = plan(lrn, pool, weight.shape[0], *out_sides(x, weight, stride, padding, dilation))
+    if refusal:
+        return None
+    channels_last = copy.form == torch.channels_last
+    operator = torch.ops.alexnet_fast.packed_stage.default
+    return operator(x, copy.packed, bias, stride, padding, dilation, groups, *windows, channels_last)

@@ -8,7 +8,6 @@ over images and pixels. Saved for backward: x, w and y, off which the mask is re
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from alexnet_fast import reference
@@ -16,8 +15,7 @@ from alexnet_fast.backends import choose
 from alexnet_fast.ops import convolution
 from alexnet_fast.ops.arguments import IntPair
 from alexnet_fast.ops.convolution import GEOMETRY
-from alexnet_fast.ops.epilogue import NO_LRN, NO_POOL
-from alexnet_fast.ops.registry import CUDA, LIBRARY, NATIVE, TRITON, Family, define, empty, family
+from alexnet_fast.ops.registry import CUDA, NATIVE, TRITON, Family, define, empty, family
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -63,33 +61,6 @@ convolution.define_own_kernel("conv_relu", FORWARD)
 convolution.define_own_kernel("conv_relu_backward", BACKWARD)
 
 
-def _conv_relu_cpu(x, weight, bias, *geometry):
-    return convolution.library_convolution(x, weight, bias, *geometry, relu=True)
-
-
-def _conv_relu_cuda(x, weight, bias, *geometry):
-    """cuDNN's convolution, then bias and ReLU in one pass of ours: torch's own bias pass and ReLU pass are two."""
-    z = convolution.library_convolution(x, weight, None, *geometry)
-    return NATIVE.epilogue(z, bias, *NO_LRN, *NO_POOL, False)[0]
-
-
-def _conv_relu_backward(dy, x, weight, y, stride, padding, dilation, groups, wanted):
-    form = torch._prims_common.suggest_memory_format(convolution.layout_of(x, weight))
-    masked = dy if y is None else torch.ops.aten.threshold_backward.default(dy, y, 0)
-    grads = torch.ops.aten.convolution_backward.default(
-        masked, x, weight, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups, wanted
-    )
-    return tuple(
-        x.new_empty(0) if g is None else g.contiguous(memory_format=form) if g.dim() == 4 else g for g in grads
-    )
-
-
-LIBRARY.impl("conv_relu", _conv_relu_cpu, "CPU")
-LIBRARY.impl("conv_relu", _conv_relu_cuda, "CUDA")
-for _key in ("CPU", "CUDA"):
-    LIBRARY.impl("conv_relu_backward", _conv_relu_backward, _key)
-
-
 def conv_relu(
     input: Tensor,
     weight: Tensor,
@@ -119,8 +90,8 @@ def conv_relu(
         BackendError: the named backend cannot run this call.
     """
     geometry, _sides, refusal = convolution.check(input, weight, bias, stride, padding, dilation, groups)
-    limits = {"cuda_refusal": convolution.cuda_refuses(weight), "kind": convolution.kind(weight)}
-    chosen = choose("conv_relu", input, backend, refusal, **limits)
+    cuda_refusal, kind = convolution.cuda_refuses(weight), convolution.kind(weight)
+    chosen = choose("conv_relu", input, backend, refusal, cuda_refusal=cuda_refusal, kind=kind)
     if chosen == "reference":
         return reference.conv_relu(input, weight, bias, stride, padding, dilation, groups)
     x = input if input.dim() == 4 else input.unsqueeze(0)

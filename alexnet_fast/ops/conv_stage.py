@@ -19,7 +19,7 @@ from alexnet_fast.ops.conv_relu import conv_relu
 from alexnet_fast.ops.convolution import GEOMETRY
 from alexnet_fast.ops.epilogue import WINDOWS, gradient, plan, save
 from alexnet_fast.ops.epilogue import fake as fake_epilogue
-from alexnet_fast.ops.registry import CUDA, LIBRARY, NATIVE, TRITON, Family, define, family
+from alexnet_fast.ops.registry import CUDA, NATIVE, TRITON, Family, define, family
 
 
 def _fake(x, weight, bias, stride, padding, dilation, groups, lrn_size, alpha, beta, k, lrn_groups, *rest):
@@ -59,22 +59,6 @@ define(
 convolution.define_own_kernel("conv_stage", SCHEMA)
 
 
-def _conv_stage_cpu(x, weight, bias, stride, padding, dilation, groups, *windows):
-    """oneDNN's convolution, which adds the bias before it rounds, then everything else in one pass."""
-    z = convolution.library_convolution(x, weight, bias, stride, padding, dilation, groups)
-    return NATIVE.epilogue(z, None, *windows)
-
-
-def _conv_stage_cuda(x, weight, bias, stride, padding, dilation, groups, *windows):
-    """cuDNN's convolution, whose bias torch would add in a pass of its own, then everything else in one pass."""
-    z = convolution.library_convolution(x, weight, None, stride, padding, dilation, groups)
-    return NATIVE.epilogue(z, bias, *windows)
-
-
-LIBRARY.impl("conv_stage", _conv_stage_cpu, "CPU")
-LIBRARY.impl("conv_stage", _conv_stage_cuda, "CUDA")
-
-
 def conv_stage(
     input: Tensor,
     weight: Tensor,
@@ -104,12 +88,14 @@ def conv_stage(
         return conv_relu(input, weight, bias, stride, padding, dilation, groups, backend=backend)
     geometry, sides, refusal = convolution.check(input, weight, bias, stride, padding, dilation, groups)
     windows, refused_window = plan(lrn, pool, weight.shape[0], *sides)
-    limits = {"cuda_refusal": convolution.cuda_refuses(weight) or cuda_refuses(lrn), "kind": convolution.kind(weight)}
-    chosen = choose("conv_stage", input, backend, refusal or refused_window, **limits)
+    cuda_refusal = convolution.cuda_refuses(weight) or cuda_refuses(lrn)
+    kind = convolution.kind(weight)
+    chosen = choose("conv_stage", input, backend, refusal or refused_window, cuda_refusal=cuda_refusal, kind=kind)
     if chosen == "reference":
         return reference.conv_stage(input, weight, bias, stride, padding, dilation, groups, lrn=lrn, pool=pool)
     x = input if input.dim() == 4 else input.unsqueeze(0)
-    tensors = [t for t in (x, weight, bias) if t is not None]
-    training = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    training = torch.is_grad_enabled() and (
+        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    )
     y, _code, _r = family(chosen).conv_stage(x, weight, bias, *geometry, *windows, training)
     return y if input.dim() == 4 else y.squeeze(0)

@@ -1,4 +1,4 @@
-"""What conv_relu and conv_stage share: checked arguments, output shapes, and the convolutions that torch carries."""
+"""What conv_relu and conv_stage share: checked arguments, output shapes, and the switch of their CUDA kernels."""
 
 from __future__ import annotations
 
@@ -77,8 +77,11 @@ def layout_of(x: Tensor, weight: Tensor) -> Tensor:
 
 def out_sides(x: Tensor, weight: Tensor, stride, padding, dilation) -> list[int]:
     """Height and width of the convolution's output."""
-    extents = [d * (side - 1) + 1 for d, side in zip(dilation, weight.shape[-2:], strict=True)]
-    return [out_side("weight", *side) for side in zip(x.shape[-2:], extents, stride, padding, strict=True)]
+    rows, columns = dilation[0] * (weight.size(-2) - 1) + 1, dilation[1] * (weight.size(-1) - 1) + 1
+    return [
+        out_side("weight", x.size(-2), rows, stride[0], padding[0]),
+        out_side("weight", x.size(-1), columns, stride[1], padding[1]),
+    ]
 
 
 def fake(x: Tensor, weight: Tensor, stride, padding, dilation) -> Tensor:
@@ -111,34 +114,3 @@ def define_own_kernel(name: str, schema: str) -> None:
     arguments, returns = schema.split(") ->")
     LIBRARY.define(f"{name}_kernel{arguments}, bool allow_tf32) ->{returns}")
     LIBRARY.impl(f"{name}_cuda", own_kernel(name), "CUDA")
-
-
-def onednn_runs(dtype: torch.dtype) -> bool:
-    """Whether oneDNN is here, enabled, and has kernels of ``dtype`` for this processor."""
-    if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
-        return False
-    if dtype == torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if dtype == torch.float16:
-        return torch.ops.mkldnn._is_mkldnn_fp16_supported()
-    return dtype == torch.float32
-
-
-def library_convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation, groups, *, relu: bool = False
-) -> Tensor:
-    """The convolution of the library that torch carries, then ReLU in place if asked for.
-
-    On CPUs oneDNN's operator; for dtypes and processors oneDNN leaves out, and on GPUs, torch's own convolution. ReLU
-    is not left to oneDNN's post-operation, which turns NaN into 0: a run that diverged would look alive.
-    """
-    form = memory_format(layout_of(x, weight))
-    x = x.contiguous(memory_format=form)
-    if x.device.type == "cpu" and x.numel() > 0 and onednn_runs(x.dtype):
-        bias = None if bias is None else bias.contiguous()  # oneDNN reads it as dense, whatever its stride
-        onednn = torch.ops.mkldnn._convolution_pointwise.default
-        y = onednn(x, weight, bias, padding, stride, dilation, groups, "none", [], "")
-    else:
-        y = torch.ops.aten.convolution.default(x, weight, bias, stride, padding, dilation, False, [0, 0], groups)
-    y = y.relu_() if relu else y
-    return y.contiguous(memory_format=form)

@@ -1,5 +1,5 @@
-// What the bindings of the convolutions' own CUDA kernels share. The kernels read and write channels_last alone: other
-// layouts are converted on the way in and out.
+// What the bindings of the convolutions share. This package's own CUDA kernels read and write channels_last alone:
+// other layouts are converted on the way in and out.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +8,45 @@
 
 namespace alexnet_fast {
 
-using Ints = std::vector<int64_t>;
+// torch's rule for a convolution's result.
+inline bool result_is_channels_last(const Tensor& x, const Tensor& weight) {
+  return is_channels_last(x) || is_channels_last(weight);
+}
+
+inline Tensor in_layout(const Tensor& result, bool channels_last) {
+  return channels_last ? result : dense(result, false);
+}
+
+// Calls an operator of torch's through its dispatcher. The stack holds the arguments, then the results.
+template <size_t N>
+void call_torch(const char* name, std::array<StableIValue, N>& stack) {
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION));
+}
+
+// ReLU in x's own memory. Not oneDNN's post-operation, which turns NaN into 0: a run that diverged would look alive.
+inline Tensor relu_(const Tensor& x) {
+  std::array<StableIValue, 1> stack{torch::stable::detail::from(x)};
+  call_torch("aten::relu_", stack);
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// The convolution of the library that torch carries, by torch's own rules: oneDNN's on CPUs, cuDNN's on GPUs.
+inline Tensor library_convolution(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                                  const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
+  using torch::stable::detail::from;
+  const bool channels_last = result_is_channels_last(x, weight), transposed = false;
+  std::array<StableIValue, 9> stack{from(dense(x, channels_last)),
+                                    from(weight),
+                                    from(bias),
+                                    from(stride),
+                                    from(padding),
+                                    from(dilation),
+                                    from(transposed),
+                                    from(Ints{0, 0}),
+                                    from(groups)};
+  call_torch("aten::convolution", stack);
+  return dense(torch::stable::detail::to<Tensor>(stack[0]), channels_last);
+}
 
 // Everything but pointers, checked.
 inline ConvParams conv_params(const Tensor& x, const Tensor& weight, const Ints& stride, const Ints& padding,
@@ -56,15 +94,6 @@ inline ConvParams conv_params(const Tensor& x, const Tensor& weight, const Ints&
   return params;
 }
 
-// torch's rule for a convolution's result.
-inline bool result_is_channels_last(const Tensor& x, const Tensor& weight) {
-  return is_channels_last(x) || is_channels_last(weight);
-}
-
-inline Tensor in_layout(const Tensor& result, bool channels_last) {
-  return channels_last ? result : dense(result, false);
-}
-
 // The bias, contiguous, with its pointer in `params`; nothing without one.
 inline std::optional<Tensor> set_bias(const std::optional<Tensor>& bias, const Tensor& x, ConvParams& params,
                                       const char* op) {
@@ -79,6 +108,7 @@ inline std::optional<Tensor> set_bias(const std::optional<Tensor>& bias, const T
   return dense_bias;
 }
 
+#if ALEXNET_FAST_CUDA
 // Enqueues a launcher with the workspace that it asks for; `to` is where `params` keeps the workspace's pointer. The
 // allocator hands memory on in the order of this same stream, so the workspace may go when this function returns.
 template <class Params>
@@ -88,5 +118,6 @@ void launch_with_workspace(const char* op, const Tensor& x, const Params& params
   to = workspace.mutable_data_ptr();
   enqueue(op, x, params, launcher);
 }
+#endif
 
 }  // namespace alexnet_fast

@@ -1,10 +1,11 @@
-#include "torch_compat.h"
-
-#if ALEXNET_FAST_CUDA
 #include "conv.h"
+#include "epilogue.h"
 
 namespace alexnet_fast {
 namespace {
+
+#if ALEXNET_FAST_CUDA
+// ---- This package's own kernels -------------------------------------------------------------------------------------
 
 Tensor conv_relu(const Tensor& input, const Tensor& kernel, std::optional<Tensor> bias, Ints stride, Ints padding,
                  Ints dilation, int64_t groups, bool allow_tf32) {
@@ -62,12 +63,77 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_backward(const Tensor& grad, const 
           dbias};
 }
 
+#endif
+
+#ifndef ALEXNET_FAST_HOST_SIMT
+// ---- The library's convolutions -------------------------------------------------------------------------------------
+
+// No pooling window, with lrn_size 0: bias and ReLU alone.
+const Ints NONE{0, 0}, ONE{1, 1};
+
+// On CPUs oneDNN adds the bias before it rounds. On GPUs torch's bias pass and ReLU pass would be two: the epilogue is
+// one.
+Tensor library_conv_relu(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias, Ints stride, Ints padding,
+                         Ints dilation, int64_t groups) {
+  if (x.is_cpu()) {
+    return relu_(library_convolution(x, weight, bias, stride, padding, dilation, groups));
+  }
+  const Tensor z = library_convolution(x, weight, std::nullopt, stride, padding, dilation, groups);
+  return std::get<0>(epilogue(z, bias, 0, 0, 0, 0, 1, NONE, ONE, NONE, false, false));
+}
+
+// As conv_relu_backward().
+std::tuple<Tensor, Tensor, Tensor> library_conv_relu_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                                              std::optional<Tensor> output, Ints stride, Ints padding,
+                                                              Ints dilation, int64_t groups, std::vector<bool> wanted) {
+  using torch::stable::detail::from, torch::stable::detail::to;
+  STD_TORCH_CHECK(wanted.size() == 3, "conv_relu_backward: wanted must have three elements");
+  Tensor masked = grad, dbias = empty1d(x, 0, x.scalar_type());
+  if (output) {
+    std::tie(masked, dbias) = epilogue_backward(grad, empty1d(x, 0, ScalarType::Byte), *output, output->size(2),
+                                                output->size(3), wanted[2], 0, 0, 0, 0, 1, NONE, ONE, NONE);
+    wanted[2] = false;
+  }
+  const bool transposed = false, mask[] = {wanted[0], wanted[1], wanted[2]};
+  std::array<StableIValue, 11> stack{from(masked),
+                                     from(x),
+                                     from(weight),
+                                     from(std::make_optional(Ints{weight.size(0)})),
+                                     from(stride),
+                                     from(padding),
+                                     from(dilation),
+                                     from(transposed),
+                                     from(Ints{0, 0}),
+                                     from(groups),
+                                     from(torch::headeronly::HeaderOnlyArrayRef<bool>(mask, 3))};
+  call_torch("aten::convolution_backward", stack);
+  const bool channels_last = result_is_channels_last(x, weight);
+  const Tensor gradients[] = {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2])};
+  const auto wanted_or_empty = [&](int at) {
+    return wanted[at] ? dense(gradients[at], channels_last) : empty1d(x, 0, x.scalar_type());
+  };
+  return {wanted_or_empty(0), wanted_or_empty(1), wanted[2] ? gradients[2] : dbias};
+}
+
+void register_library(torch::stable::detail::StableLibrary& m) {
+  m.impl("conv_relu", TORCH_BOX(&library_conv_relu));
+  m.impl("conv_relu_backward", TORCH_BOX(&library_conv_relu_backward));
+}
+#endif
+
 }  // namespace
 
+#if ALEXNET_FAST_CUDA
 STABLE_TORCH_LIBRARY_IMPL(alexnet_fast, ALEXNET_FAST_CUDA_KEY, m) {
   m.impl("conv_relu_kernel", TORCH_BOX(&conv_relu));
   m.impl("conv_relu_backward_kernel", TORCH_BOX(&conv_relu_backward));
 }
+#endif
+#ifndef ALEXNET_FAST_HOST_SIMT
+STABLE_TORCH_LIBRARY_IMPL(alexnet_fast, CPU, m) { register_library(m); }
+#if ALEXNET_FAST_CUDA
+STABLE_TORCH_LIBRARY_IMPL(alexnet_fast, CUDA, m) { register_library(m); }
+#endif
+#endif
 
 }  // namespace alexnet_fast
-#endif

@@ -1,11 +1,11 @@
-#include "torch_compat.h"
-
-#if ALEXNET_FAST_CUDA
 #include "conv.h"
+#include "epilogue.h"
 
 namespace alexnet_fast {
 namespace {
 
+#if ALEXNET_FAST_CUDA
+// By this package's own kernel.
 // As epilogue(): code and r come back empty unless training asks for them.
 std::tuple<Tensor, Tensor, Tensor> conv_stage(const Tensor& input, const Tensor& kernel, std::optional<Tensor> bias,
                                               Ints stride, Ints padding, Ints dilation, int64_t groups,
@@ -53,11 +53,38 @@ std::tuple<Tensor, Tensor, Tensor> conv_stage(const Tensor& input, const Tensor&
           keep_r ? in_layout(r, channels_last) : r};
 }
 
+#endif
+
+#ifndef ALEXNET_FAST_HOST_SIMT
+// The library's convolution, then everything else in one pass. oneDNN adds the bias before it rounds; on GPUs torch
+// would add it in a pass of its own.
+std::tuple<Tensor, Tensor, Tensor> library_conv_stage(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias,
+                                                      Ints stride, Ints padding, Ints dilation, int64_t groups,
+                                                      int64_t lrn_size, double alpha, double beta, double k,
+                                                      int64_t lrn_groups, Ints pool_kernel, Ints pool_stride,
+                                                      Ints pool_padding, bool ceil_mode, bool training) {
+  std::optional<Tensor> with, after;
+  (x.is_cpu() ? with : after) = bias;
+  const Tensor z = library_convolution(x, weight, with, stride, padding, dilation, groups);
+  return epilogue(z, after, lrn_size, alpha, beta, k, lrn_groups, pool_kernel, pool_stride, pool_padding, ceil_mode,
+                  training);
+}
+
+void register_library(torch::stable::detail::StableLibrary& m) { m.impl("conv_stage", TORCH_BOX(&library_conv_stage)); }
+#endif
+
 }  // namespace
 
+#if ALEXNET_FAST_CUDA
 STABLE_TORCH_LIBRARY_IMPL(alexnet_fast, ALEXNET_FAST_CUDA_KEY, m) {
   m.impl("conv_stage_kernel", TORCH_BOX(&conv_stage));
 }
+#endif
+#ifndef ALEXNET_FAST_HOST_SIMT
+STABLE_TORCH_LIBRARY_IMPL(alexnet_fast, CPU, m) { register_library(m); }
+#if ALEXNET_FAST_CUDA
+STABLE_TORCH_LIBRARY_IMPL(alexnet_fast, CUDA, m) { register_library(m); }
+#endif
+#endif
 
 }  // namespace alexnet_fast
-#endif

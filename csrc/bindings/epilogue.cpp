@@ -1,11 +1,9 @@
-#include <algorithm>
+#include "epilogue.h"
 
-#include "torch_compat.h"
+#include <algorithm>
 
 namespace alexnet_fast {
 namespace {
-
-using Ints = std::vector<int64_t>;
 
 // Everything but pointers; z is the convolution output's shape, whichever tensor stands for it.
 EpilogueParams make_params(DType dtype, bool channels_last, std::array<int64_t, 4> z, std::array<int64_t, 2> out,
@@ -56,6 +54,8 @@ void add_rows(const Tensor& partial, Tensor& total) {
   }
 }
 
+}  // namespace
+
 std::tuple<Tensor, Tensor, Tensor> epilogue(const Tensor& input, std::optional<Tensor> bias, int64_t lrn_size,
                                             double alpha, double beta, double k, int64_t lrn_groups, Ints pool_kernel,
                                             Ints pool_stride, Ints pool_padding, bool ceil_mode, bool training) {
@@ -99,8 +99,6 @@ std::tuple<Tensor, Tensor, Tensor> epilogue(const Tensor& input, std::optional<T
   return {y, code, r};
 }
 
-// code: what forward returned (read when pooling). r: the ReLU's output (forward's r with LRN, its y with neither).
-// db comes back empty unless want_bias.
 std::tuple<Tensor, Tensor> epilogue_backward(const Tensor& grad, const Tensor& codes, const Tensor& kept,
                                              int64_t height, int64_t width, bool want_bias, int64_t lrn_size,
                                              double alpha, double beta, double k, int64_t lrn_groups, Ints pool_kernel,
@@ -163,6 +161,8 @@ std::tuple<Tensor, Tensor> epilogue_backward(const Tensor& grad, const Tensor& c
   }
   return {dz, db};
 }
+
+namespace {
 
 void register_all(torch::stable::detail::StableLibrary& m) {
   m.impl("epilogue", TORCH_BOX(&epilogue));

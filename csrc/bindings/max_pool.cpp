@@ -3,8 +3,6 @@
 namespace alexnet_fast {
 namespace {
 
-using Ints = std::vector<int64_t>;
-
 // keep_code false (inference): the code comes back empty and is neither computed nor written.
 std::tuple<Tensor, Tensor> max_pool(const Tensor& input, Ints kernel_size, Ints stride, Ints padding, bool ceil_mode,
                                     bool keep_code) {

@@ -1,6 +1,31 @@
 // What the bindings need of torch, through its stable ABI alone: dtypes, layouts, outputs, threads, streams.
 #pragma once
 
+#include <torch/headeronly/util/shim_utils.h>
+
+#include <stdexcept>
+#include <string>
+
+// What failed in torch, for torch >= 2.13; weak, so that the library loads where it is absent.
+extern "C" const char* torch_exception_get_what_without_backtrace() __attribute__((weak));
+
+namespace alexnet_fast {
+
+[[noreturn, gnu::noinline]] inline void fail(const char* call) {
+  throw std::runtime_error(torch_exception_get_what_without_backtrace
+                               ? torch_exception_get_what_without_backtrace()
+                               : std::string(call) + " failed: see what torch wrote to standard error");
+}
+
+}  // namespace alexnet_fast
+
+// torch's own macro says where a call failed, but not why; its stable headers, which follow, take this one.
+#undef TORCH_ERROR_CODE_CHECK
+#define TORCH_ERROR_CODE_CHECK(call) \
+  if ((call) != TORCH_SUCCESS) {     \
+    alexnet_fast::fail(#call);       \
+  }
+
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -24,6 +49,7 @@ namespace alexnet_fast {
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using Ints = std::vector<int64_t>;
 
 inline DType dtype_of(const Tensor& x) {
   switch (x.scalar_type()) {

@@ -7,7 +7,7 @@ import json
 import pytest
 from PIL import Image
 
-from benchmarks import machine, report, results, tables
+from benchmarks import machine, report, results, tables, timing
 
 DEVICES = report.load()
 CEILINGS = {"copy_gb_s": 10.0, "float32_tflop_s": 0.1, "bfloat16_tflop_s": 0.2}
@@ -91,6 +91,57 @@ def test_pictures_carry_their_data(measured, tmp_path):
             assert picture.text["Data"] == report.digest(data)
     measured["rows"][0]["ms"]["ours"][1] = 2.0
     assert report.digest(report.picture_data(measured)) != report.digest(report.picture_data({**measured, "rows": []}))
+
+
+def test_a_row_of_each_batch_has_a_place_in_the_picture():
+    assert report.split_batch("lrn after conv1, 96x55x55, batch 32, float32") == (
+        "lrn after conv1, 96x55x55, float32",
+        32,
+    )
+    assert report.split_batch("sgd 61 million parameters") == ("sgd 61 million parameters", 0)
+
+
+class Clock:
+    """What pytest-benchmark's fixture is to interleave(), and a clock that a side's calls advance."""
+
+    disabled, time = False, 0.0
+
+    def pedantic(self, target, setup, rounds):
+        for _ in range(rounds):
+            setup()
+            target()
+
+    def side(self, rested: float, again: float):
+        """Takes ``rested`` after a sleep and ``again`` otherwise."""
+
+        def call():
+            self.time += rested if self.slept else again
+            self.slept = False
+
+        return call
+
+    def sleep(self, seconds: float):
+        self.time += seconds
+        self.slept = True
+
+
+def test_short_calls_are_timed_after_one_from_rest_and_long_ones_from_rest(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(timing, "perf_counter", lambda: clock.time)
+    monkeypatch.setattr(timing, "sleep", clock.sleep)
+    sides = {"ours": clock.side(0.003, 0.001), "eager": clock.side(0.004, 0.002), "slow": clock.side(0.5, 0.1)}
+    times, rested = timing.interleave(clock, sides, "cpu", seconds=9, least=4)
+    assert {name: len(entries) for name, entries in times.items()} == dict.fromkeys(sides, len(rested["ours"]))
+    assert {name: pytest.approx(sum(entries) / len(entries)) for name, entries in times.items()} == {
+        "ours": 0.001,
+        "eager": 0.002,
+        "slow": 0.5,
+    }
+    assert {name: pytest.approx(entries[0]) for name, entries in rested.items()} == {
+        "ours": 0.003,
+        "eager": 0.004,
+        "slow": 0.5,
+    }
 
 
 def test_ratios_are_of_medians_and_their_spread_of_rounds():

@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from alexnet_fast import AlexNet, FusedSequential, backend, fuse
 from alexnet_fast.models import VARIANTS
@@ -170,6 +171,29 @@ def test_native_size_makes_pooling_the_identity(variant):
         y = variant.features(torch.randn(1, 3, record.image_size, record.image_size))
         assert tuple(y.shape[2:]) == variant.avgpool.output_size
         assert torch.equal(variant.avgpool(y), y)
+
+
+def test_pooling_that_changes_nothing_is_left_out(monkeypatch):
+    """But for a hook, another side, or what a user put in its place."""
+    called = []
+    monkeypatch.setattr(nn.AdaptiveAvgPool2d, "forward", lambda module, x: called.append(x.shape[-1]) or x[..., :6, :6])
+    net, images = AlexNet(variant="torchvision").eval(), torch.zeros(1, 3, 224, 224)
+    with torch.no_grad():
+        net(images)
+        assert called == []
+        net(torch.zeros(1, 3, 256, 256))
+        assert called == [7]
+        hook = net.avgpool.register_forward_hook(lambda module, args, output: called.append("hook"))
+        net(images)
+        assert called == [7, 6, "hook"]
+        hook.remove()
+        with register_module_forward_hook(lambda module, args, output: None):
+            net(images)
+        assert called == [7, 6, "hook", 6]
+        net.avgpool = nn.AdaptiveMaxPool2d(6)
+        net.avgpool.register_forward_hook(lambda module, args, output: called.append("other"))
+        net(images)
+    assert called[-1] == "other"
 
 
 def test_conv1_gives_55_in_the_nets_of_2012(variant):

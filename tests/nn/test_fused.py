@@ -127,6 +127,15 @@ def test_hook_that_changes_the_output(pair, image):
     assert_agree(*pair, image)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_dropout_is_called_in_training_alone(training, monkeypatch):
+    called = []
+    monkeypatch.setattr(nn.Dropout, "forward", lambda module, x: called.append(module) or -x)
+    net, x = FusedSequential(nn.Dropout(), nn.Linear(4, 4), nn.Dropout()).train(training), torch.ones(2, 4)
+    torch.testing.assert_close(net(x), -net[1](-x) if training else net[1](x))
+    assert called == ([net[0], net[2]] if training else [])
+
+
 def test_removed_hook_fuses_again(pair, image, operators):
     handle = pair[1][1].register_forward_hook(lambda *_: None)
     assert operators(pair[1], image) == ["lrn", "max_pool", *STAGES[1:]]

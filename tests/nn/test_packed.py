@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 
 import pytest
@@ -35,7 +36,7 @@ def expected(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
 
 
 def copies(model: nn.Module) -> list:
-    return [packed._copies[module] for module in model if module in packed._copies]
+    return [packed._copies[id(module)] for module in model if id(module) in packed._copies]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -145,6 +146,38 @@ def test_modules_stay_as_they_are(image):
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert copies(other) == []
         torch.testing.assert_close(other(image), model(image))
+
+
+@torch.no_grad()
+def test_copies_go_with_their_modules(image):
+    """They are found by id, which the next module may have."""
+    model = pack(net())
+    model(image)
+    ids = {id(module) for module in model}
+    assert ids & packed._copies.keys()
+    del model
+    gc.collect()
+    assert not ids & packed._copies.keys()
+
+
+@pytest.mark.parametrize("module", [nn.MaxPool2d(16), nn.MaxPool2d(3, 2)], ids=str)
+@torch.no_grad()
+def test_windows(image, module):
+    """Of more than 255 elements only the reference has them."""
+    model = pack(FusedSequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), module))
+    torch.testing.assert_close(model(image), expected(model, image))
+
+
+@torch.no_grad()
+def test_refused_images(image):
+    """In the operators' words, not oneDNN's."""
+    model = pack(net())
+    with pytest.raises(ValueError, match=r"^weight: .* input has 6"):
+        model(image.repeat(1, 2, 1, 1))
+    with pytest.raises(ValueError, match=r"larger than the input's side"):
+        model[4:](image[:, :1, :2].repeat(1, 8, 1, 1))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        model(image[..., :8])
 
 
 def test_wrong_argument():

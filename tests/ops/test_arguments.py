@@ -252,6 +252,14 @@ def test_native_operators_check_what_would_read_foreign_memory(call, message):
         call()
 
 
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="older torch says it on standard error alone")
+@pytest.mark.parametrize("operator", [lambda x: ops.max_pool2d(x, 3), lambda x: ops.conv_relu(x, WEIGHT)])
+def test_what_fails_in_torch_says_why(operator):
+    """More images than addresses."""
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        operator(X[:1].expand(2**40, 6, 9, 9))
+
+
 def test_signatures_are_torchs():
     """Argument for argument, so that positional calls move over as they are; what is ours comes by keyword."""
     x = torch.randn(1, 6, 9, 9)
