@@ -35,7 +35,8 @@ DTYPES = {
 }
 
 # What ``auto`` takes, per device type and operator. "conv_relu, few channels" and the like are rows for fewer than 8
-# input channels a group, as a net's first layer has; without one, the operator's own row holds for them too.
+# input channels a group, as a net's first layer has; without one, the operator's own row holds for them too. What
+# changes here at run time counts after forget().
 # "library": the convolution that torch carries (cuDNN), then ``cuda``'s epilogue; it has no name for callers.
 #
 # cpu: measured by `pytest benchmarks`. cuda: no GPU has measured these rows yet. They follow the byte counts (the
@@ -83,6 +84,7 @@ _build = _C.build_info()
 _triton = importlib.util.find_spec("triton") is not None
 _chosen = threading.local()
 _environment = os.environ.get("ALEXNET_FAST_BACKEND") or "auto"
+prepared: list[dict] = []  # what operators keep of calls: see forget()
 
 
 def _check_name(name: str) -> None:
@@ -108,6 +110,12 @@ def backend(name: str) -> Iterator[None]:
 def current() -> str:
     """The name in force in this thread."""
     return getattr(_chosen, "name", _environment)
+
+
+def forget() -> None:
+    """Operators choose once for each form of their arguments; after this, anew: for a changed ``AUTO``."""
+    for kept in prepared:
+        kept.clear()
 
 
 def missing(name: str) -> str:

@@ -87,6 +87,7 @@ def test_unknown(call):
 
 def test_missing_names_the_reason(monkeypatch):
     monkeypatch.setattr(backends, "missing", lambda name: f"no {name} today")
+    backends.forget()
     with pytest.raises(BackendError, match=r"^lrn: backend 'triton' is missing: no triton today$"):
         lrn(backend="triton")
 
@@ -141,8 +142,10 @@ def on_gpu(monkeypatch):
     """on_gpu(*shape): a tensor on a GPU that only seems to be there. Operators are called, kernels are not."""
     monkeypatch.setitem(backends._build, "cuda", "13.0 for sm_90")
     monkeypatch.setattr(backends, "missing", lambda name: "")
+    backends.forget()
     with FakeTensorMode(), torch.no_grad():
         yield lambda *shape, **options: torch.empty(shape, device="cuda", **options)
+    backends.forget()
 
 
 CONVOLUTIONS = {
@@ -160,6 +163,7 @@ def test_convolutions_by_name_are_our_own_and_by_auto_torchs(stem, channels, on_
     assert operators(lambda x: call(x, weight, "cuda"), x) == [f"{stem}_cuda"]
     assert operators(lambda x: call(x, weight, None), x) == [stem]
     monkeypatch.setitem(backends.AUTO["cuda"], f"{stem}, few channels", "cuda")
+    backends.forget()
     assert operators(lambda x: call(x, weight, None), x) == [f"{stem}_cuda" if channels == 3 else stem]
 
 
@@ -193,6 +197,7 @@ def test_what_cuda_kernels_do_not_cover(named, on_gpu, operators):
 def test_without_cuda_kernels_auto_leaves_a_gpu_to_the_reference(on_gpu, operators, monkeypatch):
     x, weight = on_gpu(1, 8, 9, 9), on_gpu(4, 8, 3, 3)
     monkeypatch.setitem(backends._build, "cuda", None)
+    backends.forget()
     assert operators(lambda x: CONVOLUTIONS["conv_stage"](x, weight, None), x) == []
 
 

@@ -85,6 +85,10 @@ def _lrn(norm: nn.LocalResponseNorm) -> ops.LRN:
 def _call(run: str, members: list[nn.Module], x: Any, inference_dtype: torch.dtype | None) -> Any:
     """``x`` through the modules of a run: by one operator, or one by one where that would compute something else."""
     first, last = members[0], members[-1]
+    if inference_dtype is not None and run[0] in "cl":
+        y = packed.again(run, members, x, inference_dtype)
+        if y is not None:
+            return last(y) if run == "lrd" and last.training else y
     if (len(run) > 1 or run in ALONE) and _plain(x):
         if run == "n":
             *parameters, groups = _lrn(first)
@@ -98,7 +102,7 @@ def _call(run: str, members: list[nn.Module], x: Any, inference_dtype: torch.dty
             if x.dim() == 2 and packed.applies(weight, x, inference_dtype):
                 y = packed.linear(first, weight, bias, x, "r" in run)
                 if y is not None:
-                    return last(y) if "d" in run and last.training else y
+                    return last(y) if run == "lrd" and last.training else y
             fusable = run != "l" and _plain(weight) and x.dim() <= 2
             if fusable and backends.choose("linear_relu_dropout", x, None) == "triton":
                 p, training = (last.p, last.training) if "d" in run else (0.0, False)
@@ -108,7 +112,7 @@ def _call(run: str, members: list[nn.Module], x: Any, inference_dtype: torch.dty
             lrn = _lrn(members[2]) if "n" in run else None
             pool = ops.Pool(last.kernel_size, last.stride, last.padding, last.ceil_mode) if "p" in run else None
             if x.dim() == 4 and packed.applies(weight, x, inference_dtype):
-                y = packed.stage(first, weight, bias, x, lrn, pool)
+                y = packed.stage(members, weight, bias, x, lrn, pool)
                 if y is not None:
                     return y
             geometry = first.stride, first.padding, first.dilation, first.groups

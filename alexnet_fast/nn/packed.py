@@ -9,6 +9,7 @@ weights, and a write to ``weight.data`` leaves no trace by which the copy could 
 from __future__ import annotations
 
 from functools import cache
+from operator import itemgetter
 from typing import NamedTuple
 from weakref import finalize
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from alexnet_fast import backends
+from alexnet_fast.nn.norm import GroupedLocalResponseNorm
 from alexnet_fast.ops.arguments import LRN, Pool
 from alexnet_fast.ops.convolution import GEOMETRY, out_sides
 from alexnet_fast.ops.epilogue import WINDOWS, plan
@@ -27,14 +29,16 @@ ROWS = 32
 
 
 class _Copy(NamedTuple):
-    """A packed weight, and what it is a copy of. ``storage`` keeps the memory: no other weight gets its address."""
+    """A packed weight, what it is a copy of, and for a convolution the call that it was made for. ``storage`` keeps the
+    memory: no other weight gets its address."""
 
     packed: Tensor
     weight: Tensor
     storage: Tensor
     version: int
     shape: torch.Size | None
-    form: torch.memory_format  # the weight's
+    options: tuple = ()
+    arguments: tuple = ()  # packed_stage's, after the tensors
 
     def serves(self, weight: Tensor, shape: torch.Size | None) -> bool:
         return (
@@ -46,6 +50,14 @@ class _Copy(NamedTuple):
         )
 
 
+# What decides a stage's arguments, besides tensors.
+OPTIONS = {
+    nn.Conv2d: itemgetter("stride", "padding", "dilation", "groups"),
+    nn.LocalResponseNorm: itemgetter("size", "alpha", "beta", "k"),
+    GroupedLocalResponseNorm: itemgetter("size", "alpha", "beta", "k", "groups"),
+    nn.MaxPool2d: itemgetter("kernel_size", "stride", "padding", "ceil_mode"),
+    nn.ReLU: lambda own: (),
+}
 NOT_PACKED = object()
 # By the id of a module that lives: looked up by each call of it, and in a WeakKeyDictionary that takes longer.
 _copies: dict[int, _Copy | None] = {}
@@ -86,7 +98,7 @@ def _onednn_has(dtype: torch.dtype) -> bool:
 
 def onednn_runs(dtype: torch.dtype) -> bool:
     """The same, and it is not switched off."""
-    return _onednn_has(dtype) and torch._C._get_mkldnn_enabled()
+    return torch._C._get_mkldnn_enabled() and _onednn_has(dtype)
 
 
 def inference_dtype(x: object) -> torch.dtype | None:
@@ -98,7 +110,7 @@ def inference_dtype(x: object) -> torch.dtype | None:
         not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and type(x) is Tensor
-        and x.device.type == "cpu"
+        and x.is_cpu
         and backends.current() in ("auto", "cpu")
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
@@ -120,18 +132,6 @@ def applies(weight: Tensor, x: Tensor, dtype: torch.dtype | None) -> bool:
     )
 
 
-def _packed(module: nn.Module, weight: Tensor, shape: torch.Size | None, reorder) -> _Copy | None:
-    """The packed weight, made by ``reorder`` if there is none for ``shape``; None if :func:`pack` was not called."""
-    copy = _copies.get(id(module), NOT_PACKED)
-    if copy is NOT_PACKED:
-        return None
-    if copy is None or not copy.serves(weight, shape):
-        form = memory_format(weight)
-        copy = _Copy(reorder(weight.detach()), weight, weight.detach(), weight._version, shape, form)
-        _copies[id(module)] = copy
-    return copy
-
-
 LIBRARY.define("onednn_linear(Tensor x, Tensor weight, Tensor? bias, bool relu) -> Tensor")
 # channels_last: the weight is; the result is, if x or the weight is.
 LIBRARY.define(
@@ -145,30 +145,55 @@ def linear(module: nn.Linear, weight: Tensor, bias: Tensor | None, x: Tensor, re
     single rows, and for what F.linear refuses."""
     if x.size(1) != weight.size(1):
         return None
-    copy = _packed(module, weight, None, lambda weight: torch.ops.mkldnn._reorder_linear_weight(weight, ROWS))
-    if copy is None and (x.dtype != torch.float32 or x.shape[0] == 1):
+    copy = _copies.get(id(module), NOT_PACKED)
+    if copy is NOT_PACKED:
+        if x.dtype != torch.float32 or x.shape[0] == 1:
+            return None
+        return torch.ops.alexnet_fast.onednn_linear.default(x, weight, bias, relu)
+    if copy is None or not copy.serves(weight, None):
+        blocks = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+        copy = _copies[id(module)] = _Copy(blocks, weight, weight.detach(), weight._version, None)
+    return torch.ops.alexnet_fast.onednn_linear.default(x, copy.packed, bias, relu)
+
+
+def _options(members: list[nn.Module]) -> tuple:
+    return tuple([OPTIONS[type(module)](module.__dict__) for module in members])
+
+
+def again(run: str, members: list[nn.Module], x: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """What :func:`linear` or :func:`stage` would return, of ``x``, by the copy that an earlier call has made; None if
+    there is none or anything has changed that decides about it."""
+    copy, parameters = _copies.get(id(members[0])), members[0].__dict__["_parameters"]
+    if copy is None or type(x) is not Tensor or x.dtype != dtype or "bias" not in parameters:
         return None
-    return torch.ops.alexnet_fast.onednn_linear.default(x, weight if copy is None else copy.packed, bias, relu)
+    weight, bias = parameters.get("weight"), parameters["bias"]
+    if run[0] == "l":
+        if not copy.serves(weight, None) or x.dim() != 2 or x.size(1) != weight.size(1):
+            return None
+        return torch.ops.alexnet_fast.onednn_linear.default(x, copy.packed, bias, "r" in run)
+    if not copy.serves(weight, x.shape) or copy.options != _options(members):
+        return None
+    return torch.ops.alexnet_fast.packed_stage.default(x, copy.packed, bias, *copy.arguments)
 
 
 def stage(
-    module: nn.Conv2d, weight: Tensor, bias: Tensor | None, x: Tensor, lrn: LRN | None, pool: Pool | None
+    members: list[nn.Module], weight: Tensor, bias: Tensor | None, x: Tensor, lrn: LRN | None, pool: Pool | None
 ) -> Tensor | None:
     """ops.conv_stage of a batch with the packed weight; None where there is none, and for what conv_stage refuses."""
-    stride, padding, dilation, groups = module.stride, module.padding, module.dilation, module.groups
-    if isinstance(padding, str) or x.size(1) != groups * weight.size(1):
-        return None
-    copy = _packed(
-        module,
-        weight,
-        x.shape,
-        lambda weight: torch.ops.mkldnn._reorder_convolution_weight(weight, padding, stride, dilation, groups, x.shape),
-    )
-    if copy is None:
+    module = members[0]
+    stride, padding, dilation, groups = options = module.stride, module.padding, module.dilation, module.groups
+    copy = _copies.get(id(module), NOT_PACKED)
+    if copy is NOT_PACKED or isinstance(padding, str) or x.size(1) != groups * weight.size(1):
         return None
     windows, refusal = plan(lrn, pool, weight.shape[0], *out_sides(x, weight, stride, padding, dilation))
     if refusal:
         return None
-    channels_last = copy.form == torch.channels_last
-    operator = torch.ops.alexnet_fast.packed_stage.default
-    return operator(x, copy.packed, bias, stride, padding, dilation, groups, *windows, channels_last)
+    if copy is not None and copy.serves(weight, x.shape) and copy.options[0] == options:
+        blocks = copy.packed
+    else:
+        reorder = torch.ops.mkldnn._reorder_convolution_weight
+        blocks = reorder(weight.detach(), padding, stride, dilation, groups, x.shape)
+    arguments = stride, padding, dilation, groups, *windows, memory_format(weight) == torch.channels_last
+    kept = _Copy(blocks, weight, weight.detach(), weight._version, x.shape, _options(members), arguments)
+    _copies[id(module)] = kept
+    return torch.ops.alexnet_fast.packed_stage.default(x, blocks, bias, *arguments)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from contextlib import suppress
+from functools import wraps
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from alexnet_fast import backends
+
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 IntPair = int | tuple[int, int]
 INT32_MAX = 2**31 - 1
+MOST_FORMS = 4096
 
 
 class LRN(NamedTuple):
@@ -30,6 +36,44 @@ class Pool(NamedTuple):
     stride: IntPair | None = None
     padding: IntPair = 0
     ceil_mode: bool = False
+
+
+def once_per_form(prepare: Callable[..., Any]) -> Callable[..., Any]:
+    """``prepare(input, weight, bias, *rest)`` with its results kept: called once for the shapes, dtypes and devices of
+    the tensors, of which the last two may be None, the values of the rest, and the backend in force.
+
+    Checks take longer than an operator's dispatch, ten times so where the kernel before has taken the caches. They are
+    made anew where sizes are symbolic or arguments lists, which cannot be looked up, where dtypes differ, on which
+    autocast decides, while torch compiles, and under transforms of torch.func. Errors are not kept.
+    """
+    prepared: dict[tuple, Any] = {}
+    backends.prepared.append(prepared)
+
+    @wraps(prepare)
+    def look_up(input, weight, bias, *rest):
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return prepare(input, weight, bias, *rest)
+        try:
+            form = (
+                backends.current(),
+                (input.shape, input.dtype, input.device),
+                weight is None or (weight.shape, weight.dtype, weight.device),
+                bias is None or (bias.shape, bias.dtype, bias.device),
+                rest,
+                *map(type, rest),  # 1, 1.0 and True are equal
+            )
+            return prepared[form]
+        except (AttributeError, KeyError, TypeError):
+            result = prepare(input, weight, bias, *rest)
+        tensors = [tensor for tensor in (input, weight, bias) if tensor is not None]
+        if all(tensor.dtype == input.dtype for tensor in tensors):
+            if len(prepared) >= MOST_FORMS:
+                prepared.clear()
+            with suppress(TypeError):
+                prepared[form] = result
+        return result
+
+    return look_up
 
 
 def check_tensor(name: str, x: object, dims: tuple[int, ...], like: Tensor | None = None) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from alexnet_fast import reference
 from alexnet_fast.backends import choose
 from alexnet_fast.ops import convolution
-from alexnet_fast.ops.arguments import IntPair
+from alexnet_fast.ops.arguments import IntPair, once_per_form
 from alexnet_fast.ops.convolution import GEOMETRY
 from alexnet_fast.ops.registry import CUDA, NATIVE, TRITON, Family, define, empty, family
 
@@ -61,6 +61,15 @@ convolution.define_own_kernel("conv_relu", FORWARD)
 convolution.define_own_kernel("conv_relu_backward", BACKWARD)
 
 
+@once_per_form
+def _prepare(input, weight, bias, stride, padding, dilation, groups, backend):
+    """The operator that runs, or None for the reference, and the geometry."""
+    geometry, _sides, refusal = convolution.check(input, weight, bias, stride, padding, dilation, groups)
+    cuda_refusal, kind = convolution.cuda_refuses(weight), convolution.kind(weight)
+    chosen = choose("conv_relu", input, backend, refusal, cuda_refusal=cuda_refusal, kind=kind)
+    return None if chosen == "reference" else family(chosen).conv_relu, geometry
+
+
 def conv_relu(
     input: Tensor,
     weight: Tensor,
@@ -89,11 +98,9 @@ def conv_relu(
         ValueError, TypeError: an argument is wrong; the message names it.
         BackendError: the named backend cannot run this call.
     """
-    geometry, _sides, refusal = convolution.check(input, weight, bias, stride, padding, dilation, groups)
-    cuda_refusal, kind = convolution.cuda_refuses(weight), convolution.kind(weight)
-    chosen = choose("conv_relu", input, backend, refusal, cuda_refusal=cuda_refusal, kind=kind)
-    if chosen == "reference":
+    operator, geometry = _prepare(input, weight, bias, stride, padding, dilation, groups, backend)
+    if operator is None:
         return reference.conv_relu(input, weight, bias, stride, padding, dilation, groups)
     x = input if input.dim() == 4 else input.unsqueeze(0)
-    y = family(chosen).conv_relu(x, weight, bias, *geometry)
+    y = operator(x, weight, bias, *geometry)
     return y if input.dim() == 4 else y.squeeze(0)

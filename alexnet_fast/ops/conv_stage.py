@@ -14,7 +14,7 @@ from torch import Tensor
 from alexnet_fast import reference
 from alexnet_fast.backends import choose
 from alexnet_fast.ops import convolution
-from alexnet_fast.ops.arguments import LRN, IntPair, Pool, Window, cuda_refuses
+from alexnet_fast.ops.arguments import LRN, IntPair, Pool, Window, cuda_refuses, once_per_form
 from alexnet_fast.ops.conv_relu import conv_relu
 from alexnet_fast.ops.convolution import GEOMETRY
 from alexnet_fast.ops.epilogue import WINDOWS, gradient, plan, save
@@ -59,6 +59,17 @@ define(
 convolution.define_own_kernel("conv_stage", SCHEMA)
 
 
+@once_per_form
+def _prepare(input, weight, bias, stride, padding, dilation, groups, lrn, pool, backend):
+    """The operator that runs, or None for the reference, and its arguments after the tensors but for the last."""
+    geometry, sides, refusal = convolution.check(input, weight, bias, stride, padding, dilation, groups)
+    windows, refused_window = plan(lrn, pool, weight.shape[0], *sides)
+    cuda_refusal = convolution.cuda_refuses(weight) or cuda_refuses(lrn)
+    kind = convolution.kind(weight)
+    chosen = choose("conv_stage", input, backend, refusal or refused_window, cuda_refusal=cuda_refusal, kind=kind)
+    return None if chosen == "reference" else family(chosen).conv_stage, (*geometry, *windows)
+
+
 def conv_stage(
     input: Tensor,
     weight: Tensor,
@@ -86,16 +97,12 @@ def conv_stage(
     """
     if lrn is None and pool is None:
         return conv_relu(input, weight, bias, stride, padding, dilation, groups, backend=backend)
-    geometry, sides, refusal = convolution.check(input, weight, bias, stride, padding, dilation, groups)
-    windows, refused_window = plan(lrn, pool, weight.shape[0], *sides)
-    cuda_refusal = convolution.cuda_refuses(weight) or cuda_refuses(lrn)
-    kind = convolution.kind(weight)
-    chosen = choose("conv_stage", input, backend, refusal or refused_window, cuda_refusal=cuda_refusal, kind=kind)
-    if chosen == "reference":
+    operator, arguments = _prepare(input, weight, bias, stride, padding, dilation, groups, lrn, pool, backend)
+    if operator is None:
         return reference.conv_stage(input, weight, bias, stride, padding, dilation, groups, lrn=lrn, pool=pool)
     x = input if input.dim() == 4 else input.unsqueeze(0)
     training = torch.is_grad_enabled() and (
         x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
-    y, _code, _r = family(chosen).conv_stage(x, weight, bias, *geometry, *windows, training)
+    y, _code, _r = operator(x, weight, bias, *arguments, training)
     return y if input.dim() == 4 else y.squeeze(0)

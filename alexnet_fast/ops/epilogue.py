@@ -28,6 +28,7 @@ from alexnet_fast.ops.arguments import (
     check_lrn,
     check_tensor,
     cuda_refuses,
+    once_per_form,
     pool_window,
     refuse_window,
 )
@@ -108,6 +109,18 @@ def plan(lrn: LRN | None, pool: Pool | None, channels: int, height: int, width: 
     return [*(lrn or NO_LRN), *window], refuse_window(window)
 
 
+@once_per_form
+def _prepare(input, _weight, bias, lrn, pool, backend):
+    """The operator that runs, or None for the reference, and its windows."""
+    check_tensor("input", input, (3, 4))
+    channels = input.shape[-3]
+    if bias is not None:
+        check_bias(bias, channels, input)
+    windows, refusal = plan(lrn, pool, channels, *input.shape[-2:])
+    chosen = choose("epilogue", input, backend, refusal, cuda_refusal=cuda_refuses(lrn))
+    return None if chosen == "reference" else family(chosen).epilogue, windows
+
+
 def epilogue(
     input: Tensor,
     bias: Tensor | None = None,
@@ -129,15 +142,10 @@ def epilogue(
         ValueError, TypeError: an argument is wrong; the message names it.
         BackendError: the named backend cannot run this call.
     """
-    check_tensor("input", input, (3, 4))
-    channels = input.shape[-3]
-    if bias is not None:
-        check_bias(bias, channels, input)
-    windows, refusal = plan(lrn, pool, channels, *input.shape[-2:])
-    chosen = choose("epilogue", input, backend, refusal, cuda_refusal=cuda_refuses(lrn))
-    if chosen == "reference":
+    operator, windows = _prepare(input, None, bias, lrn, pool, backend)
+    if operator is None:
         return reference.epilogue(input, bias, lrn=lrn, pool=pool)
     z = input if input.dim() == 4 else input.unsqueeze(0)
     training = torch.is_grad_enabled() and (z.requires_grad or (bias is not None and bias.requires_grad))
-    y, _code, _r = family(chosen).epilogue(z, bias, *windows, training)
+    y, _code, _r = operator(z, bias, *windows, training)
     return y if input.dim() == 4 else y.squeeze(0)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from alexnet_fast import reference
 from alexnet_fast.backends import choose
-from alexnet_fast.ops.arguments import LRN, check_lrn, check_tensor, cuda_refuses
+from alexnet_fast.ops.arguments import LRN, check_lrn, check_tensor, cuda_refuses, once_per_form
 from alexnet_fast.ops.registry import Family, define, empty, family
 
 
@@ -41,6 +41,16 @@ define(
     "(Tensor dy, Tensor x, int size, float alpha, float beta, float k, int groups) -> Tensor",
     fake=lambda dy, x, size, alpha, beta, k, groups: empty(x, x.shape),
 )
+
+
+@once_per_form
+def _prepare(input, _weight, _bias, size, alpha, beta, k, groups, backend):
+    """The operator that runs, or None for the reference."""
+    check_tensor("input", input, (3, 4, 5))
+    lrn = LRN(size, alpha, beta, k, groups)
+    check_lrn(lrn, input.shape[1])
+    chosen = choose("lrn", input, backend, cuda_refusal=cuda_refuses(lrn))
+    return None if chosen == "reference" else family(chosen).lrn
 
 
 def local_response_norm(
@@ -73,12 +83,9 @@ def local_response_norm(
         ValueError, TypeError: an argument is wrong; the message names it.
         BackendError: the named backend cannot run this call.
     """
-    check_tensor("input", input, (3, 4, 5))
-    lrn = LRN(size, alpha, beta, k, groups)
-    check_lrn(lrn, input.shape[1])
-    chosen = choose("lrn", input, backend, cuda_refusal=cuda_refuses(lrn))
-    if chosen == "reference":
+    operator = _prepare(input, None, None, size, alpha, beta, k, groups, backend)
+    if operator is None:
         return reference.local_response_norm(input, size, alpha, beta, k, groups=groups)
     x = input if input.dim() == 4 else input.flatten(2).unsqueeze(-1)
-    y = family(chosen).lrn(x, size, alpha, beta, k, groups)
+    y = operator(x, size, alpha, beta, k, groups)
     return y if input.dim() == 4 else y.reshape(input.shape)

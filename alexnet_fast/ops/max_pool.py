@@ -15,7 +15,16 @@ from torch import Tensor
 
 from alexnet_fast import reference
 from alexnet_fast.backends import choose
-from alexnet_fast.ops.arguments import IntPair, Pool, Window, check_tensor, pair, pool_window, refuse_window
+from alexnet_fast.ops.arguments import (
+    IntPair,
+    Pool,
+    Window,
+    check_tensor,
+    once_per_form,
+    pair,
+    pool_window,
+    refuse_window,
+)
 from alexnet_fast.ops.registry import Family, define, empty, family
 
 
@@ -55,6 +64,19 @@ define(
 )
 
 
+@once_per_form
+def _prepare(input, _weight, _bias, kernel_size, stride, padding, dilation, ceil_mode, backend):
+    """The operator that runs, or None for the reference, and its window."""
+    check_tensor("input", input, (3, 4))
+    if pair("dilation", dilation, 1) == [1, 1]:
+        window = pool_window(Pool(kernel_size, stride, padding, ceil_mode), *input.shape[-3:])
+        refusal = refuse_window(window)
+    else:
+        window, refusal = None, f"dilation {dilation}"
+    chosen = choose("max_pool", input, backend, refusal)
+    return None if chosen == "reference" else family(chosen).max_pool, window
+
+
 def max_pool2d(
     input: Tensor,
     kernel_size: IntPair,
@@ -80,17 +102,10 @@ def max_pool2d(
         ValueError, TypeError: an argument is wrong; the message names it.
         BackendError: the named backend cannot run this call.
     """
-    check_tensor("input", input, (3, 4))
-    dilated = pair("dilation", dilation, 1) != [1, 1]
-    if dilated:
-        refusal = f"dilation {dilation}"
-    else:
-        window = pool_window(Pool(kernel_size, stride, padding, ceil_mode), *input.shape[-3:])
-        refusal = refuse_window(window)
-    chosen = choose("max_pool", input, backend, refusal)
-    if chosen == "reference":
+    operator, window = _prepare(input, None, None, kernel_size, stride, padding, dilation, ceil_mode, backend)
+    if operator is None:
         return reference.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
     x = input if input.dim() == 4 else input.unsqueeze(0)
     keep_code = x.requires_grad and torch.is_grad_enabled()
-    y, _code = family(chosen).max_pool(x, *window, keep_code)
+    y, _code = operator(x, *window, keep_code)
     return y if input.dim() == 4 else y.squeeze(0)

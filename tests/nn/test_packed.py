@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
 
 from alexnet_fast import FusedSequential, backend, pack
-from alexnet_fast.nn import packed
+from alexnet_fast.nn import GroupedLocalResponseNorm, packed
 
 pytestmark = pytest.mark.skipif(not packed.onednn_runs(torch.float32), reason="this torch has no oneDNN")
 
@@ -88,6 +89,85 @@ def test_changed_weights_count(image, change):
     CHANGES[change](model)
     image = image.to(model[0].weight.dtype)
     torch.testing.assert_close(model(image), expected(model, image))
+
+
+EDITS = {
+    "padding": lambda model: setattr(model[0], "padding", (0, 2)),
+    "stride": lambda model: setattr(model[0], "stride", (2, 1)),
+    "dilation": lambda model: setattr(model[0], "dilation", (2, 2)),
+    "no bias": lambda model: setattr(model[0], "bias", None),
+    "bias": lambda model: setattr(model[0], "bias", nn.Parameter(-model[0].bias)),
+    "size": lambda model: setattr(model[2], "size", 5),
+    "k": lambda model: setattr(model[2], "k", 2.0),
+    "grouped": lambda model: model.__setitem__(2, GroupedLocalResponseNorm(3, 0.1, groups=2)),
+    "kernel_size": lambda model: setattr(model[3], "kernel_size", 3),
+    "ceil_mode": lambda model: setattr(model[3], "ceil_mode", True),
+    "hook": lambda model: model[1].register_forward_hook(lambda module, args, output: output + 1),
+    "no pooling": lambda model: model.pop(3),
+    "other activation": lambda model: model.__setitem__(1, nn.GELU()),
+    "other norm": lambda model: model.__setitem__(2, nn.Identity()),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@torch.no_grad()
+def test_edits_count(edit):
+    image = torch.randn(2, 3, 15, 15)
+    model = pack(net()[:4])
+    model(image)
+    EDITS[edit](model)
+    truth = expected(model, image)
+    torch.testing.assert_close(model(image), truth)
+    torch.testing.assert_close(model(image), truth)  # from what the call before has kept
+
+
+class Between(nn.Module):
+    """A user's module: at first it hands on what came."""
+
+    does = staticmethod(lambda x: x)
+
+    def forward(self, x):
+        return self.does(x)
+
+
+class Watched(torch.Tensor):
+    """Notes which functions take it."""
+
+    seen: ClassVar[list[str]] = []
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        cls.seen.append(str(func))
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@torch.no_grad()
+def test_what_is_kept_is_for_plain_tensors_of_its_dtype(image):
+    between = Between()
+    model = pack(FusedSequential(between, nn.Conv2d(3, 4, 3), nn.ReLU()))
+    truth = model(image)
+    between.does = lambda x: x.as_subclass(Watched)
+    torch.testing.assert_close(model(image).as_subclass(torch.Tensor), truth)
+    assert any("conv" in name for name in Watched.seen)
+    assert not any("packed" in name for name in Watched.seen)
+    between.does = lambda x: x.double()
+    with pytest.raises(TypeError, match=r"^weight: is torch.float32, but input is torch.float64$"):
+        model(image)
+
+
+@torch.no_grad()
+def test_rows_of_any_dimensions():
+    model, x = pack(FusedSequential(nn.Linear(4, 5), nn.ReLU())), torch.ones(3, 4)
+    for rows in (x, x[0], x[None], x[:0]):
+        torch.testing.assert_close(model(rows), expected(model, rows))
+
+
+@torch.no_grad()
+def test_dropout_after_a_packed_layer():
+    model, x = pack(FusedSequential(nn.Linear(4, 4), nn.ReLU(), nn.Dropout(1.0))), torch.ones(3, 4)
+    for _ in range(2):
+        assert (model.train()(x) == 0).all()
+        torch.testing.assert_close(model.eval()(x), expected(model, x))
 
 
 @torch.no_grad()
@@ -172,12 +252,14 @@ def test_windows(image, module):
 def test_refused_images(image):
     """In the operators' words, not oneDNN's."""
     model = pack(net())
-    with pytest.raises(ValueError, match=r"^weight: .* input has 6"):
-        model(image.repeat(1, 2, 1, 1))
-    with pytest.raises(ValueError, match=r"larger than the input's side"):
-        model[4:](image[:, :1, :2].repeat(1, 8, 1, 1))
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        model(image[..., :8])
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"^weight: .* input has 6"):
+            model(image.repeat(1, 2, 1, 1))
+        with pytest.raises(ValueError, match=r"larger than the input's side"):
+            model[4:](image[:, :1, :2].repeat(1, 8, 1, 1))
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            model(image[..., :8])
+        model(image)
 
 
 def test_wrong_argument():

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from alexnet_fast import ops
-from alexnet_fast.ops import LRN, Pool
+from alexnet_fast import backend, backends, ops
+from alexnet_fast.ops import LRN, Pool, arguments
 
 from .samples import TORCH
 
@@ -250,6 +251,88 @@ NO_NORM = (0, 1e-4, 0.75, 1.0, 1)
 def test_native_operators_check_what_would_read_foreign_memory(call, message):
     with pytest.raises(RuntimeError, match=message):
         call()
+
+
+# ---- What is prepared once for each form of the arguments -----------------------------------------------------------
+
+
+@pytest.fixture
+def prepared():
+    """prepared(*args): how often preparing for calls like those has run."""
+    runs = []
+
+    @arguments.once_per_form
+    def prepare(*args):
+        runs.append(args)
+        return "prepared"
+
+    def count(input, weight=None, bias=None, *rest) -> int:
+        assert prepare(input, weight, bias, *rest) == "prepared"
+        return len(runs)
+
+    yield count
+    backends.prepared.pop()
+
+
+def test_the_same_form_is_prepared_once(prepared):
+    """Tensors' values and strides are no part of it; each call asks first for what differs, then for what does not."""
+    assert [prepared(X), prepared(X + 1), prepared(X.to(memory_format=torch.channels_last))] == [1, 1, 1]
+    others = [
+        (X[:1],),
+        (X.double(),),
+        (X.to("meta"),),
+        (X, WEIGHT),
+        (X, WEIGHT[:2]),
+        (X, WEIGHT, BIAS),
+        (X, None, BIAS),
+        (X, WEIGHT, BIAS, 1, (2, 2)),
+        (X, WEIGHT, BIAS, 1, (2, 3)),
+        (X, WEIGHT, BIAS, 1.0, (2, 2)),
+        (X, WEIGHT, BIAS, True, (2, 2)),
+        (X, WEIGHT, BIAS, 1, LRN(2)),
+        (X, WEIGHT, BIAS, 1, tuple(LRN(2))),
+    ]
+    assert [prepared(*args) for args in others] == list(range(2, 2 + len(others)))
+    assert {prepared(*args) for args in others} == {1 + len(others)}
+    with backend("reference"):
+        assert prepared(X) == 2 + len(others)
+    backends.forget()
+    assert prepared(X) == 3 + len(others)
+
+
+def test_what_is_prepared_for_each_call(prepared):
+    calls = [
+        lambda: prepared(X, None, None, [1, 1]),
+        lambda: prepared(X, WEIGHT.double()),
+        lambda: make_fx(lambda x: x + prepared(x), tracing_mode="symbolic")(X),
+        lambda: torch.vmap(lambda x: x + prepared(x))(X),
+        lambda: torch.compile(lambda x: x + prepared(x), backend="eager")(X + 0),
+    ]
+    for call in calls:
+        torch._dynamo.reset()
+        before = prepared(X)
+        call()
+        torch._dynamo.reset()
+        call()
+        assert prepared(X) >= before + 2
+
+
+def test_errors_come_back_and_autocast_decides_anew():
+    x, weight = torch.randn(1, 6, 5, 5), torch.randn(4, 6, 3, 3)
+    for _ in range(2):
+        assert ops.conv_relu(x, weight, stride=1).shape == (1, 4, 3, 3)
+        with pytest.raises(TypeError, match=r"^stride: expected an int or a pair of ints, got 1.0$"):
+            ops.conv_relu(x, weight, stride=1.0)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert ops.conv_relu(x.bfloat16(), weight).dtype == torch.bfloat16
+        with pytest.raises(TypeError, match=r"^weight: is torch.float32, but input is torch.bfloat16$"):
+            ops.conv_relu(x.bfloat16(), weight)
+
+
+def test_forms_do_not_pile_up(prepared, monkeypatch):
+    monkeypatch.setattr(arguments, "MOST_FORMS", 3)
+    assert [prepared(X, None, None, n) for n in range(4)] == [1, 2, 3, 4]
+    assert len(backends.prepared[-1]) == 1
 
 
 @pytest.mark.skipif(torch.__version__ < "2.13", reason="older torch says it on standard error alone")
