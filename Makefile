@@ -10,8 +10,8 @@
 # One uses the Python that is there, and no network:
 #
 #   make gpu-report   build the CUDA kernels, test and check them on the card, write benchmarks/results/<card>/
-#                     (STEP=build, tests, triton, sanitize, bench-pointwise, bench-conv, bench-stage, bench-net or
-#                     bench-train: that alone)
+#                     (STEP=build, tests, triton, sanitize or one of the bench-… that -m benchmarks.gpu_report -h lists:
+#                     that alone)
 
 PYTHON ?= python3
 VENV ?= .venv

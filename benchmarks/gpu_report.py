@@ -8,8 +8,9 @@ Steps, in their order; without arguments all of them run:
 ``tests``     every test marked ``gpu``, but Triton's
 ``triton``    tests/triton, whose kernels then run on the card instead of in Triton's interpreter
 ``sanitize``  compute-sanitizer's four tools over one forward and backward pass of every operator
-``bench-…``   the GPU's cases of benchmarks/: bench-pointwise, bench-conv, bench-stage, bench-net, bench-train; rows of
-              one commit collect in results.json beside the steps' files, and are printed at the end
+``bench-…``   the GPU's cases of benchmarks/: bench-pointwise, bench-conv and bench-stage, each with the batch, -128 or
+              -1024; bench-other, bench-net, bench-train. Rows of one commit collect in results.json beside the
+              steps' files, and are printed at the end
 
 A step takes eight minutes at most and is broken off beyond. It uses this Python and what is installed in it (torch,
 triton, pytest, pytest-benchmark, pybind11, setuptools), and no network. Each writes
@@ -221,9 +222,10 @@ def sanitized(status: int | None, log: str) -> dict:
     return {"status": "failed", "summary": summary, "log": said[:MOST] + tail(log)}
 
 
-def bench(*stems: str) -> Result:
+def bench(*stems: str, batch: int | None = None) -> Result:
     files = [f"benchmarks/bench_{stem}.py" for stem in stems]
-    return run_pytest(*files, "-k", "cuda or triton", "--benchmark-only", "--results", str(RESULTS))
+    names = " or ".join(name if batch is None else f"{name}-{batch}" for name in ("cuda", "triton"))
+    return run_pytest(*files, "-k", names, "--benchmark-only", "--results", str(RESULTS))
 
 
 STEPS: dict[str, Callable[[], Result]] = {
@@ -231,9 +233,13 @@ STEPS: dict[str, Callable[[], Result]] = {
     "tests": lambda: run_pytest("tests", "-m", "gpu", "--ignore=tests/triton"),
     "triton": lambda: run_pytest("tests/triton"),
     "sanitize": sanitize,
-    "bench-pointwise": lambda: bench("lrn", "max_pool", "epilogue", "linear_relu_dropout", "augment", "sgd"),
-    "bench-conv": lambda: bench("conv_relu"),
-    "bench-stage": lambda: bench("conv_stage"),
+    "bench-pointwise-128": lambda: bench("lrn", "max_pool", "epilogue", batch=128),
+    "bench-pointwise-1024": lambda: bench("lrn", "max_pool", "epilogue", batch=1024),
+    "bench-conv-128": lambda: bench("conv_relu", batch=128),
+    "bench-conv-1024": lambda: bench("conv_relu", batch=1024),
+    "bench-stage-128": lambda: bench("conv_stage", batch=128),
+    "bench-stage-1024": lambda: bench("conv_stage", batch=1024),
+    "bench-other": lambda: bench("linear_relu_dropout", "augment", "sgd"),
     "bench-net": lambda: bench("alexnet"),
     "bench-train": lambda: bench("train_step"),
 }
@@ -269,7 +275,7 @@ def main(arguments: list[str] | None = None) -> int:
         result = STEPS[step]()
         seconds = time.monotonic() - begin
         path = write(folder, step, about, result, seconds)
-        lines.append(f"{step:16}{result.status:10}{seconds:5.0f} s  {result.summary}  ({path.relative_to(ROOT)})")
+        lines.append(f"{step:21}{result.status:10}{seconds:5.0f} s  {result.summary}  ({path.relative_to(ROOT)})")
         if step == "build" and result.status != "passed":
             break  # what follows would test an older extension
     measured = folder / "results.json"

@@ -35,7 +35,7 @@ def comparison(results: dict[str, Any]) -> list[str]:
         f"{machine['memory']}; {', '.join(about)}; commit {results['commit']}",
         ", ".join(f"{name} {value:g}" for name, value in ceilings.items()),
         *(f"left out: {name}: {reason}" for name, reason in results["missing"].items()),
-        f"Median [quartiles] in ms; ratio to ours; after a rest; floor as a share of ours. {LOSES}: a peer is faster.",
+        f"Median [quartiles] in ms; ratio to ours; after a pause; floor as a share of ours. {LOSES}: a peer is faster.",
     ]
     for row in results["rows"]:
         lines.append(

@@ -85,18 +85,24 @@ def test_benchmarks_end_with_a_short_table(gpu, monkeypatch, capsys):
     )
 
 
-@pytest.mark.parametrize("step", [step for step in gpu_report.STEPS if step.startswith("bench-")])
-def test_benchmark_steps_select_gpu_cases(step, monkeypatch):
-    """Of files that are there; collected without a GPU they are skipped, not absent."""
-    arguments = []
+def test_each_gpu_case_is_of_one_benchmark_step(monkeypatch):
+    """Collected without a GPU they are skipped, not absent. Those of the CPU alone are in no step."""
+    arguments: list[str] = []
     monkeypatch.setattr(gpu_report, "run_pytest", lambda *given: arguments.extend(given))
-    gpu_report.STEPS[step]()
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *arguments[: arguments.index("--results")]]
-    status, log = run(command, 120)
-    assert status == 0, log
-    collected = [line for line in log.splitlines() if "::" in line]
-    assert collected
-    assert all("cuda" in line or "triton" in line for line in collected)
+
+    def collected(*selection: str) -> list[str]:
+        status, log = run([sys.executable, "-m", "pytest", "--collect-only", "-q", "--benchmark-only", *selection], 120)
+        assert status == 0, log
+        return [line for line in log.splitlines() if "::" in line]
+
+    found = []
+    for step in [step for step in gpu_report.STEPS if step.startswith("bench-")]:
+        arguments.clear()
+        gpu_report.STEPS[step]()
+        cases = collected(*arguments[: arguments.index("--benchmark-only")])
+        assert cases, step
+        found += cases
+    assert sorted(found) == sorted(collected("benchmarks", "-k", "cuda or triton"))
 
 
 @pytest.mark.parametrize(

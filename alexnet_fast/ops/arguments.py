@@ -155,11 +155,8 @@ class Window(NamedTuple):
     ceil_mode: bool
 
     def out(self, height: int, width: int) -> list[int]:
-        kernel, stride, padding, ceil_mode = self
-        return [
-            out_side("kernel_size", height, kernel[0], stride[0], padding[0], ceil_mode),
-            out_side("kernel_size", width, kernel[1], stride[1], padding[1], ceil_mode),
-        ]
+        sides = zip((height, width), self.kernel, self.stride, self.padding, strict=True)
+        return [out_side("kernel_size", *side, self.ceil_mode) for side in sides]
 
 
 def pool_window(pool: Pool, channels: int, height: int, width: int) -> Window:
@@ -169,9 +166,10 @@ def pool_window(pool: Pool, channels: int, height: int, width: int) -> Window:
     kernel = pair("kernel_size", pool.kernel_size, 1)
     stride = kernel if pool.stride is None else pair("stride", pool.stride, 1)
     padding = pair("padding", pool.padding, 0)
-    if 2 * padding[0] > kernel[0] or 2 * padding[1] > kernel[1]:
-        raise ValueError(f"padding: expected at most half of kernel_size {pool.kernel_size}, got {pool.padding}")
-    if channels == 0 or height == 0 or width == 0:
+    for p, side in zip(padding, kernel, strict=True):
+        if 2 * p > side:
+            raise ValueError(f"padding: expected at most half of kernel_size {pool.kernel_size}, got {pool.padding}")
+    if 0 in (channels, height, width):
         raise ValueError(f"input: only the batch may be empty, got images of {channels} x {height} x {width}")
     window = Window(kernel, stride, padding, bool(pool.ceil_mode))
     window.out(height, width)

@@ -77,11 +77,8 @@ def layout_of(x: Tensor, weight: Tensor) -> Tensor:
 
 def out_sides(x: Tensor, weight: Tensor, stride, padding, dilation) -> list[int]:
     """Height and width of the convolution's output."""
-    rows, columns = dilation[0] * (weight.size(-2) - 1) + 1, dilation[1] * (weight.size(-1) - 1) + 1
-    return [
-        out_side("weight", x.size(-2), rows, stride[0], padding[0]),
-        out_side("weight", x.size(-1), columns, stride[1], padding[1]),
-    ]
+    extents = [d * (side - 1) + 1 for d, side in zip(dilation, weight.shape[-2:], strict=True)]
+    return [out_side("weight", *side) for side in zip(x.shape[-2:], extents, stride, padding, strict=True)]
 
 
 def fake(x: Tensor, weight: Tensor, stride, padding, dilation) -> Tensor:

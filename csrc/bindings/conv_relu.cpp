@@ -2,9 +2,10 @@
 #include "epilogue.h"
 
 namespace alexnet_fast {
-namespace {
 
 #if ALEXNET_FAST_CUDA
+namespace {
+
 // ---- This package's own kernels -------------------------------------------------------------------------------------
 
 Tensor conv_relu(const Tensor& input, const Tensor& kernel, std::optional<Tensor> bias, Ints stride, Ints padding,
@@ -63,9 +64,17 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_backward(const Tensor& grad, const 
           dbias};
 }
 
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(alexnet_fast, ALEXNET_FAST_CUDA_KEY, m) {
+  m.impl("conv_relu_kernel", TORCH_BOX(&conv_relu));
+  m.impl("conv_relu_backward_kernel", TORCH_BOX(&conv_relu_backward));
+}
 #endif
 
 #ifndef ALEXNET_FAST_HOST_SIMT
+namespace {
+
 // ---- The library's convolutions -------------------------------------------------------------------------------------
 
 // No pooling window, with lrn_size 0: bias and ReLU alone.
@@ -119,21 +128,10 @@ void register_library(torch::stable::detail::StableLibrary& m) {
   m.impl("conv_relu", TORCH_BOX(&library_conv_relu));
   m.impl("conv_relu_backward", TORCH_BOX(&library_conv_relu_backward));
 }
-#endif
 
 }  // namespace
 
-#if ALEXNET_FAST_CUDA
-STABLE_TORCH_LIBRARY_IMPL(alexnet_fast, ALEXNET_FAST_CUDA_KEY, m) {
-  m.impl("conv_relu_kernel", TORCH_BOX(&conv_relu));
-  m.impl("conv_relu_backward_kernel", TORCH_BOX(&conv_relu_backward));
-}
-#endif
-#ifndef ALEXNET_FAST_HOST_SIMT
-STABLE_TORCH_LIBRARY_IMPL(alexnet_fast, CPU, m) { register_library(m); }
-#if ALEXNET_FAST_CUDA
-STABLE_TORCH_LIBRARY_IMPL(alexnet_fast, CUDA, m) { register_library(m); }
-#endif
+ALEXNET_FAST_REGISTER(register_library)
 #endif
 
 }  // namespace alexnet_fast

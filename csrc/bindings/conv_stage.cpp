@@ -2,9 +2,10 @@
 #include "epilogue.h"
 
 namespace alexnet_fast {
-namespace {
 
 #if ALEXNET_FAST_CUDA
+namespace {
+
 // By this package's own kernel.
 // As epilogue(): code and r come back empty unless training asks for them.
 std::tuple<Tensor, Tensor, Tensor> conv_stage(const Tensor& input, const Tensor& kernel, std::optional<Tensor> bias,
@@ -53,9 +54,16 @@ std::tuple<Tensor, Tensor, Tensor> conv_stage(const Tensor& input, const Tensor&
           keep_r ? in_layout(r, channels_last) : r};
 }
 
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(alexnet_fast, ALEXNET_FAST_CUDA_KEY, m) {
+  m.impl("conv_stage_kernel", TORCH_BOX(&conv_stage));
+}
 #endif
 
 #ifndef ALEXNET_FAST_HOST_SIMT
+namespace {
+
 // The library's convolution, then everything else in one pass. oneDNN adds the bias before it rounds; on GPUs torch
 // would add it in a pass of its own.
 std::tuple<Tensor, Tensor, Tensor> library_conv_stage(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias,
@@ -71,20 +79,10 @@ std::tuple<Tensor, Tensor, Tensor> library_conv_stage(const Tensor& x, const Ten
 }
 
 void register_library(torch::stable::detail::StableLibrary& m) { m.impl("conv_stage", TORCH_BOX(&library_conv_stage)); }
-#endif
 
 }  // namespace
 
-#if ALEXNET_FAST_CUDA
-STABLE_TORCH_LIBRARY_IMPL(alexnet_fast, ALEXNET_FAST_CUDA_KEY, m) {
-  m.impl("conv_stage_kernel", TORCH_BOX(&conv_stage));
-}
-#endif
-#ifndef ALEXNET_FAST_HOST_SIMT
-STABLE_TORCH_LIBRARY_IMPL(alexnet_fast, CPU, m) { register_library(m); }
-#if ALEXNET_FAST_CUDA
-STABLE_TORCH_LIBRARY_IMPL(alexnet_fast, CUDA, m) { register_library(m); }
-#endif
+ALEXNET_FAST_REGISTER(register_library)
 #endif
 
 }  // namespace alexnet_fast

@@ -171,9 +171,6 @@ void register_all(torch::stable::detail::StableLibrary& m) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(alexnet_fast, CPU, m) { register_all(m); }
-#if ALEXNET_FAST_CUDA
-STABLE_TORCH_LIBRARY_IMPL(alexnet_fast, CUDA, m) { register_all(m); }
-#endif
+ALEXNET_FAST_REGISTER(register_all)
 
 }  // namespace alexnet_fast

@@ -11,8 +11,13 @@ using torch::stable::detail::from, torch::stable::detail::to;
 const std::string NOTHING = "none";
 const std::optional<std::string> NO_ALGORITHM;
 
-// The weight is in oneDNN's blocks, which say no more of its layout: the argument does. With
-// neither LRN nor pooling it is conv_relu.
+// oneDNN's operators read a bias as dense, whatever its strides.
+std::optional<Tensor> dense_bias(const std::optional<Tensor>& bias) {
+  return bias ? std::make_optional(torch::stable::contiguous(*bias)) : std::nullopt;
+}
+
+// The weight is in oneDNN's blocks, which say no more of its layout: the argument does. With neither LRN nor pooling it
+// is conv_relu.
 Tensor packed_stage(const Tensor& x, const Tensor& packed, std::optional<Tensor> bias, Ints stride, Ints padding,
                     Ints dilation, int64_t groups, int64_t lrn_size, double alpha, double beta, double k,
                     int64_t lrn_groups, Ints pool_kernel, Ints pool_stride, Ints pool_padding, bool ceil_mode,
@@ -20,7 +25,7 @@ Tensor packed_stage(const Tensor& x, const Tensor& packed, std::optional<Tensor>
   const bool channels_last = weight_is_channels_last || is_channels_last(x);
   std::array<StableIValue, 10> stack{from(dense(x, channels_last)),
                                      from(packed),
-                                     from(bias),
+                                     from(dense_bias(bias)),
                                      from(padding),
                                      from(stride),
                                      from(dilation),
@@ -39,7 +44,8 @@ Tensor packed_stage(const Tensor& x, const Tensor& packed, std::optional<Tensor>
 
 // The weight may be in oneDNN's blocks or in plain order.
 Tensor onednn_linear(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias, bool relu) {
-  std::array<StableIValue, 6> stack{from(x), from(weight), from(bias), from(NOTHING), from(Ints{}), from(NO_ALGORITHM)};
+  std::array<StableIValue, 6> stack{from(x),       from(weight), from(dense_bias(bias)),
+                                    from(NOTHING), from(Ints{}), from(NO_ALGORITHM)};
   call_torch("mkldnn::_linear_pointwise", stack);
   const Tensor y = to<Tensor>(stack[0]);
   return relu ? relu_(y) : y;

@@ -177,6 +177,16 @@ using CudaLauncher = int (*)(const Params&, void* stream);
 #define ALEXNET_FAST_CUDA_LAUNCHER(name) nullptr
 #endif
 
+// Registers implementations that serve CPUs and GPUs: register_all takes the library and calls its impl().
+#if ALEXNET_FAST_CUDA
+#define ALEXNET_FAST_REGISTER(register_all)                            \
+  STABLE_TORCH_LIBRARY_IMPL(alexnet_fast, CPU, m) { register_all(m); } \
+  STABLE_TORCH_LIBRARY_IMPL(alexnet_fast, CUDA, m) { register_all(m); }
+#else
+#define ALEXNET_FAST_REGISTER(register_all) \
+  STABLE_TORCH_LIBRARY_IMPL(alexnet_fast, CPU, m) { register_all(m); }
+#endif
+
 // With ALEXNET_FAST_HOST_SIMT the launchers of csrc/cuda run on CPU tensors: tests then drive these bindings with them.
 #ifdef ALEXNET_FAST_HOST_SIMT
 #define ALEXNET_FAST_CUDA_KEY CPU

@@ -155,6 +155,18 @@ def test_what_is_kept_is_for_plain_tensors_of_its_dtype(image):
         model(image)
 
 
+@pytest.mark.parametrize("packs", [False, True])
+@pytest.mark.parametrize("layer", [nn.Linear(4, 6), nn.Conv2d(3, 6, 3)], ids=str)
+@torch.no_grad()
+def test_a_bias_with_strides(image, layer, packs):
+    """Which oneDNN does not heed."""
+    layer.bias = nn.Parameter(torch.arange(12.0)[::2])
+    model, x = FusedSequential(layer, nn.ReLU()), torch.ones(3, 4) if isinstance(layer, nn.Linear) else image
+    model = pack(model) if packs else model
+    for _ in range(2):
+        torch.testing.assert_close(model(x), expected(model, x))
+
+
 @torch.no_grad()
 def test_rows_of_any_dimensions():
     model, x = pack(FusedSequential(nn.Linear(4, 5), nn.ReLU())), torch.ones(3, 4)
