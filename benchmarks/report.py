@@ -21,8 +21,9 @@ BEGIN, END = "<!-- from benchmarks/results: begin -->", "<!-- from benchmarks/re
 NONE = "No results are committed yet; `make bench` measures this machine.\n"
 NETS = ("alexnet", "train_step")
 CALLS = "overhead"  # what a call costs before any work
+HOST = "host"  # a tiny net's calls, less the work in them
 FEED = "data"  # images/s of the loader
-OTHERS = (*NETS, CALLS, FEED)  # what is no operator
+OTHERS = (*NETS, CALLS, HOST, FEED)  # what is no operator
 
 Results = dict[str, Any]
 
@@ -114,6 +115,17 @@ def calls_table(results: Results) -> str:
     return table(head, lines)
 
 
+def host_table(results: Results) -> str:
+    rows = [row for row in results["rows"] if row["bench"] == HOST]
+    head = ["microseconds", "ours", "nn.Sequential", "ours / nn.Sequential", "convolutions and products"]
+    lines = []
+    for row in rows:
+        ours, eager = (row["host_us"][side] for side in ("ours", "eager"))
+        name = f"{name_of(row)}, {row['pass']}"
+        lines.append([name, f"{ours:.0f}", f"{eager:.0f}", f"{ours / eager:.2f}", f"{row['bare_us']:.0f}"])
+    return table(head, lines)
+
+
 def feed_table(results: Results) -> str:
     rows = [row for row in results["rows"] if row["bench"] == FEED]
     peers = _peers(rows)
@@ -146,6 +158,8 @@ def performance_text(devices: dict[str, Results]) -> str:
         parts += ["### Memory\n", memory_table(results)]
         parts += ["### Training batches from disk\n", feed_table(results)]
         parts += ["### Calls on a tiny tensor\n", calls_table(results)]
+        if any(row["bench"] == HOST for row in results["rows"]):  # files of earlier commits have none
+            parts += ["### Host time of a tiny net\n", host_table(results)]
     return "\n".join(parts) or NONE
 
 

@@ -52,6 +52,9 @@ def comparison(results: dict[str, Any]) -> list[str]:
             lines.append(line)
         if "above_operator_us" in row:
             lines.append(f"    the function takes {row['above_operator_us']:.1f} µs more than its operator")
+        if "host_us" in row:
+            sides = ", ".join(f"{side} {us:.0f}" for side, us in row["host_us"].items())
+            lines.append(f"    host time, µs: {sides}; convolutions and products {row['bare_us']:.0f}")
         for kind in ("saved", "peak"):
             if kind in row:
                 sizes = ", ".join(f"{side} {size / 1e6:.1f}" for side, size in row[kind].items())
