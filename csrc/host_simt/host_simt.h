@@ -23,6 +23,8 @@
 //   out of bounds  an access outside the tensors and shared arrays the kernel was given
 //   misaligned     a 2-, 4-, 8- or 16-byte access at an address that is no multiple of it
 //   divergence     a barrier or warp meeting that some threads never reach, or reach at another line
+//   launch         a grid, block, cluster, parameters or shared memory that a card refuses, by the table in limits.h:
+//                  of one architecture, or of all. Registers are nvcc's business: tests/cuda/limits.py counts those
 //
 // The other build, with -fsanitize=address,undefined, finds what lies in the kernel's own arrays and arithmetic.
 // Not modelled: time, caches, banks, more than one block at once, and the weak order of global memory between blocks.
@@ -96,10 +98,18 @@ struct Launch {
   std::string_view kernel;
   dim3 grid, block;
   size_t shared_bytes;
+  size_t parameter_bytes;
   const std::function<void()>& thread;  // runs one thread of the kernel
+  const void* address = nullptr;        // the kernel's
+  dim3 cluster = 1;                     // its blocks run like any others, and see nothing of each other
 };
 
+// A launch that a card refuses is a fault. So is one of no blocks.
 int run(const Launch& launch);
+
+// The architecture whose limits count for the launches that follow; 0: what each of the table takes. At first it is
+// the one that the environment's HOST_SIMT_ARCHITECTURE names, or 0.
+void set_architecture(int architecture);
 
 // __PRETTY_FUNCTION__ holds "... [with auto kernel = name<arguments>; Args = ...]": the instantiation's full name.
 constexpr std::string_view kernel_name(std::string_view function) {
@@ -107,10 +117,32 @@ constexpr std::string_view kernel_name(std::string_view function) {
   return function.substr(begin, function.find_first_of(";]", begin) - begin);
 }
 
-template <auto kernel, class... Args>
-int launch(dim3 grid, dim3 block, size_t shared_bytes, void* /*stream*/, Args... args) {
-  return run({kernel_name(__PRETTY_FUNCTION__), grid, block, shared_bytes, [=] { kernel(args...); }});
+// As they lie one after the other, each aligned as its type wants it.
+template <class... Args>
+constexpr size_t parameter_bytes() {
+  size_t end = 0;
+  ((end = (end + alignof(Args) - 1) / alignof(Args) * alignof(Args) + sizeof(Args)), ...);
+  return end;
 }
+
+template <auto kernel, class... Args>
+int launch(dim3 grid, dim3 block, size_t shared_bytes, Args... args) {
+  return run({kernel_name(__PRETTY_FUNCTION__), grid, block, shared_bytes, parameter_bytes<Args...>(),
+              [=] { kernel(args...); }, reinterpret_cast<const void*>(kernel)});
+}
+
+// Faults unless the kernel's static memory, as far as its runs have shown it, fits together with dynamic_bytes into
+// what a block has without asking, or into what was asked for (cudaFuncSetAttribute) and an architecture gives.
+void expect_allowed(const void* address, std::string_view kernel, dim3 block, size_t dynamic_bytes);
+
+template <auto kernel>
+void expect_allowed(dim3 block, size_t dynamic_bytes) {
+  expect_allowed(reinterpret_cast<const void*>(kernel), kernel_name(__PRETTY_FUNCTION__), block, dynamic_bytes);
+}
+
+// Of the launches so far: a kernel whose threads never came to a __shared__ variable has not shown it.
+size_t static_shared_bytes(const void* address);
+void allow_dynamic(const void* address, size_t bytes);
 
 // ---------------------------------------------------------------- shared memory
 
@@ -236,6 +268,26 @@ inline void expect_aligned(const void* address, size_t bytes) {
 }  // namespace host_simt
 
 // ---------------------------------------------------------------- CUDA's names
+
+struct cudaFuncAttributes {
+  size_t sharedSizeBytes;
+};
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+template <class... Args>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*kernel)(Args...)) {
+  attributes->sharedSizeBytes = host_simt::static_shared_bytes(reinterpret_cast<const void*>(kernel));
+  return cudaSuccess;
+}
+template <class... Args>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Args...), cudaFuncAttribute, int bytes) {
+  host_simt::allow_dynamic(reinterpret_cast<const void*>(kernel), bytes);
+  return cudaSuccess;
+}
 
 inline void __syncthreads(host_simt::Site site = host_simt::Site::here()) {
   host_simt::barrier(host_simt::Combine::none, false, site);

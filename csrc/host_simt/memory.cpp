@@ -19,6 +19,7 @@ Traffic traffic;
 namespace {
 
 std::map<const void*, char*> shared_declarations;
+const char dynamic_declaration = 0;
 size_t dynamic_shared_size = 0;
 size_t tensors = 0;  // regions before the launch
 
@@ -128,9 +129,16 @@ void begin_block() {
   }
 }
 
-void end_launch() {
+size_t end_launch() {
+  size_t bytes = 0;
+  for (const auto& [declaration, array] : shared_declarations) {
+    const auto region =
+        std::find_if(regions.begin(), regions.end(), [&](const Region& known) { return known.begin == array; });
+    bytes += declaration == &dynamic_declaration ? 0 : (region->bytes + 15) / 16 * 16;
+  }
   release_from(tensors);
   shared_declarations.clear();
+  return bytes;
 }
 
 void* shared_array(const void* declaration, const char* name, size_t bytes) {
@@ -143,8 +151,7 @@ void* shared_array(const void* declaration, const char* name, size_t bytes) {
 }
 
 unsigned char* dynamic_shared() {
-  static const char declaration = 0;
-  return static_cast<unsigned char*>(shared_array(&declaration, "dynamic_shared()", dynamic_shared_size));
+  return static_cast<unsigned char*>(shared_array(&dynamic_declaration, "dynamic_shared()", dynamic_shared_size));
 }
 
 // ---------------------------------------------------------------- cp.async

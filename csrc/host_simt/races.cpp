@@ -278,6 +278,7 @@ ACCESS(2)
 ACCESS(4)
 ACCESS(8)
 ACCESS(16)
+ATOMIC(8, uint8_t)  // guards of static variables
 ATOMIC(32, uint32_t)
 void __tsan_read_range(void* address, size_t bytes) {
   host_simt::touch(address, bytes, Access::read, __builtin_return_address(0));

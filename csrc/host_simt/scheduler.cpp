@@ -305,12 +305,9 @@ int barrier(Combine combine, bool predicate, Site site) {
 // ---------------------------------------------------------------- grid
 
 int run(const Launch& launch) {
+  expect_launchable(launch);
   const uint64_t blocks = uint64_t{launch.grid.x} * launch.grid.y * launch.grid.z;
   block_threads = launch.block.x * launch.block.y * launch.block.z;
-  if (blocks == 0 || block_threads == 0 || block_threads > 1024 || launch.grid.x > INT32_MAX || launch.grid.y > 65535 ||
-      launch.grid.z > 65535) {
-    return cudaErrorInvalidValue;  // a card says cudaErrorInvalidConfiguration
-  }
   current = &launch;
   gridDim = launch.grid;
   blockDim = launch.block;
@@ -329,7 +326,7 @@ int run(const Launch& launch) {
     blockIdx = {gridDim.x - columns + order[i] % columns, row % gridDim.y, row / gridDim.y};
     run_block();
   }
-  end_launch();
+  remember_static(launch, end_launch());
   current = nullptr;
   return cudaSuccess;
 }

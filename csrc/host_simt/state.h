@@ -62,7 +62,8 @@ extern char* zone;
 
 void begin_launch(size_t dynamic_shared_bytes);
 void begin_block();
-void end_launch();
+// Returns the bytes of the launch's static shared arrays, each at a multiple of 16.
+size_t end_launch();
 
 // cp.async of the thread with this number.
 void forget_copies(unsigned thread);
@@ -81,6 +82,14 @@ void touch(const void* address, size_t bytes, Access access, const void* code);
 // Prints the source line of an instruction, where there is addr2line to find it.
 void report_line(const void* code);
 #endif
+
+// ---------------------------------------------------------------- launches.cpp
+
+// Faults on what limits.h refuses.
+void expect_launchable(const Launch& launch);
+
+// The static shared memory that a run of the launch's kernel has shown.
+void remember_static(const Launch& launch, size_t bytes);
 
 // ---------------------------------------------------------------- scheduler.cpp
 

@@ -15,7 +15,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from .machine_code import KB, MULTIPROCESSORS, Kernel
+from .limits import KB, MULTIPROCESSORS
+from .machine_code import Kernel
 
 
 @dataclass(frozen=True)

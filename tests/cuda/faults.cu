@@ -2,6 +2,7 @@
 //
 // The right ones must run to their end under many schedules, the wrong ones must be reported.
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 #include "cuda/common/async_copy.cuh"
@@ -303,6 +304,43 @@ __global__ void mixed_atomics(const float* x, float* y) {
   y[threadIdx.x] = x[threadIdx.x] + count[0];
 }
 
+// ---------------------------------------------------------------- launches that a card refuses
+
+template <bool kFault>
+__global__ void nothing(const float*, float*) {}
+
+struct Large {
+  char bytes[4096 - 3 * sizeof(void*)];  // fills 4 KB together with the pointers
+};
+
+template <bool kFault>
+__global__ void parameters(const float*, float*, Large, std::conditional_t<kFault, uint4, char*>) {}
+
+// 2 KB of static memory and a ring of 48 KB: each alone is what a block has without asking, not both.
+template <bool kFault>
+__global__ void ring_and_places(const float*, float*) {
+  ALEXNET_FAST_SHARED(int[512], places);
+  places[threadIdx.x] = dynamic_shared()[0] = 0;
+}
+
+// launch() as it was: it asks where dynamic memory alone is more than what there is without asking.
+template <auto kernel, class... Args>
+int launch_asking_too_late(dim3 grid, dim3 block, size_t shared_bytes, Args... args) {
+  const int error = host_simt::launch<kernel>(grid, block, shared_bytes, args...);
+  if (shared_bytes > 48 * 1024) {
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+  }
+  host_simt::expect_allowed<kernel>(block, shared_bytes);
+  return error;
+}
+
+template <auto kernel>
+int launch_nothing(dim3 grid, dim3 block, dim3 cluster = 1) {
+  host_simt::run_last_blocks(1);  // the largest grids would take an hour
+  return host_simt::run({host_simt::kernel_name(__PRETTY_FUNCTION__), grid, block, 0, 0, [] {},
+                         reinterpret_cast<const void*>(kernel), cluster});
+}
+
 struct Fault {
   const char* name;
   int blocks;
@@ -315,7 +353,49 @@ struct Fault {
                   : launch<name<false>>(dim3(count), dim3(kThreads), kThreads * 4, nullptr, x, y); \
    }}
 
+// What `launch` returns with `kernel` an instantiation of name<wrong>, and sizes that differ by `wrong`.
+#define LAUNCH(name, kernel, call) \
+  {#name, 1,                       \
+   [](bool wrong, int, const float*, float*) { return wrong ? call(kernel<true>, 1) : call(kernel<false>, 0); }}
+#define THREADS(kernel, more) launch_nothing<kernel>(1, dim3(32, 32, 1 + more))
+#define BLOCK_X(kernel, more) launch_nothing<kernel>(1, 1024 + more)
+#define BLOCK_Y(kernel, more) launch_nothing<kernel>(1, dim3(1, 1024 + more))
+#define BLOCK_Z(kernel, more) launch_nothing<kernel>(1, dim3(1, 1, 64 + more))
+#define GRID_X(kernel, more) launch_nothing<kernel>(2147483647u + more, 1)
+#define GRID_Y(kernel, more) launch_nothing<kernel>(dim3(1, 65535 + more), 1)
+#define GRID_Z(kernel, more) launch_nothing<kernel>(dim3(1, 1, 65535 + more), 1)
+#define NO_BLOCKS(kernel, more) launch_nothing<kernel>(dim3(1, 1 - more), 1)
+#define CLUSTER(kernel, more) launch_nothing<kernel>(144, 1, 8 + more)
+#define CLUSTERS(kernel, more) launch_nothing<kernel>(16 + more, 1, 8)
+
 const Fault faults[] = {
+    LAUNCH(block_threads, nothing, THREADS),
+    LAUNCH(block_x, nothing, BLOCK_X),
+    LAUNCH(block_y, nothing, BLOCK_Y),
+    LAUNCH(block_z, nothing, BLOCK_Z),
+    LAUNCH(grid_x, nothing, GRID_X),
+    LAUNCH(grid_y, nothing, GRID_Y),
+    LAUNCH(grid_z, nothing, GRID_Z),
+    LAUNCH(no_blocks, nothing, NO_BLOCKS),
+    LAUNCH(cluster_blocks, nothing, CLUSTER),
+    LAUNCH(part_of_a_cluster, nothing, CLUSTERS),
+    {"parameter_bytes", 1,
+     [](bool wrong, int, const float* x, float* y) {
+       return wrong ? launch<parameters<true>>(1, 1, 0, nullptr, x, y, Large{}, uint4{})
+                    : launch<parameters<false>>(1, 1, 0, nullptr, x, y, Large{}, static_cast<char*>(nullptr));
+     }},
+    {"asked_too_late", 1,
+     [](bool wrong, int, const float* x, float* y) {
+       return wrong ? launch_asking_too_late<ring_and_places<true>>(1, 1, 48 * 1024, x, y)
+                    : launch<ring_and_places<false>>(1, 1, 48 * 1024, nullptr, x, y);
+     }},
+    // What a block may ask for, in KB, less the 2 KB that ring_and_places has anyway.
+    {"block_shared", 1,
+     [](bool wrong, int, const float* x, float* y) {
+       const size_t most = 1024 * std::strtoul(std::getenv("BLOCK_SHARED"), nullptr, 10) - 2048;
+       return wrong ? launch<ring_and_places<true>>(1, 1, most + 16, nullptr, x, y)
+                    : launch<ring_and_places<false>>(1, 1, most, nullptr, x, y);
+     }},
     FAULT(missing_barrier, 1),
     FAULT(missing_second_barrier, 1),
     FAULT(missing_syncwarp, 1),

@@ -21,27 +21,7 @@ from pathlib import Path
 
 from alexnet_fast import _C
 
-KB = 1024
-
-
-@dataclass(frozen=True)
-class Multiprocessor:
-    """The limits of one architecture: "Technical Specifications per Compute Capability" of the CUDA C++ Programming
-    Guide. Registers are 65,536 everywhere."""
-
-    threads: int
-    blocks: int
-    shared: int  # bytes, for all blocks together
-    block_shared: int  # bytes a block may ask for
-
-
-MULTIPROCESSORS = {
-    80: Multiprocessor(2048, 32, 164 * KB, 163 * KB),
-    86: Multiprocessor(1536, 16, 100 * KB, 99 * KB),
-    89: Multiprocessor(1536, 24, 100 * KB, 99 * KB),
-    90: Multiprocessor(2048, 32, 228 * KB, 227 * KB),
-}
-RESERVED = 1 * KB  # of shared memory, that the system takes for each block
+from .limits import KB, MULTIPROCESSORS, REGISTERS, RESERVED
 
 
 def resident_blocks(architecture: int, threads: int, registers: int, shared: int) -> int:
@@ -51,7 +31,7 @@ def resident_blocks(architecture: int, threads: int, registers: int, shared: int
     """
     limits = MULTIPROCESSORS[architecture]
     warps = -(-threads // 32)
-    of_registers = 4 * (65536 // 4 // (-(-registers * 32 // 256) * 256)) // warps
+    of_registers = 4 * (REGISTERS // 4 // (-(-registers * 32 // 256) * 256)) // warps
     of_shared = limits.shared // (-(-(shared + RESERVED) // 128) * 128)
     return min(limits.threads // (32 * warps), limits.blocks, of_registers, of_shared)
 

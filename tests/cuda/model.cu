@@ -105,17 +105,6 @@ bool schedules() {
   return right && orders.size() == 20;
 }
 
-__global__ void untouched(int*) {}
-
-// What a card refuses with cudaErrorInvalidConfiguration.
-bool refusals() {
-  int* nothing = nullptr;
-  return launch<untouched>(1, 1025, 0, nullptr, nothing) != cudaSuccess &&
-         launch<untouched>(0, 32, 0, nullptr, nothing) != cudaSuccess &&
-         launch<untouched>(dim3(1, 65536), 32, 0, nullptr, nothing) != cudaSuccess &&
-         launch<untouched>(dim3(1, 65535), 1, 0, nullptr, nothing) == cudaSuccess;
-}
-
 // ---------------------------------------------------------------- copies
 
 __global__ void copy_kernel(const uint32_t* x, uint32_t* y) {
@@ -305,7 +294,6 @@ const Check checks[] = {
     {"shuffles", shuffles},
     {"votes", votes},
     {"schedules", schedules},
-    {"refusals", refusals},
     {"copies", copies},
     {"loads", loads<false>},
     {"transposed_loads", loads<true>},

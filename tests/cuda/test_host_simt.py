@@ -10,6 +10,7 @@ import pytest
 
 from . import host_build
 from .host_build import HostFaultError, run_program
+from .limits import KB, MULTIPROCESSORS
 
 HERE = Path(__file__).parent
 
@@ -47,6 +48,58 @@ FAULTS = {
     "blocks_read_what_others_write": (UNORDERED, None),
     "mixed_atomics": ("race: thread", None),
 }
+
+
+# Launches that a card refuses, and what a report must say: kernel, block and number.
+LAUNCHES = {
+    "block_threads": r"nothing<true>, blocks of \(32,32,2\): the number of threads is 2048, and a card takes 1 to 1024",
+    "block_x": r"blocks of \(1025,1,1\): the block's x is 1025, and a card takes 1 to 1024",
+    "block_y": r"blocks of \(1,1025,1\): the block's y is 1025, and a card takes 1 to 1024",
+    "block_z": r"blocks of \(1,1,65\): the block's z is 65, and a card takes 1 to 64",
+    "grid_x": "the grid's x is 2147483648, and a card takes 1 to 2147483647",
+    "grid_y": "the grid's y is 65536, and a card takes 1 to 65535",
+    "grid_z": "the grid's z is 65536, and a card takes 1 to 65535",
+    "no_blocks": "the grid's y is 0, and a card takes 1 to 65535",
+    "cluster_blocks": "the number of blocks in a cluster is 9, and a card takes 1 to 8",
+    "part_of_a_cluster": "its grid is no whole number of clusters",
+    "parameter_bytes": r"parameters<true>, .*the size of the parameters in bytes is 4112, and a card takes 0 to 4096",
+    "asked_too_late": "2048 static and 49152 dynamic bytes of shared memory are 51200, more than 49152, and 0 dynamic",
+}
+
+
+def launch(fault: str, how: str, architecture: int, **environment: int) -> None:
+    numbers = {"HOST_SIMT_ARCHITECTURE": architecture, **environment}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in numbers.items():
+            patch.setenv(name, str(value))
+        run_program([program("address", "faults"), fault, how])
+
+
+@pytest.mark.parametrize("fault", LAUNCHES)
+def test_launches_that_a_card_refuses(fault):
+    """At the limit nothing is said, one past it everything; ``asked_too_late`` is what launch() once did."""
+    launch(fault, "right", 90)
+    with pytest.raises(HostFaultError, match="host_simt: launch: .*" + LAUNCHES[fault]):
+        launch(fault, "wrong", 90)
+
+
+@pytest.mark.parametrize("architecture", MULTIPROCESSORS)
+def test_shared_memory_of_a_block(architecture):
+    most = MULTIPROCESSORS[architecture].block_shared
+    launch("block_shared", "right", architecture, BLOCK_SHARED=most // KB)
+    with pytest.raises(
+        HostFaultError, match=f"bytes of shared memory are {most + 16}, and sm_{architecture} has {most}"
+    ):
+        launch("block_shared", "wrong", architecture, BLOCK_SHARED=most // KB)
+
+
+def test_what_every_architecture_takes():
+    """Without a name the least of them counts, and clusters are not for all."""
+    least = min(limits.block_shared for limits in MULTIPROCESSORS.values())
+    launch("block_shared", "right", 0, BLOCK_SHARED=least // KB)
+    for fault in ("block_shared", "cluster_blocks"):
+        with pytest.raises(HostFaultError, match="host_simt: launch"):
+            launch(fault, "wrong" if fault == "block_shared" else "right", 0, BLOCK_SHARED=least // KB)
 
 
 @cache
@@ -89,7 +142,6 @@ CHECKS = [
     "shuffles",
     "votes",
     "schedules",
-    "refusals",
     "copies",
     "loads",
     "transposed_loads",

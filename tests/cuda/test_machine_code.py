@@ -12,7 +12,8 @@ from alexnet_fast import _C
 from . import machine_code
 from .budgets import BUDGETS, budget, faults
 from .conftest import TABLES
-from .machine_code import KB, MULTIPROCESSORS, Kernel, kernels, resident_blocks
+from .limits import KB, MULTIPROCESSORS
+from .machine_code import Kernel, kernels, resident_blocks
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <map>
+#include <mutex>
 #include <type_traits>
 
 namespace alexnet_fast::cuda {
@@ -34,17 +36,59 @@ __device__ __forceinline__ unsigned char* dynamic_shared() {
   return alexnet_fast_dynamic_shared;
 }
 
+#else
+
+using ::host_simt::dynamic_shared;
+
+#endif
+
+// Lets `kernel` have that much dynamic shared memory on the current device. Up to 48 KB nobody need ask, but these hold
+// for static and dynamic memory together. Attributes are asked once for each kernel and device, and what was allowed is
+// never lowered: another thread may be about to launch with more.
+template <auto kernel>
+int allow_shared(size_t dynamic_bytes) {
+  constexpr size_t kWithoutAsking = 48 * 1024;
+  if (dynamic_bytes == 0) {  // nvcc refuses kernels with more of static memory alone
+    return cudaSuccess;
+  }
+  struct Known {
+    size_t static_bytes, allowed;
+  };
+  static std::mutex mutex;
+  static std::map<int, Known> devices;
+  int device;
+  if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) {
+    return error;
+  }
+  const std::lock_guard<std::mutex> lock(mutex);
+  auto known = devices.find(device);
+  if (known == devices.end()) {
+    cudaFuncAttributes attributes;
+    if (const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel); error != cudaSuccess) {
+      return error;
+    }
+    known = devices.insert({device, {attributes.sharedSizeBytes, 0}}).first;
+  }
+  auto& [static_bytes, allowed] = known->second;
+  if (static_bytes + dynamic_bytes > kWithoutAsking && dynamic_bytes > allowed) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(dynamic_bytes));
+    if (error != cudaSuccess) {
+      return error;
+    }
+    allowed = dynamic_bytes;
+  }
+  return cudaSuccess;
+}
+
+#ifndef ALEXNET_FAST_HOST_SIMT
+
 // Enqueues kernel<<<grid, block, shared_bytes, stream>>>(args...) and returns the cudaError_t as int.
 // `kernel` is a template argument so that the host build can name the very instantiation in its reports.
 template <auto kernel, class... Args>
 int launch(dim3 grid, dim3 block, size_t shared_bytes, void* stream, Args... args) {
-  constexpr size_t kWithoutAsking = 48 * 1024;
-  if (shared_bytes > kWithoutAsking) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-    if (error != cudaSuccess) {
-      return error;
-    }
+  if (const int error = allow_shared<kernel>(shared_bytes)) {
+    return error;
   }
   kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(args...);
   return cudaGetLastError();
@@ -52,8 +96,16 @@ int launch(dim3 grid, dim3 block, size_t shared_bytes, void* stream, Args... arg
 
 #else
 
-using ::host_simt::dynamic_shared;
-using ::host_simt::launch;
+// A CPU learns of a kernel's __shared__ variables by running it, so what they ask for is looked at afterwards.
+template <auto kernel, class... Args>
+int launch(dim3 grid, dim3 block, size_t shared_bytes, void* /*stream*/, Args... args) {
+  int error = host_simt::launch<kernel>(grid, block, shared_bytes, args...);
+  if (error == cudaSuccess) {
+    error = allow_shared<kernel>(shared_bytes);
+  }
+  host_simt::expect_allowed<kernel>(block, shared_bytes);
+  return error;
+}
 
 #endif
 

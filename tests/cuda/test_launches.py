@@ -1,0 +1,129 @@
+"""Every kernel is launched once, and what its launch takes is what each architecture gives.
+
+host_simt has counted shared memory by what ran; here registers and static memory are those that nvcc compiled.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+from alexnet_fast.ops import LRN
+
+from ..ops.samples import epilogue, lrn
+from . import host_build, machine_code
+from .conv import BF16, EDGES, MODES, TILE_ROWS, TILES, backward, forward, stage, stages
+from .host_build import Case
+from .limits import MULTIPROCESSORS, refusals
+from .machine_code import Kernel
+from .mutants import Mutant
+from .pointwise import tasks
+from .test_pointwise import STEMS, of
+
+OLD_LAUNCH = Mutant(
+    "conv_relu_fwd",
+    "dynamic memory alone is compared with what there is without asking",
+    "common/launch.cuh",
+    "if (static_bytes + dynamic_bytes > kWithoutAsking",
+    "if (dynamic_bytes > kWithoutAsking",
+)
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def test_the_old_launch_is_caught(tmp_path):
+    """What an H100 refused: a ring of 48 KB in the 128 x 64 tile, and 2 KB of places beside it."""
+    program = OLD_LAUNCH.program(tmp_path)
+    some = [forward(shape, BF16)[0] for shape in TILES]
+    host_build.run("threads", some)
+    with pytest.raises(host_build.HostFaultError, match="49152 dynamic bytes of shared memory are 51200") as report:
+        host_build.run("threads", some, program)
+    assert re.search(r"launch: .*conv_relu_fwd<.*128, 64, .*blocks of \(128,1,1\)", str(report.value))
+
+
+def cases() -> list[Case]:
+    """Small ones, so many that every instantiation that a launcher can pick is launched."""
+    found = [task.case for stem in STEMS for task in tasks(stem, 150)]
+    vectors = lrn("vectors in both layouts", (1, 16, 4, 4), 5), epilogue("and", (1, 16, 4, 4), lrn=LRN(5))
+    for sample, dtype, channels_last in product(vectors, DTYPES, (False, True)):
+        found += [task.case for task in of(sample, dtype, channels_last)]
+    for task in [task for stem in STEMS for task in tasks(stem, 60, seed=1)]:  # elements that make no vectors
+        tensors = {**task.case.inputs, **task.case.outputs}
+        found.append(replace(task.case, offsets={key: tensor.element_size() for key, tensor in tensors.items()}))
+    for mode in MODES:
+        found += [forward(shape, mode)[0] for shape in TILES if shape.tile <= TILE_ROWS[mode.name]]
+        found += [forward(shape, mode)[0] for shape in EDGES[:6]]
+        found += [backward(shape, mode)[0] for shape in [*EDGES[:6], *TILES] if shape.tile <= 2]
+        # Longer rows are too much for sm_86 and sm_89, and launchers do not choose these tiles for them.
+        found += [stage(one, mode)[0] for one in stages(0, seed=0) if one.shape.width <= 27]
+    return found
+
+
+@pytest.fixture(scope="module")
+def launches(tmp_path_factory) -> list[tuple[str, int, int]]:
+    """Kernel, threads of a block, and bytes of dynamic shared memory."""
+    path = tmp_path_factory.mktemp("launches") / "launches"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOST_SIMT_LAUNCHES", str(path))
+        host_build.run("threads", cases())
+    return read(path)
+
+
+def read(path: Path) -> list[tuple[str, int, int]]:
+    rows = (line.split("\t") for line in path.read_text().splitlines())
+    return [(comparable(machine_code.short(name)), int(threads), int(dynamic)) for name, threads, dynamic in rows]
+
+
+def comparable(name: str) -> str:
+    """One spelling for what compilers and c++filt write differently."""
+    return re.sub(r"\s|\{anonymous\}::", "", name)
+
+
+@pytest.fixture(scope="module")
+def built() -> dict[str, list[Kernel]]:
+    if reason := machine_code.missing():
+        pytest.skip(reason)
+    found: dict[str, list[Kernel]] = {}
+    for kernel in machine_code.kernels():
+        found.setdefault(comparable(kernel.name), []).append(kernel)
+    return found
+
+
+def test_every_kernel_is_launched(launches, built):
+    assert {name for name, *_ in launches} == set(built)
+
+
+def test_every_launch_fits_every_architecture(launches, built):
+    """And budgets count no less dynamic memory than is asked for."""
+    found = []
+    for name, threads, dynamic in launches:
+        for k in built.get(name, ()):
+            found += refusals(k.name, k.architecture, threads, k.threads, k.registers, k.shared, dynamic)
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"threads": 288, "registers": 32}, "blocks of 288 threads: compiled for 256"),
+        (
+            {"threads": 1056, "most_threads": 1056, "registers": 32},
+            "blocks of 1056 threads: compiled for 1056, and a card takes 1024",
+        ),
+        ({"registers": 255, "threads": 512, "most_threads": 512}, "255 registers a thread are 131072 a block"),
+        ({"static": 49168, "dynamic": 0}, "49168 bytes of static shared memory"),
+        ({"dynamic": 227 * 1024}, "and 232448 dynamic bytes of"),
+    ],
+)
+@pytest.mark.parametrize("architecture", MULTIPROCESSORS)
+def test_a_refusal_is_named(architecture, change, reason):
+    fits = {"threads": 256, "most_threads": 256, "registers": 255, "static": 2048, "dynamic": 96 * 1024}
+    assert refusals("kernel", architecture, **fits) == []
+    (found,) = refusals("kernel", architecture, **(fits | change))
+    assert re.search(reason, found)
+    assert found.startswith(f"kernel, sm_{architecture}, blocks of ")
