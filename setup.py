@@ -11,6 +11,7 @@ MAX_JOBS          = compilers at a time
 import os
 import platform
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -63,6 +64,8 @@ class Build(build_ext):
         cxx = os.environ.get("CXX", "c++")
 
         jobs = [(source, "", [cxx, *HOST, *define, *includes]) for source in glob("csrc/bindings/*.cpp")]
+        if not jobs:
+            sys.exit("alexnet_fast: there are no sources in csrc/ to build from")
         for source in glob("csrc/cpu/*.cpp"):
             isas = {"": []} if source.endswith("dispatch.cpp") else ISAS
             jobs += [(source, isa, [cxx, *HOST, *flags, f"-DALEXNET_FAST_ISA={isa}"]) for isa, flags in isas.items()]
@@ -73,6 +76,12 @@ class Build(build_ext):
             names = f'-DALEXNET_FAST_ARCHITECTURES="{" ".join(f"sm_{a}" for a in ARCHITECTURES)}"'
             jobs += [(s, "cuda", [nvcc, *COMMON, *strict, *targets, names]) for s in glob("csrc/cuda/*.cu")]
         jobs.sort(key=lambda job: -Path(job[0]).stat().st_size)
+
+        # For the one file that answers questions about the build: the others need not be compiled anew with each edit.
+        sources = runpy.run_path("alexnet_fast/sources.py")["fingerprint"](Path())
+        for source, _, command in jobs:
+            if source.endswith("module.cpp"):
+                command.append(f'-DALEXNET_FAST_SOURCES="{sources}"')
 
         def compile_one(job: tuple[str, str, list[str]]) -> str:
             source, variant, command = job

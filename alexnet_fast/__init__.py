@@ -1,5 +1,6 @@
 """AlexNet and its stages as custom PyTorch operators, with CPU, CUDA and Triton kernels."""
 
+from alexnet_fast import native as native  # first: it finds the _C that the others import
 from alexnet_fast import ops, reference
 from alexnet_fast.backends import BackendError, backend
 from alexnet_fast.models import AlexNet, alexnet

@@ -26,6 +26,13 @@ def name_of(row: dict[str, Any]) -> str:
     return f"{row['bench']} {row['case']}{on}"
 
 
+def case_line(row: dict[str, Any]) -> str:
+    """A case as it ends: ours, and what the strongest peer takes of that."""
+    name, ratio = best_peer(row) if row["ratio"] else ("", 0.0)
+    peer = f"; {name} {ratio:.2f}x" if name else ""
+    return f"{name_of(row)} {row['dtype']} {row['layout']} {row['pass']}: {row['ms']['ours'][1]:.3f} ms{peer}"
+
+
 def comparison(results: dict[str, Any]) -> list[str]:
     """The lines that a run prints: every row, its sides' medians and quartiles, and the floor's share."""
     machine, ceilings = results["machine"], results["ceilings"]

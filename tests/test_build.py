@@ -8,9 +8,12 @@ import shutil
 import stat
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 import alexnet_fast
 from alexnet_fast import _C, backends
@@ -27,7 +30,8 @@ def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> subproces
 
 def test_build_info():
     info = _C.build_info()
-    assert set(info) == {"compiler", "cpu_isa", "stable_abi", "cuda"}
+    assert set(info) == {"compiler", "cpu_isa", "stable_abi", "sources", "cuda"}
+    assert re.fullmatch("[0-9a-f]{16}", info["sources"])
     assert info["stable_abi"] == "2.11"
     assert info["cpu_isa"] in {"baseline", "avx2", "avx512"}
     assert info["cuda"] is None or re.fullmatch(r"\d+\.\d+ for sm_80 sm_86 sm_89 sm_90.*", info["cuda"])
@@ -122,6 +126,7 @@ def test_a_library_in_place_is_linked_anew_when_a_header_has_changed(tmp_path):
     for name in ("setup.py", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "alexnet_fast").mkdir()
+    shutil.copy(ROOT / "alexnet_fast" / "sources.py", tmp_path / "alexnet_fast")
     (tmp_path / "csrc" / "bindings").mkdir(parents=True)
     source = (
         '#include "word.h"\nextern "C" __attribute__((visibility("default"))) const char* word() { return WORD; }\n'
@@ -134,6 +139,132 @@ def test_a_library_in_place_is_linked_anew_when_a_header_has_changed(tmp_path):
         assert done.returncode == 0, done.stderr
         (library,) = (tmp_path / "alexnet_fast").glob("_C*.so")
         assert word.encode() in library.read_bytes()
+
+
+# ---- Clone, sdist, wheel -------------------------------------------------------------------------------------------
+
+WHERE = "import alexnet_fast as a; print(a.__file__, a.native._C.__file__, a.backend is not None, sep=chr(10))"
+
+
+@pytest.fixture
+def clone(tmp_path) -> Path:
+    """The sources as git has them: without a compiled module."""
+    root = tmp_path / "clone"
+    for name in ("alexnet_fast", "csrc"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("_C.*", "__pycache__"))
+    shutil.copy(ROOT / "setup.py", root)
+    return root
+
+
+@pytest.fixture
+def installed(tmp_path) -> Path:
+    """A folder like site-packages, with the package and this build of its compiled module."""
+    target = tmp_path / "site-packages" / "alexnet_fast"
+    shutil.copytree(ROOT / "alexnet_fast", target, ignore=shutil.ignore_patterns("_C.*", "__pycache__"))
+    shutil.copy(_C.__file__, target)
+    return target.parent
+
+
+def isolated(code: str, cwd: Path, path: Path) -> subprocess.CompletedProcess[str]:
+    """Python in ``cwd``, as a stranger types it, with ``path`` for site-packages: what is installed for these tests is
+    not seen, but torch."""
+    torch_at = Path(torch.__file__).parents[1]
+    hide = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if '__editable__' not in repr(f)]\n"
+    return run(sys.executable, "-c", hide + code, cwd=cwd, PYTHONPATH=os.pathsep.join(map(str, (path, torch_at))))
+
+
+def test_a_clone_takes_the_installed_module(clone, installed):
+    done = isolated(WHERE, clone, installed)
+    assert done.returncode == 0, done.stderr
+    package, module, _ = done.stdout.splitlines()
+    assert Path(package).parent == clone / "alexnet_fast"
+    assert Path(module).parent == installed / "alexnet_fast"
+    assert done.stderr == ""
+
+
+def test_another_folder_takes_all_that_is_installed(clone, installed, tmp_path):
+    package, module, _ = isolated(WHERE, tmp_path, installed).stdout.splitlines()
+    assert {Path(package).parent, Path(module).parent} == {installed / "alexnet_fast"}
+
+
+def test_a_module_beside_the_sources_comes_before_the_installed_one(clone, installed):
+    shutil.copy(_C.__file__, clone / "alexnet_fast")
+    _, module, _ = isolated(WHERE, clone, installed).stdout.splitlines()
+    assert Path(module).parent == clone / "alexnet_fast"
+
+
+@pytest.mark.parametrize("file", ["csrc/cpu/lrn_fwd.cpp", "csrc/cuda/common/math.cuh", "setup.py"])
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_module_of_other_sources_is_said_in_one_line(clone, installed, file, beside):
+    if beside:
+        shutil.copy(_C.__file__, clone / "alexnet_fast")
+    with (clone / file).open("a") as source:
+        source.write("\n")
+    done = isolated(WHERE, clone, installed)
+    assert done.returncode == 0, done.stderr
+    (notice,) = [line for line in done.stderr.splitlines() if "RuntimeWarning" in line]
+    where = (clone if beside else installed) / "alexnet_fast" / Path(_C.__file__).name
+    command = "pip install --no-build-isolation -e ." if beside else "pip install ."
+    assert notice.endswith(f"{where} was not built from the sources in {clone}; build them there: {command}")
+
+
+def test_sources_for_tests_alone_do_not_count(clone, installed):
+    with (clone / "csrc" / "host_simt" / "host_simt.h").open("a") as source:
+        source.write("\n")
+    assert isolated(WHERE, clone, installed).stderr == ""
+
+
+def test_without_any_module_one_line_says_what_to_run(clone, tmp_path):
+    done = isolated("import alexnet_fast", clone, tmp_path)
+    assert done.returncode == 1
+    expected = rf"ImportError: alexnet_fast: no compiled module \(_C\) .* was found; run: pip install {clone}"
+    assert re.fullmatch(expected, done.stderr.splitlines()[-1])
+
+
+def test_no_sources_is_an_error_of_one_line(clone):
+    shutil.rmtree(clone / "csrc")
+    done = run(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=clone)
+    assert done.returncode == 1
+    assert done.stderr == "alexnet_fast: there are no sources in csrc/ to build from\n"
+
+
+def test_the_sdist_holds_what_git_holds(tmp_path):
+    """So that whoever builds or tests from it has all of it: compared by name."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a clone")
+    tree = tmp_path / "tree"  # not in the clone: setuptools writes beside setup.py
+    kept = run("git", "ls-files").stdout.splitlines()
+    for name in kept:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tree / name)
+    done = run(sys.executable, "-c", SDIST, tmp_path, cwd=tree)
+    assert done.returncode == 0, done.stderr
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        held = {name.partition("/")[2] for name in tar.getnames()}
+    assert {name for name in kept if not name.startswith(".")} <= held
+    assert not {name for name in held if name.endswith((".so", ".o"))}
+
+
+SDIST = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+
+
+@pytest.mark.slow
+def test_sdist_wheel_import(tmp_path):
+    """`python -m build` makes the wheel from the sdist; without isolation, that torch need not be downloaded twice."""
+    pytest.importorskip("build", reason="build is not installed: the extra dev brings it")
+    tree, dist = tmp_path / "tree", tmp_path / "dist"
+    run("git", "clone", "-q", ROOT, tree)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", dist, tree]
+    done = run(*command, cwd=tmp_path, ALEXNET_FAST_CUDA="0")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = dist.glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(tmp_path / "site-packages")
+    done = isolated(WHERE, tmp_path, tmp_path / "site-packages")
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.splitlines()[1]).parent == tmp_path / "site-packages" / "alexnet_fast"
+    assert done.stderr == ""
 
 
 # ---- One library for many versions of torch ------------------------------------------------------------------------
@@ -159,6 +290,8 @@ def test_the_one_library_runs_under_a_second_torch(tmp_path):
     subprocess.run([python, "-m", "pip", "install", "--quiet", f"torch=={SECOND_TORCH}"], check=True)
     copies = tmp_path / "copies"
     shutil.copytree(Path(alexnet_fast.__file__).parent, copies / "alexnet_fast")
+    if not (copies / "alexnet_fast" / Path(_C.__file__).name).exists():  # of a clone that takes the installed one
+        shutil.copy(_C.__file__, copies / "alexnet_fast")
     shutil.copytree(ROOT / "tests" / "ops", copies / "tests" / "ops")
     done = run(python, "-m", "tests.ops.check_all", cwd=copies, PYTHONPATH=str(copies))
     assert done.returncode == 0, done.stderr

@@ -92,7 +92,8 @@ LEVELS = [
     {"ops"},
     {"reference", "triton_kernels"},
     {"backends", "errors", "malloc"},
-    {"_C"},
+    {"native", "_C"},
+    {"sources"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 # Triton kernels are operators of their own under the pages' schemas: they register by what the pages share, and the

@@ -14,6 +14,7 @@ PYBIND11_MODULE(_C, m) {
         info["compiler"] = __VERSION__;
         info["cpu_isa"] = alexnet_fast::cpu::kernels().isa;
         info["stable_abi"] = ALEXNET_FAST_STABLE_ABI;
+        info["sources"] = ALEXNET_FAST_SOURCES;
 #if ALEXNET_FAST_CUDA
         info["cuda"] = alexnet_fast::cuda::build();
 #else
@@ -22,6 +23,6 @@ PYBIND11_MODULE(_C, m) {
         return info;
       },
       "What this build is: its compiler, the instruction set the CPU kernels take on this processor (cpu_isa), the\n"
-      "oldest torch it runs under (stable_abi), and nvcc's version with the GPU architectures compiled for, or None\n"
-      "where CUDA was left out (cuda).");
+      "oldest torch it runs under (stable_abi), the fingerprint of its sources (sources), and nvcc's version with the\n"
+      "GPU architectures compiled for, or None where CUDA was left out (cuda).");
 }
