@@ -33,7 +33,7 @@ soak: $(VENV)/installed
 	$(BIN)/pytest tests/train tests/parallel --slow
 
 bench: $(VENV)/installed
-	$(BIN)/pytest benchmarks --benchmark-only --results benchmarks/results $(PYTEST)
+	$(BIN)/pytest benchmarks --benchmark-only --all --results benchmarks/results $(PYTEST)
 	$(BIN)/python -m benchmarks.report
 
 gpu-report:
