@@ -91,7 +91,7 @@ LEVELS = [
     {"nn"},
     {"ops"},
     {"reference", "triton_kernels"},
-    {"backends", "errors", "malloc"},
+    {"backends", "errors", "malloc", "terminal"},
     {"_C"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
