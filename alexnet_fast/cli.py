@@ -26,6 +26,7 @@ from alexnet_fast.backends import BackendError
 from alexnet_fast.errors import InputError, RunError
 from alexnet_fast.models import VARIANTS
 from alexnet_fast.models.variants import ABLATIONS
+from alexnet_fast.terminal import escape_unknown_letters, one_line
 from alexnet_fast.train.config import without
 from alexnet_fast.train.recipes import RECIPES
 
@@ -356,6 +357,7 @@ def _version(name: str) -> str:
 
 def main() -> None:
     """The command's entry point: turns errors into one line and an exit code."""
+    escape_unknown_letters()
     usage_error = typer.BadParameter.__base__  # of every misuse of the command line; typer exports it under no name
     try:
         code = app(standalone_mode=False)
@@ -371,5 +373,5 @@ def main() -> None:
 
 
 def _fail(code: int, error: object) -> int:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"error: {one_line(error)}", file=sys.stderr)
     return code

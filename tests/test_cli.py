@@ -218,6 +218,8 @@ ROWS = {
     ),
     "unknown backend": (lambda t: ["train", "--backend", "tpu"], "known are auto, reference, cpu, cuda, triton"),
     "unknown variant": (lambda t: ["train", "--variant", "vgg"], f"known are {', '.join(VARIANTS)}"),
+    "a variant that is nearly one": (lambda t: ["train", "--variant", "papr"], "did you mean paper?"),
+    "no ranks": (lambda t: ["train", write_folder(t / "set", 1, 1), "--nproc", 0], "--nproc: expected at least 1"),
     "unknown weights": (
         lambda t: ["train", write_folder(t / "set", 1, 1), "--weights", t / "none.safetensors"],
         "--weights: no file",

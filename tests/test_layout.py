@@ -91,7 +91,7 @@ LEVELS = [
     {"nn"},
     {"ops"},
     {"reference", "triton_kernels"},
-    {"backends", "errors", "malloc"},
+    {"backends", "errors", "malloc", "terminal"},
     {"native", "_C"},
     {"sources"},
 ]

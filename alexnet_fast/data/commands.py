@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from alexnet_fast.data import prepare as making
 from alexnet_fast.data.shards import PARTS, problems
 from alexnet_fast.errors import InputError
+from alexnet_fast.terminal import say
 
 SECONDS = 10  # between two lines where there is no terminal
 
@@ -46,7 +47,7 @@ class _Progress:
             self.line(f"{self.what}  {done}/{total}")
 
     def line(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(self.console, text)
 
 
 def prepare(source: Path, target: Path, **options: Any) -> int:
@@ -68,6 +69,8 @@ def prepare(source: Path, target: Path, **options: Any) -> int:
 def check(folder: Path, workers: int | None) -> int:
     """Prints what is wrong with a prepared folder; raises :class:`InputError` if anything is."""
     with _Progress(Console(), "shards") as progress:
+        if workers is not None and not 1 <= workers <= 1024:
+            raise InputError(f"--workers: expected from 1 to 1024, got {workers}")
         index, wrong = problems(folder, workers or len(os.sched_getaffinity(0)), progress)
         for line in wrong:
             progress.line(line)

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 MAX_PIXELS = 1 << 26  # 8192 x 8192: 192 MiB once decoded to RGB
@@ -22,8 +22,14 @@ class BadImage(Exception):
         self.path, self.reason = str(path), reason
 
 
+DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras and scanners fill of the 16 or 32 in a file
+
+
 def read_image(path: str | Path) -> Image.Image:
-    """The picture in a file as 8-bit RGB; the first frame of an animation, grey repeated in the three channels.
+    """The picture in a file as 8-bit RGB, upright as its EXIF orientation says; the first frame of an animation, grey
+    repeated in the three channels, what is transparent on white.
+
+    Deep grey is scaled from the smallest of ``DEPTHS`` that holds its values, floats from 0..1 or 0..255.
 
     Raises :class:`BadImage` for a file that is missing, unreadable, empty, truncated, in another format than
     ``FORMATS``, or larger than ``MAX_PIXELS`` (found in the header, before anything is decoded).
@@ -41,7 +47,7 @@ def read_image(path: str | Path) -> Image.Image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise BadImage(path, f"{width}x{height} is larger than {MAX_PIXELS} pixels")
-                return _rgb(image)
+                return _rgb(_upright(image), path)
     except BadImage:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -54,11 +60,34 @@ def read_image(path: str | Path) -> Image.Image:
         raise BadImage(path, f"damaged ({type(error).__name__}: {_one_line(error)})") from None
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion would clip at 255
-        grey = np.asarray(image).astype(np.int64) >> 8
-        image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF says nothing about the picture
+        return image
+
+
+def _rgb(image: Image.Image, path: str | Path) -> Image.Image:
+    if image.mode.startswith(("I", "F")):  # Pillow's own conversion would clip at 255
+        return Image.fromarray(_eight_bits(np.asarray(image), path)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def _eight_bits(grey: np.ndarray, path: str | Path) -> np.ndarray:
+    """Grey of whole numbers or floats as uint8; raises :class:`BadImage` where its range is none that is known."""
+    least, most = float(grey.min()), float(grey.max())
+    if grey.dtype.kind == "f":
+        if not (least >= 0 and most <= 255):  # NaN too
+            raise BadImage(path, f"floats from {least:g} to {most:g}, expected 0..1 or 0..255")
+        return (grey * (255 if most <= 1 else 1)).round().astype(np.uint8)
+    bits = next((bits for bits in DEPTHS if most < 1 << bits), None)
+    if least < 0 or bits is None:
+        raise BadImage(path, f"values from {least:.0f} to {most:.0f}, expected 0 to 65535")
+    return (grey.astype(np.int64) >> (bits - 8)).astype(np.uint8)
 
 
 def _one_line(error: object) -> str:

@@ -34,12 +34,14 @@ from alexnet_fast.data.shards import (
     FORMAT,
     INDEX,
     LIST,
+    MAX_SIZE,
     MEAN,
     PARTS,
     PICTURES,
     SUFFIXES,
     SUM,
     UNFINISHED,
+    read_list,
 )
 from alexnet_fast.data.sources import FolderImages, image_folder
 from alexnet_fast.data.transforms import centre
@@ -85,11 +87,15 @@ def prepare(
         RunError: a process died.
     """
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
-    for name, value in (("size", size), ("shard-size", shard_size), ("workers", workers)):
-        if value < 1:
-            raise InputError(f"--{name}: expected at least 1, got {value}")
+    limits = {"size": (size, MAX_SIZE), "shard-size": (shard_size, 1_000_000), "workers": (workers, 1024)}
+    for name, (value, most) in limits.items():
+        if not 1 <= value <= most:
+            raise InputError(f"--{name}: expected from 1 to {most}, got {value}")
     if not 0 <= max_bad <= 1:
         raise InputError(f"--max-bad: expected from 0 to 1, got {max_bad:g}")
+    outer, inner = os.path.realpath(source), os.path.realpath(target)
+    if os.path.commonpath((outer, inner)) in (outer, inner):
+        raise InputError(f"{target}: DST has to lie beside SRC, neither inside the other")
     data = image_folder(source)
     sizes = {part: len(getattr(data, part)) for part in PARTS}
     plans = {part: _plans(getattr(data, part), source / part, target / part, size, shard_size) for part in PARTS}
@@ -193,7 +199,7 @@ def _appearing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _read(plan: Plan) -> dict[str, Any]:
-    return json.loads(plan.file(LIST).read_bytes())
+    return read_list(plan.file(LIST))
 
 
 def _bad(record: dict[str, Any]) -> dict[str, str]:
@@ -207,9 +213,9 @@ def _made_before(plan: Plan) -> dict[str, str] | None:
         record = _read(plan)
         pixels = plan.size * plan.size * 3
         lengths = [plan.path.stat().st_size, plan.file(SUM).stat().st_size]
-        listed = {row[0]: row[1:4] for row in record["rows"] + record["bad"]}
+        listed = {row[0]: list(row[1:4]) for row in record["rows"] + record["bad"]}
         whole = lengths == [len(record["rows"]) * pixels, 4 * pixels] and record["size"] == plan.size
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+    except (OSError, ValueError):
         return None
     if not whole or listed != {name: [label, *_stamp(path)] for path, name, label in plan.sources}:
         return None

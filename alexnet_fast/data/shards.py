@@ -15,16 +15,16 @@ A shard belongs to a fixed stretch of the sources, in order of class and name, s
 
 from __future__ import annotations
 
-import json
 import mmap
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
 
 from alexnet_fast.data.hashes import file_sha256, record_sha256
+from alexnet_fast.data.records import Count, Range, conform, read_json
 from alexnet_fast.data.stored import StoredImages
 from alexnet_fast.errors import InputError
 
@@ -33,7 +33,62 @@ INDEX, MEAN = "index.json", "mean.npy"
 PARTS = ("train", "val")
 PICTURES, LIST, SUM = SUFFIXES = (".u8", ".json", ".sum")
 UNFINISHED = ".unfinished-"
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError)  # what damaged JSON ends in
+UNREADABLE = (OSError, ValueError)  # what damaged JSON ends in
+MAX_SIZE = 4096  # side of a picture, in pixels
+
+Share = Annotated[float, Range(-1, 1)]
+Size = Annotated[int, Range(1, MAX_SIZE)]
+
+
+class Hashes(TypedDict):
+    u8: str
+    sum: str
+    json: str
+
+
+class Shard(TypedDict):
+    name: str
+    images: Count
+    sha256: Hashes
+
+
+class Parts(TypedDict):
+    train: Count
+    val: Count
+
+
+class Shards(TypedDict):
+    train: list[Shard]
+    val: list[Shard]
+
+
+class Index(TypedDict):
+    format: Literal[1]
+    size: Size
+    classes: Annotated[list[str], Range(1)]
+    images: Parts
+    bad: Parts
+    shards: Shards
+    mean_image: str
+    mean: tuple[Share, Share, Share]
+    components: Annotated[list[tuple[Share, Share, Share]], Range(3, 3)]
+    deviations: tuple[Share, Share, Share]
+
+
+Row = tuple[Annotated[str, Range(1)], Count, int, int]
+
+
+class ListHashes(TypedDict):
+    u8: str
+    sum: str
+
+
+class List(TypedDict):
+    size: Size
+    rows: list[Row]
+    bad: list[tuple[str, Count, int, int, str]]
+    products: Annotated[list[tuple[int, int, int]], Range(3, 3)]
+    sha256: ListHashes
 
 
 def is_prepared(folder: Path) -> bool:
@@ -44,11 +99,17 @@ def read_index(folder: Path) -> dict[str, Any]:
     """index.json's record; raises :class:`InputError` where it is missing, damaged or of another format."""
     path = folder / INDEX
     try:
-        record = json.loads(path.read_bytes())
-        if record.pop("sha256") != record_sha256(record):
+        record = read_json(path)
+        if not isinstance(record, dict) or record.pop("sha256", None) != record_sha256(record):
             raise ValueError("sha256 differs from the one recorded")
-        if record["format"] != FORMAT:
-            raise ValueError(f"format {record['format']!r}; this version reads {FORMAT}")
+        if record.get("format") != FORMAT:
+            raise ValueError(f"format {record.get('format')!r}; this version reads {FORMAT}")
+        record = conform(record, Index, INDEX)
+        if len(set(record["classes"])) < len(record["classes"]):
+            raise ValueError("two classes of one name")
+        for shard in record["shards"]["train"] + record["shards"]["val"]:
+            if not (shard["name"].isascii() and shard["name"].isdigit()):
+                raise ValueError(f"{shard['name']!r} is no shard's name")
     except FileNotFoundError:
         raise InputError(f"{path}: missing: the command prepare has not ended well there") from None
     except UNREADABLE as error:
@@ -70,7 +131,8 @@ class ShardImages(StoredImages):
         for shard in index["shards"][part]:
             path = folder / part / (shard["name"] + PICTURES)
             try:
-                rows, length = json.loads(path.with_suffix(LIST).read_bytes())["rows"], path.stat().st_size
+                listed, length = path.with_suffix(LIST), path.stat().st_size
+                rows = rows_of(listed, index["classes"], shard["sha256"]["json"])
                 if len(rows) != shard["images"] or length != len(rows) * self.bytes:
                     raise ValueError(f"{length} bytes and {len(rows)} names for {shard['images']} pictures")
                 if rows:
@@ -80,6 +142,8 @@ class ShardImages(StoredImages):
                     firsts.append(len(labels))
             except UNREADABLE as error:
                 raise InputError(f"{path}: damaged shard: {_reason(error)} (prepare it again)") from None
+        if not labels:
+            raise InputError(f"{folder / part}: holds no pictures (prepare it again)")
         self.labels, self.firsts = np.array(labels), np.array(firsts)
         self.arrays = [np.frombuffer(held, np.uint8).reshape(-1, self.size, self.size, 3) for held in self.maps]
 
@@ -97,6 +161,22 @@ class ShardImages(StoredImages):
         for shard, number in map(self._place, indices):
             first = number * self.bytes // mmap.PAGESIZE * mmap.PAGESIZE
             self.maps[shard].madvise(mmap.MADV_WILLNEED, first, (number + 1) * self.bytes - first)
+
+
+def read_list(path: Path) -> dict[str, Any]:
+    """A shard's list; raises OSError and ValueError."""
+    return conform(read_json(path), List, path.name)
+
+
+def rows_of(path: Path, classes: list[str], digest: str) -> list[Row]:
+    """The rows of a shard's list, whose classes are those of their names; raises OSError and ValueError."""
+    if file_sha256(path) != digest:
+        raise ValueError(f"{path.name}: sha256 differs from index.json's")
+    rows = read_list(path)["rows"]
+    for name, label, *_ in rows:
+        if label >= len(classes) or classes[label] != name.partition("/")[0]:
+            raise ValueError(f"{path.name}: {name} is not of class {label}")
+    return rows
 
 
 def problems(
@@ -137,12 +217,9 @@ def _shard_problems(folder: Path, index: dict[str, Any], part: str, shard: dict[
                 if path.stat().st_size != wanted:
                     raise ValueError(f"{path.stat().st_size} bytes, {shard['images']} pictures take {wanted}")
             if suffix == LIST:
-                rows = json.loads(path.read_bytes())["rows"]
+                rows = rows_of(path, index["classes"], shard["sha256"]["json"])
                 if len(rows) != shard["images"]:
                     raise ValueError(f"{len(rows)} names, index.json has {shard['images']} pictures")
-                for name, label, *_ in rows:
-                    if index["classes"][label] != name.partition("/")[0]:
-                        raise ValueError(f"{name} is of class {label}, {index['classes'][label]}")
         except UNREADABLE as error:
             yield f"{path}: {_reason(error)}"
 
@@ -150,4 +227,4 @@ def _shard_problems(folder: Path, index: dict[str, Any], part: str, shard: dict[
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return f"without {error.args[0]}" if isinstance(error, KeyError) else " ".join(str(error).split())
+    return " ".join(str(error).split())

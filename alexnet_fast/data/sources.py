@@ -29,6 +29,26 @@ FASHION_FILES = (
     ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 )
+SUFFIXES = frozenset(
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".bmp",
+        ".gif",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".pfm",
+    ]
+)
+LITTER = frozenset(("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"))  # beside hidden folders
 IDX_LIMIT = 1 << 31  # bytes; Fashion-MNIST's largest file holds 47 million
 
 
@@ -61,6 +81,7 @@ class FolderImages:
 
     paths: list[Path]
     labels: list[int]
+    left_out: tuple[str, ...] = ()  # a line for each kind of thing there that is no picture
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -179,7 +200,8 @@ def image_folder(folder: Path) -> Data:
     for part in ("train", "val"):
         if not (folder / part).is_dir():
             raise InputError(f"{folder}: has no folder {part}/ (wanted: train/CLASS/*.jpg and val/CLASS/*.jpg)")
-        classes[part] = {entry.name for entry in (folder / part).iterdir() if entry.is_dir() and entry.name[0] != "."}
+        entries = (folder / part).iterdir()
+        classes[part] = {entry.name for entry in entries if entry.is_dir() and not _litter(entry.name)}
         if not classes[part]:
             raise InputError(f"{folder / part}: holds no class folders")
     for part, other in (("val", "train"), ("train", "val")):
@@ -189,14 +211,33 @@ def image_folder(folder: Path) -> Data:
     return Data(names, *(_files(folder / part, names) for part in ("train", "val")))
 
 
+def _litter(name: str) -> bool:
+    return name[0] == "." or name in LITTER
+
+
 def _files(folder: Path, classes: list[str]) -> FolderImages:
-    paths, labels = [], []
+    """The pictures below each class, by their names' suffixes as torchvision's ImageFolder tells them; links are
+    followed, but for those that lead back to where the walk has been.
+    """
+    paths, labels, others, left_out = [], [], 0, []
     for label, name in enumerate(classes):
         before = len(paths)
+        above = {os.path.realpath(parent) for parent in (folder / name).resolve().parents}
+        seen: set[str] = set()
         for parent, folders, files in os.walk(folder / name, followlinks=True):
-            folders.sort()
-            paths += [Path(parent, file) for file in sorted(files) if file[0] != "."]
+            real = os.path.realpath(parent)
+            if real in seen or real in above:
+                left_out.append(f"left out the link {parent}: it leads back to {real}")
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(entry for entry in folders if not _litter(entry))
+            pictures = [file for file in sorted(files) if file[0] != "." and Path(file).suffix.lower() in SUFFIXES]
+            others += len(files) - len(pictures)
+            paths += [Path(parent, file) for file in pictures]
         if len(paths) == before:
-            raise InputError(f"{folder / name}: holds no images")
+            raise InputError(f"{folder / name}: holds no images (files named {' '.join(sorted(SUFFIXES))})")
         labels += [label] * (len(paths) - before)
-    return FolderImages(paths, labels)
+    if others:
+        left_out.append(f"left out {others} files below {folder} that are hidden or not named as pictures")
+    return FolderImages(paths, labels, tuple(left_out))

@@ -23,6 +23,7 @@ from alexnet_fast.data.transforms import shorter_side
 from alexnet_fast.errors import InputError
 from alexnet_fast.models.weights import CHECKPOINT, read
 from alexnet_fast.parallel import RESTARTED, Ranks, launch, plan_devices, ranks_given
+from alexnet_fast.terminal import say
 from alexnet_fast.train import checkpoint
 from alexnet_fast.train.checkpoint import Checkpoint
 from alexnet_fast.train.config import TrainConfig, check_choices, resolve, resumed, variant_of
@@ -185,7 +186,9 @@ def _announce(console: Console, config: TrainConfig, ranks: Ranks, data: Data, f
         f"       lr {config.lr:g}, schedule {config.schedule}, in {config.out}",
         *([f"recipe {config.recipe}, but for what was given; config.json has every value"] if config.recipe else []),
     ]
+    for part in (data.train, data.val):
+        lines += getattr(part, "left_out", ())
     if found:
         lines.append(f"resume {found}")
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)

@@ -23,6 +23,7 @@ from alexnet_fast.models.variants import PIXEL_STD, Conv, ablations_of
 from alexnet_fast.ops import LRN
 from alexnet_fast.optim import RULES
 from alexnet_fast.parallel import MODES, hybrid, towers
+from alexnet_fast.terminal import nearest
 from alexnet_fast.train.recipes import OF_PHOTOGRAPHS, RECIPES
 
 # ImageNet's, for values in 0..1: components times deviations as torch7's fb.resnet published them.
@@ -176,7 +177,7 @@ def resolve(given: dict[str, Any], num_classes: int, statistics: Statistics | No
     check_choices(given)
     variant = given["variant"] = variant_of(given)
     defaults = preset(given["data"], given.get("recipe"), variant, given.get("synthetic", False))
-    cores = len(os.sched_getaffinity(0)) // given.get("nproc", 1)
+    cores = len(os.sched_getaffinity(0)) // max(1, given.get("nproc", 1))
     defaults["workers"] = min(defaults["workers"], max(1, cores))
     if statistics:
         defaults["colour"] = statistics.colour
@@ -193,7 +194,10 @@ def resolve(given: dict[str, Any], num_classes: int, statistics: Statistics | No
 def check_choices(given: dict[str, Any]) -> None:
     for name, known in CHOICES.items():
         if name in given and given[name] not in known:
-            raise InputError(f"{option(name)}: unknown {name} {given[name]!r}; known are {', '.join(known)}")
+            raise InputError(
+                f"{option(name)}: unknown {name} {given[name]!r}; known are {', '.join(known)}"
+                f"{nearest(given[name], known)}"
+            )
     if reason := backends.missing(given.get("backend", "auto")):
         raise InputError(f"--backend: {given['backend']!r} is missing here: {reason}")
 

@@ -18,6 +18,7 @@ from alexnet_fast.data import BadImage, Transform, read_image
 from alexnet_fast.data.loader import worker_deaths_named
 from alexnet_fast.errors import InputError
 from alexnet_fast.parallel import Ranks, launch, plan_devices, ranks_given
+from alexnet_fast.terminal import say, shown
 from alexnet_fast.train import checkpoint
 from alexnet_fast.train.checkpoint import Checkpoint
 from alexnet_fast.train.commands import absolute, open_run_data
@@ -78,12 +79,12 @@ def _evaluate_rank(ranks: Ranks, config: TrainConfig, path: Path, as_json: bool)
         return 0
     table = Table("checkpoint", "loss", "top-1", "top-5", "images")
     table.add_row(
-        escape(str(path)), f"{result.loss:.4f}", f"{result.top1:.2%}", f"{result.top5:.2%}", str(result.count)
+        escape(shown(path)), f"{result.loss:.4f}", f"{result.top1:.2%}", f"{result.top5:.2%}", str(result.count)
     )
     console = Console()
     console.print(table)
     for file, reason in bad.items():
-        console.print(f"left out {file}: {reason}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"left out {file}: {reason}")
     return 0
 
 
@@ -118,7 +119,9 @@ def predict(paths: list[Path], weights: str, top: int, backend: str, as_json: bo
         for prediction in predictions:
             for rank, row in enumerate(prediction["classes"]):
                 table.add_row(
-                    escape("" if rank else prediction["path"]), escape(row["name"]), f"{row['probability']:.2%}"
+                    escape("" if rank else shown(prediction["path"])),
+                    escape(shown(row["name"])),
+                    f"{row['probability']:.2%}",
                 )
         Console().print(table)
     if bad:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from alexnet_fast.errors import InputError
+from alexnet_fast.terminal import say
 from alexnet_fast.train.config import TrainConfig
 from alexnet_fast.train.evaluate import Evaluation
 from alexnet_fast.train.pictures import draw_runs
@@ -85,7 +86,7 @@ class Report:
 
     def line(self, text: str) -> None:
         """A line for the user; above the bar, if there is one."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(self.console, text)
 
     def row(self, kind: str, **values: Any) -> None:
         self.metrics.write(json.dumps({"kind": kind, **values}).encode() + b"\n")

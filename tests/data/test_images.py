@@ -98,3 +98,41 @@ def test_the_users_pillow_settings_are_left_alone(tmp_path: Path):
     picture(8, 8).save(tmp_path / "a.png")
     read_image(tmp_path / "a.png")
     assert limit == Image.MAX_IMAGE_PIXELS
+
+
+DEEP = {
+    "floats in 0..1": ("tiff", np.float32([[0, 0.5], [0.25, 1]]), [0, 128, 64, 255]),
+    "floats in 0..255": ("tiff", np.float32([[0, 128], [64, 255]]), [0, 128, 64, 255]),
+    "12 of 16 bits": ("png", np.uint16([[0, 2048], [1024, 4095]]), [0, 128, 64, 255]),
+    "8 of 32 bits": ("tiff", np.int32([[0, 128], [64, 255]]), [0, 128, 64, 255]),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_deep_grey_is_scaled_by_its_range(tmp_path: Path, kind: str):
+    suffix, values, wanted = DEEP[kind]
+    path = tmp_path / f"deep.{suffix}"
+    Image.fromarray(values).save(path)
+    assert np.asarray(read_image(path))[:, :, 0].ravel().tolist() == wanted
+
+
+@pytest.mark.parametrize("values", [[[-1.0, 0.5]], [[0.0, 1e6]], [[0.0, float("nan")]]])
+def test_floats_of_no_known_range_are_named(tmp_path: Path, values: list):
+    Image.fromarray(np.float32(values)).save(tmp_path / "a.tiff")
+    with pytest.raises(BadImage, match=r"expected 0\.\.1 or 0\.\.255"):
+        read_image(tmp_path / "a.tiff")
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_what_is_transparent_is_white(tmp_path: Path, mode: str):
+    logo = Image.new(mode, (2, 1), (0,) * len(mode))
+    logo.putpixel((0, 0), (*(0,) * (len(mode) - 1), 255))
+    logo.save(tmp_path / "logo.png")
+    assert np.asarray(read_image(tmp_path / "logo.png"))[0, :, 0].tolist() == [0, 255]
+
+
+def test_a_picture_stands_as_its_orientation_says(tmp_path: Path):
+    exif = Image.Exif()
+    exif[274] = 6
+    picture(48, 64).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(tmp_path / "turned.jpg").size == (48, 64)

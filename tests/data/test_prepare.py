@@ -232,7 +232,7 @@ def test_two_at_once_are_refused(source: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("option", ["size", "shard_size", "workers"])
 def test_numbers_are_checked(source: Path, tmp_path: Path, option: str):
-    with pytest.raises(InputError, match=f"--{option.replace('_', '-')}: expected at least 1, got 0"):
+    with pytest.raises(InputError, match=f"--{option.replace('_', '-')}: expected from 1 to"):
         prepare(source, tmp_path / "out", **{**SMALL, option: 0})
 
 
@@ -304,3 +304,10 @@ def test_the_command_says_what_it_made_and_what_is_wrong(
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert command(source)[::2] == (2, "error: prepare: expected SRC and DST, or --check DST\n")
+
+
+@pytest.mark.parametrize("inside", [".", "train/x"])
+def test_shards_are_not_written_into_their_source(source: Path, inside: str):
+    with pytest.raises(InputError, match="neither inside the other"):
+        prepare(source, source / inside)
+    assert not (source / "train" / "x").exists()

@@ -136,3 +136,20 @@ def test_synthetic_images_have_the_asked_size_and_classes():
     assert image.size == (73, 73)  # 8/7 of the side: crops of 64 are cut from it
     assert label == 1
     assert len(data.classes) == 12
+
+
+def test_litter_is_left_out_and_links_that_lead_back_are_named(tmp_path: Path):
+    write_folder(tmp_path, train=2, val=1)
+    cat = tmp_path / "train" / "cat"
+    (cat / "Thumbs.db").touch()
+    (cat / "000.json").touch()
+    (cat / ".ipynb_checkpoints").mkdir()
+    shutil.copy(cat / "000.jpg", cat / ".ipynb_checkpoints" / "0.jpg")
+    (tmp_path / "val" / "__MACOSX").mkdir()
+    (cat / "up").symlink_to("..")
+    data = open_data(str(tmp_path))
+    assert data.classes == ["cat", "dog"]
+    assert (len(data.train), len(data.val)) == (4, 2)
+    said = "\n".join(data.train.left_out)
+    assert f"the link {cat / 'up'}: it leads back" in said
+    assert "left out 2 files" in said
