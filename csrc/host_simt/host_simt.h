@@ -229,6 +229,18 @@ inline uint16_t float_to_bfloat16(float value) {
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+// ---------------------------------------------------------------- approximate instructions
+
+// As approximate.cpp says: the card's NaN, zeros for subnormal numbers where there is ftz, and an error that is drawn.
+// The seed is at first the environment's HOST_SIMT_APPROXIMATION, or 1. The schedule does not change it.
+void set_approximation(uint64_t seed);
+float sqrt_approx_ftz(float value);
+float rsqrt_approx_ftz(float value);
+float lg2_approx(float value);
+float rsqrtf(float value);
+float exp2f(float value);
+float log2f(float value);
+
 // ---------------------------------------------------------------- tensors and faults, for the program that runs the
 // kernels
 
@@ -374,5 +386,3 @@ using std::min;
 inline float __uint_as_float(uint32_t bits) { return __builtin_bit_cast(float, bits); }
 inline uint32_t __float_as_uint(float value) { return __builtin_bit_cast(uint32_t, value); }
 inline uint32_t __umulhi(uint32_t a, uint32_t b) { return static_cast<uint32_t>(static_cast<uint64_t>(a) * b >> 32); }
-inline float rsqrtf(float value) { return static_cast<float>(1 / std::sqrt(static_cast<double>(value))); }
-inline float __log2f(float value) { return std::log2(value); }

@@ -112,7 +112,7 @@ def build(
         if kernels is None
         else kernels
     )
-    runtime = ["scheduler", "launches", "memory", "matrix"] + (["races"] if kind == "threads" else [])
+    runtime = ["scheduler", "launches", "memory", "matrix", "approximate"] + (["races"] if kind == "threads" else [])
     sources = [*kernels, main or CSRC / "host_simt/runner.cpp", *(CSRC / f"host_simt/{name}.cpp" for name in runtime)]
 
     def compile_one(source: Path) -> Path:

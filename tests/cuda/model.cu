@@ -285,6 +285,45 @@ bool division() {
   return right;
 }
 
+// ---------------------------------------------------------------- approximate instructions
+
+template <class Exact>
+bool near(float (*function)(float), Exact exact, double relative, double absolute) {
+  bool right = true;
+  double least = 0, most = 0;
+  for (int seed = 0; seed < 8; ++seed) {
+    host_simt::set_approximation(seed);
+    for (float x = 0x1p-120f; x < 0x1p120f; x *= 1.37f) {
+      const double wanted = exact(static_cast<double>(x)), allowed = relative * std::fabs(wanted) + absolute;
+      const double error = (function(x) - wanted) / allowed;
+      right = right && std::fabs(error) <= 1 && function(x) == function(x);
+      least = std::min(least, error);
+      most = std::max(most, error);
+    }
+  }
+  return right && least < -0.6 && most > 0.6;  // all that is allowed does happen
+}
+
+bool is(float value, uint32_t bits) { return __float_as_uint(value) == bits; }
+
+bool approximate() {
+  constexpr uint32_t kNaN = 0x7fffffff, kInfinity = 0x7f800000;
+  const auto root = [](double x) { return std::sqrt(x); };
+  const auto reciprocal = [](double x) { return 1 / std::sqrt(x); };
+  const auto logarithm = [](double x) { return std::log2(x); };
+  const float tiny = 0x1p-130f;
+  return near(host_simt::sqrt_approx_ftz, root, 0x1p-23, 0) &&
+         near(host_simt::rsqrt_approx_ftz, reciprocal, std::exp2(-22.9), 0) &&
+         near(host_simt::lg2_approx, logarithm, 0x1p-22, 0x1p-22) && is(host_simt::sqrt_approx_ftz(-1), kNaN) &&
+         is(host_simt::rsqrt_approx_ftz(-1), kNaN) && is(host_simt::lg2_approx(-1), kNaN) &&
+         is(host_simt::sqrt_approx_ftz(-0.0f), 0x80000000) &&
+         is(host_simt::rsqrt_approx_ftz(-0.0f), kInfinity | 0x80000000) &&
+         is(host_simt::rsqrt_approx_ftz(tiny), kInfinity) && is(host_simt::sqrt_approx_ftz(tiny), 0) &&
+         is(host_simt::rsqrt_approx_ftz(INFINITY), 0) && is(host_simt::lg2_approx(0), kInfinity | 0x80000000) &&
+         std::fabs(host_simt::lg2_approx(tiny) + 130) < 1e-3 && host_simt::rsqrtf(tiny) > 0x1p64f &&
+         is(host_simt::exp2f(-INFINITY), 0) && host_simt::exp2f(-0.0f) == 1 && is(host_simt::exp2f(NAN), kNaN);
+}
+
 struct Check {
   const char* name;
   bool (*run)();
@@ -304,6 +343,7 @@ const Check checks[] = {
     {"halves", halves},
     {"bfloats", bfloats},
     {"division", division},
+    {"approximate", approximate},
 };
 
 }  // namespace

@@ -20,6 +20,13 @@ def test_every_sample():
     assert {name.removeprefix("alexnet_fast::") for name in reached} == STAGES | LRN | POOL | {"epilogue"}
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_special_values(seed, monkeypatch):
+    """Whatever approximate instructions make of them within their errors."""
+    monkeypatch.setenv("HOST_SIMT_APPROXIMATION", str(seed))
+    assert int(bindings.run("tests.cuda.check_special")) > 150
+
+
 @pytest.fixture(scope="module")
 def called() -> dict[str, set[str]]:
     """The operators that each variant ran, its results having been compared."""

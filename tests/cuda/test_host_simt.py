@@ -152,6 +152,7 @@ CHECKS = [
     "halves",
     "bfloats",
     "division",
+    "approximate",
 ]
 
 
