@@ -1,4 +1,4 @@
-"""A pytest plugin (``-p benchmarks.failures``) for runs that may be broken off: each failure is on disk when it happens.
+"""A pytest plugin (``-p benchmarks.failures``) for runs that may be broken off: a failure is on disk when it happens.
 
 ``ALEXNET_FAST_FAILURES`` names a file of JSON lines, one a failure: ``test``, ``when``, ``message``, ``seconds``. The
 traceback goes to a file beside it that ends in .txt. With pytest-xdist the process that hands out the tests writes.

@@ -5,7 +5,7 @@
 Steps, in their order; without arguments all of them run:
 
 ``build``     compiles the extension in place, with nvcc
-``tests``     every test marked ``gpu``, but Triton's; a process a core where pytest-xdist is installed. Each failure is a
+``tests``     every test marked ``gpu``, but Triton's; a process a core with pytest-xdist. Each failure is a
               line of tests-failures.jsonl when it happens, with its traceback in tests-failures.txt
 ``triton``    tests/triton likewise, whose kernels then run on the card instead of in Triton's interpreter, untuned but
               for the tests of tuning
@@ -253,9 +253,7 @@ def bench(*stems: str, batch: int | None = None) -> Result:
 # A step is given the folder of its card.
 STEPS: dict[str, Callable[[Path], Result]] = {
     "build": lambda _: build(),
-    "tests": lambda folder: run_tests(
-        folder / "tests-failures.jsonl", "tests", "-m", "gpu", "--ignore=tests/triton"
-    ),
+    "tests": lambda folder: run_tests(folder / "tests-failures.jsonl", "tests", "-m", "gpu", "--ignore=tests/triton"),
     "triton": lambda folder: run_tests(folder / "triton-failures.jsonl", "tests/triton", ALEXNET_FAST_TUNE="0"),
     "sanitize": lambda _: sanitize(),
     "bench-pointwise-128": lambda _: bench("lrn", "max_pool", "epilogue", batch=128),

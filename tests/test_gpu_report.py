@@ -12,7 +12,17 @@ import pytest
 import torch
 
 from benchmarks import gpu_report, machine
-from benchmarks.gpu_report import SANITIZERS, Result, junit_result, main, run, run_pytest, run_tests, sanitize, sanitized
+from benchmarks.gpu_report import (
+    SANITIZERS,
+    Result,
+    junit_result,
+    main,
+    run,
+    run_pytest,
+    run_tests,
+    sanitize,
+    sanitized,
+)
 
 CLEAN = {
     "memcheck": "========= COMPUTE-SANITIZER\n12 tensors checked\n========= ERROR SUMMARY: 0 errors\n",
