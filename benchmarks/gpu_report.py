@@ -5,8 +5,10 @@
 Steps, in their order; without arguments all of them run:
 
 ``build``     compiles the extension in place, with nvcc
-``tests``     every test marked ``gpu``, but Triton's
-``triton``    tests/triton, whose kernels then run on the card instead of in Triton's interpreter
+``tests``     every test marked ``gpu``, but Triton's; a process a core with pytest-xdist. Each failure is a
+              line of tests-failures.jsonl when it happens, with its traceback in tests-failures.txt
+``triton``    tests/triton likewise, whose kernels then run on the card instead of in Triton's interpreter, untuned but
+              for the tests of tuning
 ``sanitize``  compute-sanitizer's four tools over one forward and backward pass of every operator
 ``bench-…``   the GPU's cases of benchmarks/: bench-pointwise, bench-conv and bench-stage, each with the batch, -128 or
               -1024; bench-other, bench-net, bench-train. Rows of one commit collect in results.json beside the
@@ -22,6 +24,7 @@ Exit codes: 0 everything that was asked for ran and passed; 1 something failed, 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -151,11 +154,30 @@ def outcome(status: int | None) -> str:
     return f"broken off after {LIMIT} s" if status is None else f"exit status {status}"
 
 
-def run_pytest(*arguments: str) -> Result:
+def processes() -> list[str]:
+    """pytest's options for as many processes as cores, where pytest-xdist is installed. Few tests are handed out at a
+    time, so that they run in the order in which benchmarks/failures.py puts them."""
+    if importlib.util.find_spec("xdist") is None:
+        return []
+    return ["-n", str(len(os.sched_getaffinity(0))), "--maxschedchunk", "2"]
+
+
+def run_tests(failures: Path, *arguments: str, **environment: str) -> Result:
+    """Tests in parallel. Each failure is a line of ``failures`` when it happens, with its traceback beside it."""
+    options = ["-p", "benchmarks.failures", "--tb=short", *processes()]
+    result = run_pytest(*options, *arguments, ALEXNET_FAST_FAILURES=str(failures), **environment)
+    lines = failures.read_text().splitlines() if failures.exists() else []
+    if lines and "failures" not in result.details:  # killed before its report
+        result.summary += f", {len(lines)} failed until then"
+        result.details["failures"] = [json.loads(line) for line in lines[:MOST]]
+    return result
+
+
+def run_pytest(*arguments: str, **environment: str) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *arguments]
-        status, log = run(command, LIMIT - PATIENCE)
+        status, log = run(command, LIMIT - PATIENCE, **environment)
         if not report.exists():
             return Result("failed", outcome(status), {"log": tail(log)})
         return junit_result(status, report.read_text(), log)
@@ -228,20 +250,21 @@ def bench(*stems: str, batch: int | None = None) -> Result:
     return run_pytest(*files, "-k", names, "--benchmark-only", "--results", str(RESULTS))
 
 
-STEPS: dict[str, Callable[[], Result]] = {
-    "build": build,
-    "tests": lambda: run_pytest("tests", "-m", "gpu", "--ignore=tests/triton"),
-    "triton": lambda: run_pytest("tests/triton"),
-    "sanitize": sanitize,
-    "bench-pointwise-128": lambda: bench("lrn", "max_pool", "epilogue", batch=128),
-    "bench-pointwise-1024": lambda: bench("lrn", "max_pool", "epilogue", batch=1024),
-    "bench-conv-128": lambda: bench("conv_relu", batch=128),
-    "bench-conv-1024": lambda: bench("conv_relu", batch=1024),
-    "bench-stage-128": lambda: bench("conv_stage", batch=128),
-    "bench-stage-1024": lambda: bench("conv_stage", batch=1024),
-    "bench-other": lambda: bench("linear_relu_dropout", "augment", "sgd"),
-    "bench-net": lambda: bench("alexnet"),
-    "bench-train": lambda: bench("train_step"),
+# A step is given the folder of its card.
+STEPS: dict[str, Callable[[Path], Result]] = {
+    "build": lambda _: build(),
+    "tests": lambda folder: run_tests(folder / "tests-failures.jsonl", "tests", "-m", "gpu", "--ignore=tests/triton"),
+    "triton": lambda folder: run_tests(folder / "triton-failures.jsonl", "tests/triton", ALEXNET_FAST_TUNE="0"),
+    "sanitize": lambda _: sanitize(),
+    "bench-pointwise-128": lambda _: bench("lrn", "max_pool", "epilogue", batch=128),
+    "bench-pointwise-1024": lambda _: bench("lrn", "max_pool", "epilogue", batch=1024),
+    "bench-conv-128": lambda _: bench("conv_relu", batch=128),
+    "bench-conv-1024": lambda _: bench("conv_relu", batch=1024),
+    "bench-stage-128": lambda _: bench("conv_stage", batch=128),
+    "bench-stage-1024": lambda _: bench("conv_stage", batch=1024),
+    "bench-other": lambda _: bench("linear_relu_dropout", "augment", "sgd"),
+    "bench-net": lambda _: bench("alexnet"),
+    "bench-train": lambda _: bench("train_step"),
 }
 
 
@@ -272,7 +295,7 @@ def main(arguments: list[str] | None = None) -> int:
     for step in steps:
         print(f"gpu-report: {step} …", flush=True)
         begin = time.monotonic()
-        result = STEPS[step]()
+        result = STEPS[step](folder)
         seconds = time.monotonic() - begin
         path = write(folder, step, about, result, seconds)
         lines.append(f"{step:21}{result.status:10}{seconds:5.0f} s  {result.summary}  ({path.relative_to(ROOT)})")

@@ -12,7 +12,17 @@ import pytest
 import torch
 
 from benchmarks import gpu_report, machine
-from benchmarks.gpu_report import SANITIZERS, Result, junit_result, main, run, run_pytest, sanitize, sanitized
+from benchmarks.gpu_report import (
+    SANITIZERS,
+    Result,
+    junit_result,
+    main,
+    run,
+    run_pytest,
+    run_tests,
+    sanitize,
+    sanitized,
+)
 
 CLEAN = {
     "memcheck": "========= COMPUTE-SANITIZER\n12 tensors checked\n========= ERROR SUMMARY: 0 errors\n",
@@ -53,7 +63,7 @@ def test_without_a_gpu(capsys):
 
 
 def test_results_are_written(gpu, monkeypatch, capsys):
-    monkeypatch.setattr(gpu_report, "STEPS", {"build": lambda: Result("passed", "CUDA 13.0", {"cuda": "13.0"})})
+    monkeypatch.setattr(gpu_report, "STEPS", {"build": lambda _: Result("passed", "CUDA 13.0", {"cuda": "13.0"})})
     assert main(["build"]) == 0
     (path,) = gpu.iterdir()
     assert re.fullmatch(r"build-\d{8}T\d{6}Z\.json", path.name)
@@ -72,7 +82,7 @@ def test_benchmarks_end_with_a_short_table(gpu, monkeypatch, capsys):
     row |= {"backend": "cuda", "bytes": 2e9, "flops": 0, "ms": {"ours": [1, 1, 1]}, "ratio": {"eager": [7, 8, 9]}}
     results = {"ceilings": {"copy_gb_s": 4000, "float32_tflop_s": 50}, "rows": [row]}
 
-    def measure() -> Result:
+    def measure(_: Path) -> Result:
         gpu.mkdir(parents=True)
         (gpu / "results.json").write_text(json.dumps(results))
         return Result("passed", "1 passed, 0 failed, 0 skipped")
@@ -98,7 +108,7 @@ def test_each_gpu_case_is_of_one_benchmark_step(monkeypatch):
     found = []
     for step in [step for step in gpu_report.STEPS if step.startswith("bench-")]:
         arguments.clear()
-        gpu_report.STEPS[step]()
+        gpu_report.STEPS[step](Path())
         cases = collected(*arguments[: arguments.index("--benchmark-only")])
         assert cases, step
         found += cases
@@ -118,7 +128,7 @@ def test_each_gpu_case_is_of_one_benchmark_step(monkeypatch):
 def test_steps(statuses, steps, written, code, gpu, monkeypatch):
     """Nothing is tested after a failed build; any other step goes on, and the exit code tells."""
     monkeypatch.setattr(
-        gpu_report, "STEPS", {step: lambda s=status: Result(s, "") for step, status in statuses.items()}
+        gpu_report, "STEPS", {step: lambda _, s=status: Result(s, "") for step, status in statuses.items()}
     )
     assert main(steps) == code
     assert sorted(path.name.partition("-")[0] for path in gpu.iterdir()) == written
@@ -180,6 +190,51 @@ def test_pytest_is_read(tmp_path):
     (failure,) = result.details["failures"]
     assert failure["test"].endswith("test_suite::test_fails")
     assert "one is not two" in failure["message"]
+
+
+BROKEN_OFF = """
+import os, signal, time, pytest
+def test_fails(): assert 1 == 2, "one is not two"
+def test_is_killed():
+    time.sleep(3)
+    os.kill(os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("parallel", [False, True], ids=["one process", "two"])
+def test_failures_of_a_killed_run_are_named(parallel, tmp_path, monkeypatch):
+    """pytest dies without a word, as at the end of a lease: what failed until then is on disk."""
+    if parallel:
+        pytest.importorskip("xdist")
+    monkeypatch.setattr(gpu_report, "processes", lambda: ["-n", "2"] if parallel else [])
+    suite = tmp_path / "test_suite.py"
+    suite.write_text(BROKEN_OFF)
+    result = run_tests(tmp_path / "failures.jsonl", str(suite), "--rootdir", str(tmp_path))
+    assert result.status == "failed"
+    assert result.summary.endswith("1 failed until then")
+    (row,) = map(json.loads, (tmp_path / "failures.jsonl").read_text().splitlines())
+    assert (row["test"], row["when"]) == ("test_suite.py::test_fails", "call")
+    assert row["message"].startswith("AssertionError: one is not two")
+    assert result.details["failures"] == [row]
+    assert "test_suite.py:3: in test_fails" in (tmp_path / "failures.txt").read_text()
+
+
+ORDER = """
+import pytest
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("dtype", ["a", "b"])
+def test_dtypes(dtype, size): pass
+def test_last(): pass
+"""
+
+
+def test_one_case_of_every_kind_comes_first(tmp_path):
+    suite = tmp_path / "test_suite.py"
+    suite.write_text(ORDER)
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "benchmarks.failures", str(suite)]
+    _, log = run([*command, "--rootdir", str(tmp_path)], 60)
+    names = [line.partition("::")[2] for line in log.splitlines() if "::" in line]
+    assert names == [*(f"test_dtypes[{kind}-1]" for kind in "ab"), "test_last", "test_dtypes[a-2]", "test_dtypes[b-2]"]
 
 
 @pytest.mark.parametrize(
