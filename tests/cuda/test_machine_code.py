@@ -75,6 +75,13 @@ def test_a_fault_is_named(built, name, change, fault):
     assert fault in "\n".join(faults(replace(kernel, **change)))
 
 
+def test_too_many_instructions(built):
+    """As in the first version, which found the place of every element by itself."""
+    kernel = one(built, "conv_fold_image<bf16, 2, false")
+    (fault,) = faults(replace(kernel, instructions=kernel.instructions + Counter(IMAD=500)))
+    assert fault.endswith("instructions, budget 480")
+
+
 @pytest.mark.parametrize("instruction", ["LDL.64", "STL", "RED.E.ADD.F32.FTZ.RN.STRONG.GPU", "ATOMG.E.ADD", "STG.E"])
 def test_unwanted_instructions(built, instruction):
     kernel = one(built, "lrn_fwd_nhwc<bf16, 8, 2")

@@ -29,6 +29,13 @@ struct Divider {
     return (static_cast<uint64_t>(__umulhi(small, multiplier)) + small) >> shift;
   }
 
+  // The same for a divisor that has 32 bits as well.
+  __device__ __forceinline__ uint32_t divide_small(uint32_t n, uint32_t& rest) const {
+    const uint32_t quotient = static_cast<uint32_t>((static_cast<uint64_t>(__umulhi(n, multiplier)) + n) >> shift);
+    rest = n - quotient * static_cast<uint32_t>(divisor);
+    return quotient;
+  }
+
   // Returns n / divisor and leaves the remainder in `rest`.
   __device__ __forceinline__ int64_t divide(int64_t n, int64_t& rest) const {
     const int64_t quotient = divide(n);
