@@ -155,7 +155,7 @@ def onnx_model(net: nn.Sequential, x: Tensor) -> bytes:
 
 def _missing(*packages: str) -> str:
     absent = [name for name in packages if importlib.util.find_spec(name) is None]
-    return f"not installed: {', '.join(absent)} (pip install 'alexnet-fast[bench]')" if absent else ""
+    return f"not installed: {', '.join(absent)} (pip install {' '.join(absent)})" if absent else ""
 
 
 def onnxruntime(net: nn.Sequential, x: Tensor) -> Peer:

@@ -135,7 +135,7 @@ def _digits() -> Data:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise InputError("digits: needs scikit-learn, from the extra demo: pip install 'alexnet-fast[demo]'") from None
+        raise InputError("digits: needs scikit-learn: pip install scikit-learn") from None
     digits = load_digits()
     images = (digits.images * (255 / 16)).round().astype(np.uint8)
     held_out = np.zeros(len(images), bool)

@@ -115,7 +115,7 @@ def data_parallel(module: nn.Module, split: Split) -> nn.Module:
     reduce = default_hooks.bf16_compress_hook if step.bf16_gradients else default_hooks.allreduce_hook
 
     def counted(group, bucket):  # DDP refuses annotations that are strings
-        size = bytes_of(bucket.buffer()) // (2 if step.bf16_gradients else 1)
+        size = 2 * bucket.buffer().numel() if step.bf16_gradients else bytes_of(bucket.buffer())
         ranks.sent["gradients"] += 2 * (ranks.world - 1) * size // ranks.world
         return reduce(group, bucket)
 

@@ -337,7 +337,7 @@ class Trainer:
             pictures.draw_curves(read_rows(run), run / "curves.png")
         except ImportError:
             if not self.told_no_matplotlib:
-                self.report.line("no curves.png: matplotlib is not installed (pip install 'alexnet-fast[demo]')")
+                self.report.line("no curves.png: matplotlib is not installed (pip install matplotlib)")
             self.told_no_matplotlib = True
 
     @contextlib.contextmanager

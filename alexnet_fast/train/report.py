@@ -44,7 +44,7 @@ def compare(folders: list[Path], names: list[str], picture: Path) -> None:
     try:
         draw_runs(runs, picture)
     except ImportError:
-        raise InputError("curves: needs matplotlib, from the extra demo: pip install 'alexnet-fast[demo]'") from None
+        raise InputError("curves: needs matplotlib: pip install matplotlib") from None
 
 
 def tensorboard_writer(config: TrainConfig, step: int):
@@ -54,9 +54,7 @@ def tensorboard_writer(config: TrainConfig, step: int):
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise InputError(
-            "--tensorboard: needs the extra tensorboard: pip install 'alexnet-fast[tensorboard]'"
-        ) from None
+        raise InputError("--tensorboard: needs tensorboard: pip install tensorboard") from None
     return SummaryWriter(str(Path(config.out) / "tensorboard"), purge_step=step)
 
 

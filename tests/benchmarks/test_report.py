@@ -88,6 +88,7 @@ def test_a_page_keeps_what_is_outside_its_markers():
 
 
 def test_pictures_carry_their_data(measured, tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: the extra demo brings it")
     report.draw(measured, tmp_path, "p")
     for kind, data in report.picture_data(measured).items():
         with Image.open(tmp_path / f"p-{kind}.png") as picture:
