@@ -237,9 +237,7 @@ def test_towers_send_what_the_paper_says(two: Path):
     halves = sum(n for key, n in _sizes(two / "towers").items() if not key.startswith("classifier.6")) // 2
     assert sent == {"activations": sent["activations"], "weights": SAVES * 2 * NUMBER * halves}
     frozen = courses.summary(two / "towers frozen")["bytes_sent"]
-    assert frozen["activations"] == NUMBER * IMAGES * (
-        conv3 + fc6 + 2 * fc7 + fc8
-    )  # to frozen layers nothing
+    assert frozen["activations"] == NUMBER * IMAGES * (conv3 + fc6 + 2 * fc7 + fc8)  # to frozen layers nothing
 
 
 def test_the_papers_sizes_give_the_papers_traffic():
