@@ -33,7 +33,7 @@ soak: $(VENV)/installed
 	$(BIN)/pytest tests/train tests/parallel --slow
 
 bench: $(VENV)/installed
-	$(BIN)/pytest benchmarks --benchmark-only --all --results benchmarks/results $(PYTEST)
+	$(BIN)/pytest benchmarks --all --benchmark-only --results benchmarks/results $(PYTEST)
 	$(BIN)/python -m benchmarks.report
 
 gpu-report:
@@ -46,8 +46,10 @@ lint: $(VENV)/installed
 
 # torch first and on its own: the extension is built against it, without pip's isolation.
 $(VENV)/installed: $(NATIVE)
+	@echo "Setting up $(VENV), once, and anew when native sources change. 1 of 2: torch and tools, by the network; minutes."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch pybind11 'setuptools>=77'
+	@echo "2 of 2: compiling the kernels on $$(nproc) cores. On two it takes two minutes, and some more where nvcc is found."
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev,demo]'
 	touch $@
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from alexnet_fast import _C, __version__, backends
+from alexnet_fast import _C, __version__, backends, native
 from alexnet_fast.backends import BackendError
 from alexnet_fast.errors import InputError, RunError
 from alexnet_fast.models import VARIANTS
@@ -328,6 +328,7 @@ def doctor(as_json: Annotated[bool, _option("print JSON", "--json")] = False) ->
         "gpus": ", ".join(gpus) or "none",
     }
     facts |= {f"built: {name}": value for name, value in _C.build_info().items()}
+    facts["compiled module"] = native.describe()
     report = backends.report()
     if as_json:
         states = {status.name: {"available": status.available, "reason": status.reason} for status in report}

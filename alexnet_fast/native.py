@@ -52,6 +52,11 @@ def stale(module: ModuleType) -> str:
     return f"{module.__file__} was not built from the sources in {ROOT}; build them there: {command}"
 
 
+def describe() -> str:
+    """Where the compiled module is from, in one line, with what is wrong about it: a row of `alexnet-fast doctor`."""
+    return NOTICE or f"{_C.__file__}, built from sources {_C.build_info()['sources']}"
+
+
 _C = load()
 if NOTICE := stale(_C):
     warnings.warn(NOTICE, RuntimeWarning, stacklevel=2)

@@ -144,7 +144,7 @@ def pytest_report_teststatus(report: pytest.TestReport, config: pytest.Config) -
     here = Path(report.location[0]).parent.name == HERE.name
     if config.option.verbose or not here or report.failed or not (report.skipped or report.when == "call"):
         return None
-    return report.outcome, "", ""
+    return report.outcome, "", report.outcome.upper()
 
 
 @pytest.hookimpl(trylast=True)

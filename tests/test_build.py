@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -206,6 +207,16 @@ def test_a_module_of_other_sources_is_said_in_one_line(clone, installed, file, b
     where = (clone if beside else installed) / "alexnet_fast" / Path(_C.__file__).name
     command = "pip install --no-build-isolation -e ." if beside else "pip install ."
     assert notice.endswith(f"{where} was not built from the sources in {clone}; build them there: {command}")
+
+
+def test_doctor_shows_a_module_of_other_sources(clone, installed):
+    told = "from alexnet_fast.cli import main; import sys; sys.argv[1:] = ['doctor', '--json']; main()"
+    facts = json.loads(isolated(told, clone, installed).stdout)["facts"]
+    module = installed / "alexnet_fast" / Path(_C.__file__).name
+    assert facts["compiled module"] == f"{module}, built from sources {facts['built: sources']}"
+    (clone / "csrc" / "params.h").write_text("// other")
+    facts = json.loads(isolated(told, clone, installed).stdout)["facts"]
+    assert facts["compiled module"].startswith(f"{module} was not built from the sources in {clone}; ")
 
 
 def test_sources_for_tests_alone_do_not_count(clone, installed):

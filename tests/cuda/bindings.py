@@ -60,11 +60,13 @@ def library() -> Path:
 
 def run(module: str, *arguments: str) -> str:
     """What ``python -m module`` prints; a fault raises :class:`host_build.HostFaultError`."""
-    asan = subprocess.run(
-        [host_build.CXX, "-print-file-name=libasan.so"], capture_output=True, text=True
-    ).stdout.strip()
+    # With libstdc++ beside it: the sanitizer looks for what throws exceptions once, at the start.
+    preloaded = [
+        subprocess.run([host_build.CXX, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so.6")
+    ]
     environment = os.environ | {
-        "LD_PRELOAD": asan,
+        "LD_PRELOAD": " ".join(preloaded),
         "ASAN_OPTIONS": "detect_leaks=0:alloc_dealloc_mismatch=0:malloc_context_size=1",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "OMP_NUM_THREADS": "1",
