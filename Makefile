@@ -49,7 +49,7 @@ $(VENV)/installed: $(NATIVE)
 	@echo "Setting up $(VENV), once, and anew when native sources change. 1 of 2: torch and tools, by the network; minutes."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch pybind11 'setuptools>=77'
-	@echo "2 of 2: compiling the kernels on $$(nproc) cores. On two it takes two minutes, and some more where nvcc is found."
+	@echo "2 of 2: compiling the kernels on $$(nproc) cores. On two it takes a minute, with nvcc two."
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev,demo]'
 	touch $@
 
