@@ -3,17 +3,30 @@
 // common/pool_fwd.cuh holds the kernels. A thread owns 16 bytes of channels in NHWC where channels are a multiple of
 // that, else one channel; in NCHW one pixel of a plane, whose neighbours the warp's other threads own.
 //
-// Bytes, windows of 3 with stride 2, an output in bfloat16: 4 inputs (8), itself (2), its code (1). In the time
-// that 4.3 TB/s take for 11 bytes, 132 multiprocessors at 1.7 GHz issue 73 instructions a lane. A strip of 2 outputs
-// takes 15 loaded elements: 15 conversions, 10 comparisons within rows and 6 between rows of 4 instructions each. With
-// addresses and stores sm_90's loop has 977 instructions for the 16 outputs of 8 channels, 61 each: bound by memory in
-// NHWC, not by far. L1 serves the 15 reads for 8 new elements; L2 serves the row that strips share, a
-// quarter more than device memory does. NCHW: 7.5 loads, 1 store of 2 bytes and 1 of 1 an output, each an instruction
-// of its own, some of them over two lines: two thirds of what L1 accepts in that time. Predictions, not measurements:
-// 85% of copy bandwidth in NHWC, 75% in NCHW for 16-bit elements and 90% for float32.
+// Bytes, windows of 3 with stride 2, an output of 16 bits: 4 inputs (8), itself (2), its code (1). In the time that
+// 3.0 TB/s take for 11 bytes, 132 multiprocessors at 1.7 GHz issue 105 instructions a lane. L1 serves the 15 reads of a
+// strip for 8 new elements; L2 serves the row that strips share, a quarter more than device memory does.
 //
-// Considered: strips of 4 rows (13.5% fewer loads, half the threads: too few for 6 x 6 outputs at batch 128); a
-// comparison of value and place in one integer, which is fast but lets the wrong one of -0 and +0, or of two NaN, win.
+// The first version turned elements into float32, and kept a float and a place for each: 1,312 instructions of sm_90
+// for the 16 outputs of a thread, 111 registers, two blocks of 256 threads a multiprocessor. Measured were 2,009 GB/s
+// of 55 x 55 pixels, 1,655 of 27 x 27 and 1,542 of 13 x 13, where a copy of the largest has 2,844 (bfloat16, batch 128,
+// one H100 80GB HBM3, 2026-11-27): DRAM 53%, issue 40%, 22% of the warps. It lacked warps, not bytes.
+//
+// Now 16-bit elements in NHWC are compared in pairs. sm_90's loop over a strip has 211 instructions for 8 outputs with
+// a ReLU and codes, 121 without codes, and some 200 more a thread for its place and its first row: about 40 an output,
+// of 105. 53 to 64 registers, four blocks, half of the warps, each with 3 to 6 loads of 512 bytes in flight: bytes
+// bind. Predicted, not measured: 2.6 TB/s of 55 x 55 pixels.
+//
+// NCHW: 7.5 loads, 1 store of 2 bytes and 1 of 1 an output, each an instruction of its own, some of them over two
+// lines: two thirds of what L1 accepts in that time. Float32 there was measured at 2,121 GB/s.
+//
+// A pair's instructions leave open which of several NaN is the last, and whether the first of several zeros had a sign.
+// A thread that meets that does its outputs again, one by one: after a ReLU that is a NaN, or in bfloat16 2^121 or
+// more. Without a ReLU it is also a maximum of 0 beside negative numbers.
+//
+// Considered: strips of 4 rows (13.5% fewer loads, half the threads: too few for 6 x 6 outputs at batch 128); value and
+// place in one 32-bit integer, whose maximum is one instruction: a channel each and not two, and putting them together
+// and taking them apart is as much as the two comparisons and selections that it saves.
 #include "cuda/common/pool_fwd.cuh"
 #include "launchers.h"
 

@@ -83,6 +83,13 @@ MUTANTS = [
         "j_end = k.kernel_w",
     ),
     Mutant(
+        "max_pool_fwd",
+        "a pair's first column has the second one's place",
+        "common/pool_fwd.cuh",
+        "select_bits(equal_four(x[0].words, best.values, n), in_window[0],",
+        "select_bits(equal_four(x[0].words, best.values, n), in_window[1],",
+    ),
+    Mutant(
         "max_pool_bwd",
         "a window one column too wide",
         "max_pool_bwd.cu",

@@ -60,6 +60,8 @@ def one(built: list[Kernel], name: str) -> Kernel:
         ("conv_relu_fwd<ConvTile<TensorCores<bf16>, 128, 128,", {"instructions": "LDSM"}, "no instruction LDSM"),
         ("relu_nhwc<float, 4", {"instructions": "STG"}, "no instruction STG"),
         ("relu_nhwc<float, 4", {"instructions": "LD"}, "no instruction LDG"),
+        ("pool_fwd_packed<bf16, 8", {"instructions": "HMNMX2"}, "no instruction HMNMX2"),
+        ("pool_fwd_packed<bf16, 8, 2, true", {"registers": 65}, "3 blocks fit a multiprocessor, budget 4"),
         ("nothing<float>", {}, "has no budget"),
     ],
 )

@@ -170,6 +170,39 @@ def test_pooling_of_special_values(dtype, channels_last):
         assert torch.equal(outputs["code"], codes(x, *arguments))
 
 
+# Zeros, the smallest and the largest numbers, infinities and NaN of either sign, and what float16 takes for them.
+BITS = {
+    torch.float16: [0x0000, 0x8000, 0x0001, 0x8001, 0x3C00, 0xBC00, 0x7BFF, 0xFBFF, 0x7C00, 0xFC00, 0x7E01, 0xFFFF],
+    torch.bfloat16: [0x0000, 0x8000, 0x0001, 0x8001, 0x7C00, 0x7C01, 0x7F7F, 0xFF7F, 0x7F80, 0xFF80, 0x7FC1, 0xFFFF],
+}
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", list(BITS))
+@pytest.mark.parametrize("numbers", [2, 4, 10, 12])
+def test_every_bit_of_pooling(dtype, channels_last, numbers):
+    """y is the very element that PyTorch's rule names, in inference too: the first of equals, the sign of a 0 included;
+    of several NaN the last, as the dtype's one NaN."""
+    torch.manual_seed(numbers)
+    palette = torch.tensor(BITS[dtype][:numbers], dtype=torch.int32).to(torch.int16).view(dtype)
+    shape = (2, 16, 9, 11)
+    x = palette[torch.randint(numbers, shape)]
+    x[0, :8] = (x[0, :8].view(torch.int16) & 0x7FFF).view(dtype)  # a vector of channels without a sign
+    x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    for padding in (0, 1):
+        training, inference, _ = of(max_pool("", shape, 3, 2, padding), dtype, channels_last)
+        (trained,) = run("threads", [replace(training.case, inputs={"x": x})])
+        (inferred,) = run("address", [replace(inference.case, inputs={"x": x})])
+        y, code = trained.outputs["y"], trained.outputs["code"].long()
+        assert torch.equal(code, codes(x, 3, 2, padding).long())
+        row = 2 * torch.arange(y.shape[2])[:, None] - padding + code // 3
+        column = 2 * torch.arange(y.shape[3]) - padding + code % 3
+        named = x.flatten(2).gather(2, (row * shape[3] + column).flatten(2)).view(y.shape)
+        named = torch.where(named.isnan(), torch.tensor(0x7FFF, dtype=torch.int16).view(dtype), named)
+        assert torch.equal(y.view(torch.int16), named.view(torch.int16))
+        assert torch.equal(inferred.outputs["y"].view(torch.int16), y.view(torch.int16))
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_relu_lets_nan_through(dtype, channels_last):

@@ -4,8 +4,12 @@
 // with the window below: the strip reads each row of its input once, finds the best of each row's three, and then the
 // best of three rows; that order of comparisons has the result of going through the window row by row. Columns are
 // shared with the threads on either side, through L1.
+//
+// Elements of 16 bits, eight channels a thread, stay what they are: two of them are compared by one instruction. What
+// that leaves undecided, the place of a NaN or the sign of a 0, is looked up window by window; it is rare.
 #pragma once
 
+#include "cuda/common/packed_max.cuh"
 #include "cuda/common/pool.cuh"
 #include "cuda/common/source.cuh"
 #include "cuda/common/units.cuh"
@@ -114,6 +118,195 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
+// The best of V channels, of a row of a window or of the window. Two values are in a word, and four places.
+template <int V>
+struct PackedBest {
+  uint32_t values[V / 2], places[V / 4];
+};
+
+// As equal_pair, for channels 4 n ... 4 n + 3, a byte each.
+template <int V>
+__device__ __forceinline__ uint32_t equal_four(const uint32_t (&a)[V], const uint32_t (&b)[V], int n) {
+  return even_bytes(equal_pair(a[2 * n], b[2 * n]), equal_pair(a[2 * n + 1], b[2 * n + 1]));
+}
+
+template <class T, bool kRectified>
+__device__ __forceinline__ uint32_t max_of_three(uint32_t a, uint32_t b, uint32_t c) {
+  return kRectified ? max_of_rectified<T>(a, b, c) : max_pair<T>(max_pair<T>(a, b), c);
+}
+
+// store_best for pairs. Returns 0 if they decide: not the place of a NaN, nor the sign of a 0 where `signs`, an OR
+// of the window's elements or of more, has one.
+template <bool kRectified, bool kCodes, bool kClosing, class T, int V>
+__device__ __forceinline__ uint32_t store_packed(const PackedBest<V>& best, uint32_t signs, int64_t offset, T* y,
+                                                 uint8_t* code) {
+  Pack<T, V> values;
+  Pack<uint8_t, V> codes;
+  uint32_t undecided = 0;
+#pragma unroll
+  for (int n = 0; n < V / 2; ++n) {
+    values.words[n] = best.values[n];
+    if (!kRectified) {
+      undecided |= zero_in(best.values[n]) & (signs | signs << 16 | signs >> 16);
+    }
+    if (kCodes) {
+      undecided |= unequal_to_itself(best.values[n]);
+    }
+  }
+  store(y + offset, values);
+  if constexpr (kCodes) {
+    constexpr uint32_t kZeros[V / 2] = {};
+#pragma unroll
+    for (int n = 0; n < V / 4; ++n) {
+      codes.words[n] = best.places[n] | (kClosing ? equal_four(best.values, kZeros, n) : 0);  // all ones: kClosed
+    }
+    store(code + offset, codes);
+  }
+  return undecided;
+}
+
+// One output of V channels, element by element as PyTorch's rule says.
+template <bool kClosing, int kUnroll, class T, int V, class Local>
+__device__ __forceinline__ void pool_window(const Local& local, const PoolShape& shape, int32_t top, int32_t left,
+                                            int64_t in, int64_t out, T* y, uint8_t* code) {
+  const Window& k = shape.window;
+  const int32_t i_begin = max(-top, 0), i_end = min(k.kernel_h, shape.height - top);
+  const int32_t j_begin = max(-left, 0), j_end = min(k.kernel_w, shape.width - left);
+  Best best[V];
+  begin(best, k.kernel_w * i_begin + j_begin);
+#pragma unroll 1
+  for (int32_t i = i_begin; i < i_end; ++i) {
+#pragma unroll kUnroll
+    for (int32_t j = j_begin; j < j_end; ++j) {
+      const int64_t pixel = int64_t{top + i} * shape.width + left + j;
+      const Pack<T, V> x = local.at(in + pixel * shape.in.pixel);
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        best[v].take(element(x, v), k.kernel_w * i + j);
+      }
+    }
+  }
+  store_best<kClosing>(best, out, y, code);
+}
+
+// Where a strip of output pixels lies, in NHWC.
+struct StripPlace {
+  int64_t in, out;         // offset of the image in x, and of the strip's first pixel in y
+  int32_t top, end, left;  // of the first window, of one after the last, and of all
+
+  __device__ __forceinline__ StripPlace(const Strips& strips, int64_t unit, int32_t channel, int32_t rows,
+                                        int32_t stride) {
+    const PoolShape& shape = strips.shape;
+    int64_t column, strip;
+    const int64_t image = strips.count.divide(strips.out_width.divide(unit, column), strip);
+    const int32_t first_row = static_cast<int32_t>(strip) * rows;
+    in = image * shape.in.image + channel;
+    out = image * shape.out.image + (int64_t{first_row} * shape.out_width + column) * shape.out.pixel + channel;
+    top = first_row * stride - shape.window.pad_h;
+    end = top + stride * min(rows, shape.out_height - first_row);
+    left = static_cast<int32_t>(column) * stride - shape.window.pad_w;
+  }
+};
+
+// pool_fwd_strips for 3 x 3 windows with stride 2 of 16-bit elements in NHWC; a thread has one unit. The loop over a
+// strip's windows is not unrolled: six loads in flight are enough, and fifteen would take registers from the warps that
+// hide their latency.
+template <class T, int V, int kRows, bool kCodes, bool kClosing, class Source>
+__global__ void __launch_bounds__(kThreads, 4)
+    pool_fwd_packed(Source source, T* __restrict__ y, uint8_t* __restrict__ code, Units units, int32_t channels,
+                    Strips strips) {
+  constexpr int K = 3, S = 2;
+  constexpr bool kRectified = Source::kRectified;
+  const PoolShape& shape = strips.shape;
+  const int32_t channel = units.vector() * V;
+  const int64_t unit = units.first();
+  if (channel >= channels || unit >= units.count) {
+    return;
+  }
+  const auto local = source.template local<V>(channel);
+  const StripPlace place(strips, unit, channel, kRows, S);
+  int32_t w[K];
+  uint32_t in_window[K];
+#pragma unroll
+  for (int j = 0; j < K; ++j) {
+    w[j] = min(max(place.left + j, 0), shape.width - 1);
+    in_window[j] = (w[j] - place.left) * 0x01010101u;
+  }
+
+  uint32_t signs = 0;  // of all elements read
+  // The best of three columns of row h, places as in the window's first row.
+  const auto best_of_row = [&](int32_t h) {
+    Pack<T, V> x[K];
+#pragma unroll
+    for (int j = 0; j < K; ++j) {
+      x[j] = local.at(place.in + (int64_t{h} * shape.width + w[j]) * channels);
+    }
+    PackedBest<V> best;
+#pragma unroll
+    for (int n = 0; n < V / 2; ++n) {
+      const uint32_t a = x[0].words[n], b = x[1].words[n], c = x[2].words[n];
+      best.values[n] = max_of_three<T, kRectified>(a, b, c);
+      if (!kRectified) {
+        signs |= a | b | c;
+      }
+    }
+    if (kCodes) {
+#pragma unroll
+      for (int n = 0; n < V / 4; ++n) {
+        best.places[n] = select_bits(equal_four(x[0].words, best.values, n), in_window[0],
+                                     select_bits(equal_four(x[1].words, best.values, n), in_window[1], in_window[2]));
+      }
+    }
+    return best;
+  };
+
+  uint32_t undecided = 0;
+  int64_t out = place.out;
+  PackedBest<V> above = best_of_row(max(place.top, 0));
+#pragma unroll 1
+  for (int32_t top = place.top; top < place.end; top += S) {
+    PackedBest<V> best = above;
+#pragma unroll
+    for (int n = 0; n < V / 4; ++n) {
+      best.places[n] += K * (max(top, 0) - top) * 0x01010101u;
+    }
+#pragma unroll
+    for (int i = 1; i < K; ++i) {
+      const int32_t h = min(max(top + i, 0), shape.height - 1);
+      above = best_of_row(h);  // at last the row that the window below begins with
+      const PackedBest<V> before = best;
+#pragma unroll
+      for (int n = 0; n < V / 2; ++n) {
+        best.values[n] = max_pair<T>(before.values[n], above.values[n]);
+      }
+      if (kCodes) {
+#pragma unroll
+        for (int n = 0; n < V / 4; ++n) {
+          best.places[n] = select_bits(equal_four(before.values, best.values, n), before.places[n],
+                                       above.places[n] + K * (h - top) * 0x01010101u);
+        }
+      }
+    }
+    undecided |= store_packed<kRectified, kCodes, kClosing>(best, signs, out, y, code);
+    out += shape.out_width * shape.out.pixel;
+  }
+  if (undecided == 0) {
+    return;
+  }
+  // Rare, and so the thread does its outputs once more, channel by channel, and finds its place once more.
+  const StripPlace again(strips, units.first(anew(threadIdx.y)), channel, kRows, S);
+#pragma unroll 1
+  for (int32_t c = 0; c < V; ++c) {
+    out = again.out + c;
+#pragma unroll 1
+    for (int32_t top = again.top; top < again.end; top += S) {
+      pool_window<kClosing, 1, T, 1>(source.template local<1>(channel + c), shape, top, again.left, again.in + c, out,
+                                     y, kCodes ? code : nullptr);
+      out += shape.out_width * shape.out.pixel;
+    }
+  }
+}
+
 // Any window; a unit is an output pixel.
 template <class T, int V, bool kClosing, class Source>
 __global__ void __launch_bounds__(kThreads, 1)
@@ -131,24 +324,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int64_t image = strips.count.divide(strips.out_width.divide(unit, column), row);
     const int32_t top = static_cast<int32_t>(row) * k.stride_h - k.pad_h;
     const int32_t left = static_cast<int32_t>(column) * k.stride_w - k.pad_w;
-    const int32_t i_begin = max(-top, 0), i_end = min(k.kernel_h, shape.height - top);
-    const int32_t j_begin = max(-left, 0), j_end = min(k.kernel_w, shape.width - left);
     const int64_t in = image * shape.in.image + channel * shape.in.channel;
-    Best best[V];
-    begin(best, k.kernel_w * i_begin + j_begin);
-    for (int32_t i = i_begin; i < i_end; ++i) {
-      for (int32_t j = j_begin; j < j_end; ++j) {
-        const int64_t pixel = int64_t{top + i} * shape.width + left + j;
-        const Pack<T, V> x = local.at(in + pixel * shape.in.pixel);
-#pragma unroll
-        for (int v = 0; v < V; ++v) {
-          best[v].take(element(x, v), k.kernel_w * i + j);
-        }
-      }
-    }
     const int64_t out =
         image * shape.out.image + channel * shape.out.channel + (row * shape.out_width + column) * shape.out.pixel;
-    store_best<kClosing>(best, out, y, code);
+    pool_window<kClosing, V == 1 ? 4 : 2, T, V>(local, shape, top, left, in, out, y, code);
   }
 }
 
@@ -157,16 +336,25 @@ __global__ void __launch_bounds__(kThreads, 1)
 template <class T, int V, bool kClosing, class Params, class Source>
 int launch_pool_fwd(const Params& p, const Source& source, void* stream) {
   constexpr int kRows = 2;
+  constexpr bool kPacked = sizeof(T) == 2 && V > 1;
   const bool unrolled = overlapping_3_by_2(p.window);
   const int64_t strips = ceil_div<int64_t>(p.out_height, unrolled ? kRows : 1);
-  const UnitGrid grid(p.batch * strips * p.out_width, p.channels / V, p.channels_last);
-  constexpr auto unrolled_kernel =
-      launch<pool_fwd_strips<T, V, 3, 2, kRows, kClosing, Source>, Source, T*, uint8_t*, Units, int32_t, Strips>;
-  constexpr auto any_kernel =
-      launch<pool_fwd_any<T, V, kClosing, Source>, Source, T*, uint8_t*, Units, int32_t, Strips>;
-  return (unrolled ? unrolled_kernel : any_kernel)(grid.grid, grid.block, 0, stream, source, static_cast<T*>(p.y),
-                                                   p.code, grid.units, static_cast<int32_t>(p.channels),
-                                                   Strips{PoolShape(p), Divider(p.out_width), Divider(strips)});
+  const UnitGrid grid(p.batch * strips * p.out_width, p.channels / V, p.channels_last, INT32_MAX,
+                      kPacked && unrolled ? 1 : UnitGrid::kUnitsPerThread);
+  auto kernel = launch<pool_fwd_any<T, V, kClosing, Source>, Source, T*, uint8_t*, Units, int32_t, Strips>;
+  if (unrolled) {
+    if constexpr (kPacked) {
+      kernel = p.code != nullptr ? launch<pool_fwd_packed<T, V, kRows, true, kClosing, Source>, Source, T*, uint8_t*,
+                                          Units, int32_t, Strips>
+                                 : launch<pool_fwd_packed<T, V, kRows, false, kClosing, Source>, Source, T*, uint8_t*,
+                                          Units, int32_t, Strips>;
+    } else {
+      kernel =
+          launch<pool_fwd_strips<T, V, 3, 2, kRows, kClosing, Source>, Source, T*, uint8_t*, Units, int32_t, Strips>;
+    }
+  }
+  return kernel(grid.grid, grid.block, 0, stream, source, static_cast<T*>(p.y), p.code, grid.units,
+                static_cast<int32_t>(p.channels), Strips{PoolShape(p), Divider(p.out_width), Divider(strips)});
 }
 
 }  // namespace alexnet_fast::cuda

@@ -52,6 +52,7 @@ __device__ __forceinline__ Pack<T, 1> first(const Pack<T, N>& pack) {
 // alone is read by local(), once however many offsets follow.
 template <class T>
 struct Plain {
+  static constexpr bool kRectified = false;
   const T* x;
 
   template <int N>
@@ -72,6 +73,7 @@ struct Plain {
 // N neighbours in memory are N channels with kChannelsLast, else N pixels of one channel.
 template <class T, bool kChannelsLast>
 struct Rectified {
+  static constexpr bool kRectified = true;  // no element is negative, nor -0; NaN is 0x7fff
   const T* z;
   const T* bias;  // or null
   T* r;           // or null: where the ReLU's output is kept
