@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -123,7 +124,7 @@ def test_cuda_is_decided_by_nvcc(wish, home, answer, cuda_home, tmp_path):
     assert (done.stderr if failed else done.stdout) == answer.format(empty=empty) + "\n"
 
 
-def test_a_library_in_place_is_linked_anew_when_a_header_has_changed(tmp_path):
+def test_a_library_in_place_is_linked_anew_when_a_header_has_changed(build_tools, tmp_path):
     for name in ("setup.py", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "alexnet_fast").mkdir()
@@ -166,15 +167,35 @@ def installed(tmp_path) -> Path:
     return target.parent
 
 
-def isolated(code: str, cwd: Path, path: Path) -> subprocess.CompletedProcess[str]:
-    """Python in ``cwd``, as a stranger types it, with ``path`` for site-packages: what is installed for these tests is
-    not seen, but torch."""
-    torch_at = Path(torch.__file__).parents[1]
-    hide = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if '__editable__' not in repr(f)]\n"
-    return run(sys.executable, "-c", hide + code, cwd=cwd, PYTHONPATH=os.pathsep.join(map(str, (path, torch_at))))
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory) -> Path:
+    """What is installed beside torch, but this package."""
+    folder = tmp_path_factory.mktemp("libraries")
+    for path in Path(torch.__file__).parents[1].iterdir():
+        if "alexnet_fast" not in path.name:
+            (folder / path.name).symlink_to(path)
+    return folder
 
 
-def test_a_clone_takes_the_installed_module(clone, installed):
+@pytest.fixture
+def isolated(libraries) -> Callable[[str, Path, Path], subprocess.CompletedProcess[str]]:
+    """isolated(code, cwd, path): Python in ``cwd``, as a stranger types it, with ``path`` for site-packages; what is
+    installed for these tests is not seen."""
+
+    def run_in(code: str, cwd: Path, path: Path) -> subprocess.CompletedProcess[str]:
+        return run(sys.executable, "-S", "-c", code, cwd=cwd, PYTHONPATH=os.pathsep.join(map(str, (path, libraries))))
+
+    return run_in
+
+
+@pytest.fixture
+def build_tools() -> None:
+    """What pip brings to an isolated build."""
+    for name, least in (("pybind11", "2.13"), ("setuptools", "77")):
+        pytest.importorskip(name, least, reason=f"{name}>={least} is not installed: the extra dev brings it")
+
+
+def test_a_clone_takes_the_installed_module(isolated, clone, installed):
     done = isolated(WHERE, clone, installed)
     assert done.returncode == 0, done.stderr
     package, module, _ = done.stdout.splitlines()
@@ -183,12 +204,12 @@ def test_a_clone_takes_the_installed_module(clone, installed):
     assert done.stderr == ""
 
 
-def test_another_folder_takes_all_that_is_installed(clone, installed, tmp_path):
+def test_another_folder_takes_all_that_is_installed(isolated, clone, installed, tmp_path):
     package, module, _ = isolated(WHERE, tmp_path, installed).stdout.splitlines()
     assert {Path(package).parent, Path(module).parent} == {installed / "alexnet_fast"}
 
 
-def test_a_module_beside_the_sources_comes_before_the_installed_one(clone, installed):
+def test_a_module_beside_the_sources_comes_before_the_installed_one(isolated, clone, installed):
     shutil.copy(_C.__file__, clone / "alexnet_fast")
     _, module, _ = isolated(WHERE, clone, installed).stdout.splitlines()
     assert Path(module).parent == clone / "alexnet_fast"
@@ -196,7 +217,7 @@ def test_a_module_beside_the_sources_comes_before_the_installed_one(clone, insta
 
 @pytest.mark.parametrize("file", ["csrc/cpu/lrn_fwd.cpp", "csrc/cuda/common/math.cuh", "setup.py"])
 @pytest.mark.parametrize("beside", [False, True])
-def test_a_module_of_other_sources_is_said_in_one_line(clone, installed, file, beside):
+def test_a_module_of_other_sources_is_said_in_one_line(isolated, clone, installed, file, beside):
     if beside:
         shutil.copy(_C.__file__, clone / "alexnet_fast")
     with (clone / file).open("a") as source:
@@ -209,7 +230,7 @@ def test_a_module_of_other_sources_is_said_in_one_line(clone, installed, file, b
     assert notice.endswith(f"{where} was not built from the sources in {clone}; build them there: {command}")
 
 
-def test_doctor_shows_a_module_of_other_sources(clone, installed):
+def test_doctor_shows_a_module_of_other_sources(isolated, clone, installed):
     told = "from alexnet_fast.cli import main; import sys; sys.argv[1:] = ['doctor', '--json']; main()"
     facts = json.loads(isolated(told, clone, installed).stdout)["facts"]
     module = installed / "alexnet_fast" / Path(_C.__file__).name
@@ -219,27 +240,27 @@ def test_doctor_shows_a_module_of_other_sources(clone, installed):
     assert facts["compiled module"].startswith(f"{module} was not built from the sources in {clone}; ")
 
 
-def test_sources_for_tests_alone_do_not_count(clone, installed):
+def test_sources_for_tests_alone_do_not_count(isolated, clone, installed):
     with (clone / "csrc" / "host_simt" / "host_simt.h").open("a") as source:
         source.write("\n")
     assert isolated(WHERE, clone, installed).stderr == ""
 
 
-def test_without_any_module_one_line_says_what_to_run(clone, tmp_path):
+def test_without_any_module_one_line_says_what_to_run(isolated, clone, tmp_path):
     done = isolated("import alexnet_fast", clone, tmp_path)
     assert done.returncode == 1
     expected = rf"ImportError: alexnet_fast: no compiled module \(_C\) .* was found; run: pip install {clone}"
     assert re.fullmatch(expected, done.stderr.splitlines()[-1])
 
 
-def test_no_sources_is_an_error_of_one_line(clone):
+def test_no_sources_is_an_error_of_one_line(build_tools, clone):
     shutil.rmtree(clone / "csrc")
     done = run(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=clone)
     assert done.returncode == 1
     assert done.stderr == "alexnet_fast: there are no sources in csrc/ to build from\n"
 
 
-def test_the_sdist_holds_what_git_holds(tmp_path):
+def test_the_sdist_holds_what_git_holds(build_tools, tmp_path):
     """So that whoever builds or tests from it has all of it: compared by name."""
     if not (ROOT / ".git").exists():
         pytest.skip("not a clone")
@@ -261,7 +282,7 @@ SDIST = "import sys; from setuptools import build_meta; build_meta.build_sdist(s
 
 
 @pytest.mark.slow
-def test_sdist_wheel_import(tmp_path):
+def test_sdist_wheel_import(isolated, build_tools, tmp_path):
     """`python -m build` makes the wheel from the sdist; without isolation, that torch need not be downloaded twice."""
     pytest.importorskip("build", reason="build is not installed: the extra dev brings it")
     tree, dist = tmp_path / "tree", tmp_path / "dist"
