@@ -2,21 +2,27 @@
 // each element is written once. epilogue_bwd.cu uses these kernels too, where a stage pools and has no LRN: kClosed
 // names nobody, so the gather is masked as the ReLU was; and dx can be summed for the bias on the way.
 //
-// A thread owns V channels of a strip: one column of input pixels, kSteps strides long. It goes through the windows
-// that reach into the strip, two columns of them where K = 3 and S = 2, and gives each dy to the up to three rows of
-// its pixels that the window covers: dy and codes are read once for all of them, and addresses computed once. Windows
-// that are not unrolled take the gather of common/pool.cuh, pixel by pixel.
+// Windows of 3 with stride 2 in NHWC: a thread owns 16 bytes of channels of a patch of 2 x 2 input pixels. Four windows
+// reach into it, and name one of their own nine places: 9 comparisons for 4 inputs. NCHW: a thread owns a strip of one
+// column of input pixels, 4 of them, and goes through the 3 x 2 windows that reach into it: neighbours in memory are
+// stored by neighbouring threads, where patches would store every other pixel of a row at a time. Other windows take
+// the gather of common/pool.cuh, pixel by pixel.
 //
-// Bytes, windows of 3 with stride 2, an input in bfloat16: dx (2), and a quarter of dy (2) and of a code (1): 2.75, for
-// which 132 multiprocessors at 1.7 GHz have 18 instructions a lane at 4.3 TB/s. A strip of 4 inputs reads 3 x 2
-// windows: 12 conversions and extractions, 20 comparisons and additions of 2 instructions each. sm_90's loop has 658
-// for the 32 inputs of 8 channels, 21 each with addresses and stores: bound by instructions. NCHW: 3 loads and a store
-// an input, each an instruction of its own, and addresses for one channel: more. Predictions, not measurements: 75% of
-// copy bandwidth in NHWC, 60% in NCHW for 16-bit elements and 90% for float32.
+// Bytes, an input of 16 bits: dx (2), and a quarter of dy (2) and of a code (1): 2.75, for which 132 multiprocessors at
+// 1.7 GHz have 26 instructions a lane at 3.0 TB/s, and 18 at 4.3.
 //
-// Considered: a thread for S x S inputs, which shares each dy among all of them (9 comparisons for 4 inputs, not 20
-// with half of them idle), but stores every other pixel of a row: in NCHW half a sector at a time, which L2 has to
-// merge.
+// The first version had strips in NHWC as well, which compare 20 times for 4 inputs, half of them in vain: 658
+// instructions in sm_90's loop for 32 inputs, 21 each, 80 registers. Measured were 2,311 GB/s of 55 x 55 pixels, 2,032
+// of 27 x 27 and 1,766 of 13 x 13, through the ReLU's mask with sums for the bias 1,912, 1,716 and 1,120, where a copy
+// of the largest has 2,844 (bfloat16, batch 128, one H100 80GB HBM3, 2026-11-27): DRAM 50%, issue 59%, 33% of the
+// warps.
+//
+// Patches: 455 in the loop for 32 inputs, 14 each, with sums 489: 12 conversions and extractions and 18 comparisons and
+// additions a channel are 7.5 of them, the rest addresses and stores. 62 registers and half of the warps; with sums 77
+// and 38%. Bytes bind. Predicted, not measured: 2.6 TB/s of 55 x 55 pixels, 2.4 with sums.
+//
+// NCHW: 3 loads and a store an input, each an instruction of its own, and addresses for one channel. Measured were
+// 1,339 GB/s in float32.
 #include "cuda/common/pool_bwd.cuh"
 #include "cuda/common/sums.cuh"
 #include "launchers.h"
@@ -28,11 +34,82 @@ template <class T>
 struct PoolBackward {
   PooledGradient<T> gradient;
   T* dx;
-  float* partial;  // (blocks along units, channels): sums of dx for a bias, or null
-  Divider strips;  // in a column of input pixels
+  float* partial;           // (blocks along units, channels): sums of dx for a bias, or null
+  Divider columns, strips;  // units in a row, and in a column, of input pixels
 };
 
-// K x K windows with stride S.
+// 3 x 3 windows with stride 2 in NHWC; a unit is a patch of 2 x 2 input pixels, those that window (row, column) begins
+// with. Four windows reach into it: this one to all pixels, the one above to the upper two, the one on the left to the
+// left two, and the one between those to one pixel.
+template <class T, int V, bool kSumming>
+__global__ void __launch_bounds__(kThreads, kSumming ? 3 : 4)
+    pool_bwd_patches(PoolBackward<T> p, Units units, int32_t channels) {
+  constexpr int K = 3, S = 2;
+  const PoolShape& shape = p.gradient.shape;
+  const int32_t channel = units.vector() * V;
+  const bool wanted = channel < channels;
+  float total[V] = {};
+#pragma unroll 1
+  for (int64_t unit = wanted ? units.first() : units.count; unit < units.count; unit += units.stride()) {
+    int64_t column, row;
+    const int64_t image = p.strips.divide(p.columns.divide(unit, column), row);
+    const int64_t out = image * shape.out.image + channel;
+    float sums[S][S][V] = {};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        // A window that is not there is read as the nearest one that is, and names nobody: no load waits behind a
+        // branch.
+        const int32_t y = static_cast<int32_t>(row) - i, x = static_cast<int32_t>(column) - j;
+        const int32_t near_y = min(max(y, 0), shape.out_height - 1), near_x = min(max(x, 0), shape.out_width - 1);
+        const int64_t from = out + (int64_t{near_y} * shape.out_width + near_x) * channels;
+        Pack<uint8_t, V> codes = load<V>(p.gradient.code + from);
+        const Pack<T, V> dy = load<V>(p.gradient.dy + from);
+        if (y != near_y || x != near_x) {
+          codes = nobody<V>();
+        }
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+          const int32_t code = byte_of(codes, v);
+          const float value = element(dy, v);
+#pragma unroll
+          for (int h = 0; h + i * S < K && h < S; ++h) {
+#pragma unroll
+            for (int w = 0; w + j * S < K && w < S; ++w) {
+              if (code == K * (h + i * S) + w + j * S) {
+                sums[h][w][v] += value;
+              }
+            }
+          }
+        }
+      }
+    }
+    const int64_t in = image * shape.in.image + channel;
+#pragma unroll
+    for (int i = 0; i < S; ++i) {
+#pragma unroll
+      for (int j = 0; j < S; ++j) {
+        const int32_t h = static_cast<int32_t>(row) * S + i - shape.window.pad_h;
+        const int32_t w = static_cast<int32_t>(column) * S + j - shape.window.pad_w;
+        if (h >= 0 && h < shape.height && w >= 0 && w < shape.width) {
+          store(p.dx + in + (int64_t{h} * shape.width + w) * channels, pack<T>(sums[i][j]));
+          if constexpr (kSumming) {
+#pragma unroll
+            for (int v = 0; v < V; ++v) {
+              total[v] += sums[i][j][v];
+            }
+          }
+        }
+      }
+    }
+  }
+  if constexpr (kSumming) {
+    store_block_sums(total, p.partial + int64_t{blockIdx.x} * channels, channel, wanted);
+  }
+}
+
+// K x K windows with stride S in NCHW, or where no vector fits.
 template <class T, int V, int K, int S, int kSteps>
 __global__ void __launch_bounds__(kThreads, 1) pool_bwd_strips(PoolBackward<T> p, Units units, int32_t channels) {
   constexpr int kReach = (K + S - 1) / S;  // windows over a pixel, in either direction
@@ -43,7 +120,7 @@ __global__ void __launch_bounds__(kThreads, 1) pool_bwd_strips(PoolBackward<T> p
   float total[V] = {};
   for (int64_t unit = wanted ? units.first() : units.count; unit < units.count; unit += units.stride()) {
     int64_t w, strip;
-    const int64_t image = p.strips.divide(p.gradient.in_width.divide(unit, w), strip);
+    const int64_t image = p.strips.divide(p.columns.divide(unit, w), strip);
     const int64_t out = image * shape.out.image + channel * shape.out.channel;
     // The strip's first window row, and the last column of windows over w, counted with the padding.
     const int32_t first = static_cast<int32_t>(strip) * kSteps;
@@ -136,14 +213,22 @@ __global__ void __launch_bounds__(kThreads, 1) pool_bwd_any(PoolBackward<T> p, U
 
 constexpr int kPoolSteps = 2;
 
-// Units in a column of input pixels: strips or, for windows that are not unrolled, pixels.
-int64_t units_in_column(const PoolParams& p) {
-  return overlapping_3_by_2(p.window) ? ceil_div<int64_t>(p.height + p.window.pad_h, kPoolSteps * p.window.stride_h)
-                                      : p.height;
-}
+// Units in a column and in a row of input pixels: patches, strips or, for windows that are not unrolled, pixels.
+struct PoolUnits {
+  int64_t in_column, in_row;
+
+  PoolUnits(const PoolParams& p, int V) : in_column(p.height), in_row(p.width) {
+    if (overlapping_3_by_2(p.window)) {
+      const int64_t steps = V > 1 ? 1 : kPoolSteps;
+      in_column = ceil_div<int64_t>(p.height + p.window.pad_h, steps * p.window.stride_h);
+      in_row = V > 1 ? ceil_div<int64_t>(p.width + p.window.pad_w, p.window.stride_w) : p.width;
+    }
+  }
+};
 
 UnitGrid pool_bwd_grid(const PoolParams& p, int V, int64_t items) {
-  return UnitGrid(p.batch * units_in_column(p) * p.width, p.channels / V, p.channels_last, items);
+  const PoolUnits units(p, V);
+  return UnitGrid(p.batch * units.in_column * units.in_row, p.channels / V, p.channels_last, items);
 }
 
 template <class T>
@@ -160,11 +245,18 @@ int launch_pool_bwd(const PoolParams& p, float* partial, void* stream) {
   const int32_t channels = static_cast<int32_t>(p.channels);
   T* dx = static_cast<T*>(p.dx);
   if (overlapping_3_by_2(p.window)) {
-    const PoolBackward<T> backward{gradient, dx, partial, Divider(units_in_column(p))};
-    return launch<pool_bwd_strips<T, V, 3, 2, kPoolSteps>>(grid.grid, grid.block, 0, stream, backward, grid.units,
-                                                           channels);
+    const PoolUnits units(p, V);
+    const PoolBackward<T> backward{gradient, dx, partial, Divider(units.in_row), Divider(units.in_column)};
+    if constexpr (V > 1) {
+      constexpr auto summing = launch<pool_bwd_patches<T, V, true>, PoolBackward<T>, Units, int32_t>;
+      constexpr auto plain = launch<pool_bwd_patches<T, V, false>, PoolBackward<T>, Units, int32_t>;
+      return (partial != nullptr ? summing : plain)(grid.grid, grid.block, 0, stream, backward, grid.units, channels);
+    } else {
+      return launch<pool_bwd_strips<T, V, 3, 2, kPoolSteps>>(grid.grid, grid.block, 0, stream, backward, grid.units,
+                                                             channels);
+    }
   }
-  const PoolBackward<T> backward{gradient, dx, partial, Divider(p.height * p.width)};
+  const PoolBackward<T> backward{gradient, dx, partial, Divider(p.width), Divider(p.height * p.width)};
   return launch<pool_bwd_any<T, V>>(grid.grid, grid.block, 0, stream, backward, grid.units, channels);
 }
 

@@ -103,6 +103,14 @@ MUTANTS = [
         "if (h >= 0 && h < shape.height)",
         "if (h > 0 && h < shape.height)",
     ),
+    Mutant("max_pool_bwd", "windows beyond the edge name pixels", "max_pool_bwd.cu", "codes = nobody<V>();", ";"),
+    Mutant(
+        "max_pool_bwd",
+        "a patch's right pixels take from the left window",
+        "max_pool_bwd.cu",
+        "w + j * S < K && w < S; ++w",
+        "w + j * S <= K && w < S; ++w",
+    ),
     Mutant(
         "epilogue_fwd",
         "every channel gets the first one's bias",

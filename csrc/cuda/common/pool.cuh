@@ -61,6 +61,17 @@ __device__ __forceinline__ Pack<uint8_t, N> pack_bytes(const int32_t (&values)[N
   return result;
 }
 
+// The codes of windows that name none of their pixels.
+template <int N>
+__device__ __forceinline__ Pack<uint8_t, N> nobody() {
+  Pack<uint8_t, N> result;
+#pragma unroll
+  for (auto& word : result.words) {
+    word = static_cast<typename Pack<uint8_t, N>::Word>(kClosed * 0x01010101u);
+  }
+  return result;
+}
+
 template <int N>
 __device__ __forceinline__ int32_t byte_of(const Pack<uint8_t, N>& pack, int i) {
   return static_cast<int32_t>(pack.words[i / 4] >> 8 * (i % 4) & 0xff);
