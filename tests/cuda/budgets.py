@@ -34,7 +34,7 @@ BUDGETS = [
     Budget("relu_bwd_nchw<", 48, 2 * KB, (5, 5, 5, 5)),
     # A strip's nine or fifteen loads need no company; its windows' maxima and places are 2 x 2 x V registers.
     Budget("pool_fwd_strips<", 96, 0, (2, 2, 2, 2)),
-    # Half of the warps, which is what it lacked at 111 registers and 1,312 instructions, when elements were floats.
+    # Half of the warps: what this lacked at 111 registers were warps. 1,312 instructions, when elements were floats.
     Budget(r"pool_fwd_packed<\w+, \d, \d, false,", 64, 0, (4, 4, 4, 4), 640),
     Budget("pool_fwd_packed<", 64, 0, (4, 4, 4, 4), 960),
     Budget("pool_fwd_any<", 72, 0, (3, 3, 3, 3)),
