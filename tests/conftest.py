@@ -9,6 +9,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+# Tests start pytest themselves, and those processes are no workers of a run with pytest-xdist.
+for _name in [name for name in os.environ if name.startswith("PYTEST_XDIST_")]:
+    del os.environ[_name]
+
 # Triton reads TRITON_INTERPRET once, when it is first imported, and other tests import it through torch's compiler.
 # On a GPU its kernels need no interpreter.
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available() else ["triton"]
