@@ -20,7 +20,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.onnx
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from alexnet_fast import _C
 
@@ -140,6 +142,20 @@ def report() -> list[Status]:
     return [Status(name, not (reason := missing(name)), reason) for name in NAMES]
 
 
+def refuses_here() -> str:
+    """What PyTorch is doing at this moment that operators registered from Python have no rules for; '' for nothing. A
+    graph that is traced gets plain PyTorch: whether it is called with gradients, nobody knows yet."""
+    if torch._C._are_functorch_transforms_active():
+        return "torch.func transforms"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation"
+    if torch.jit.is_tracing():
+        return "torch.jit.trace"
+    if torch.onnx.is_in_onnx_export():
+        return "export to ONNX"
+    return ""
+
+
 def choose(
     operator: str, input: Tensor, named: str | None, refusal: str = "", *, cuda_refusal: str = "", kind: str = ""
 ) -> str:
@@ -150,8 +166,7 @@ def choose(
     """
     name = current() if named is None else named
     device = input.device.type
-    if torch._C._are_functorch_transforms_active():  # operators registered from Python have no rules for them
-        refusal = "torch.func transforms"
+    refusal = refuses_here() or refusal
     if name == "auto":
         rows = AUTO.get(device, {})
         name = rows.get(f"{operator}, {kind}") or rows.get(operator, "reference")

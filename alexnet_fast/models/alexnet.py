@@ -93,24 +93,49 @@ class AlexNet(nn.Module):
                 nn.init.constant_(module.bias, start.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if isinstance(x, Tensor):  # torch.fx passes a proxy, which has no shape to check
-            self._check(x)
-        x = self.features(x)
-        if not pools_nothing(self.avgpool, x):
-            x = self.avgpool(x)
-        return self.classifier(torch.flatten(x, 1))
+        if torch.jit.is_scripting():
+            return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
+        else:  # noqa: RET505  TorchScript leaves out this branch, but nothing that would follow it
+            return self._run(x)
 
-    def _check(self, x: Tensor) -> None:
-        first = next((module for module in self.features._modules.values() if module._parameters), None)
-        channels = getattr(first, "in_channels", x.shape[1])  # users put other modules in conv1's place
+    @torch.jit.unused
+    def _run(self, x: Tensor) -> Tensor:
+        try:
+            x_pooled = self.features(x)
+            if not pools_nothing(self.avgpool, x_pooled):
+                x_pooled = self.avgpool(x_pooled)
+            return self.classifier(torch.flatten(x_pooled, 1))
+        except (RuntimeError, ValueError) as error:
+            if isinstance(x, Tensor) and (reason := self._refusal(x)):
+                raise ValueError(reason) from error
+            raise
+
+    def _refusal(self, x: Tensor) -> str:
+        """What of an image a net as it was built cannot take; '' for nothing, and where ``features`` was changed: users
+        put other modules there, and those know best what they take."""
+        layers, modules = self.variant.features, list(self.features)
+        built = [_module(layer, 1).__dict__ for layer in layers if not isinstance(layer, Conv)]
+        geometry = [(layer.kernel, layer.stride, layer.padding) for layer in layers if isinstance(layer, Conv)]
+        convolutions = [module for module in modules if type(module) is nn.Conv2d]
+        windows = [m.__dict__ for m in modules if type(m) is nn.MaxPool2d]
+        asked = [own for own in built if "ceil_mode" in own]
+        sides = ("kernel_size", "stride", "padding", "ceil_mode")
+        if (
+            len(modules) != len(layers)
+            or [(c.kernel_size[0], c.stride[0], c.padding[0]) for c in convolutions] != geometry
+            or [[own[name] for name in sides] for own in windows] != [[own[name] for name in sides] for own in asked]
+        ):
+            return ""
+        channels = convolutions[0].in_channels
         if x.dim() != 4 or x.shape[1] != channels:
-            raise ValueError(f"input: expected (N, {channels}, H, W), got shape {tuple(x.shape)}")
+            return f"input: expected (N, {channels}, H, W), got shape {tuple(x.shape)}"
         least = self.variant.min_image_size
         if x.shape[2] < least or x.shape[3] < least:
-            raise ValueError(
+            return (
                 f"input: variant {self.variant.name!r} takes images of at least {least}x{least} pixels, "
                 f"got {x.shape[2]}x{x.shape[3]}"
             )
+        return ""
 
 
 def alexnet(

@@ -12,9 +12,12 @@ import re
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from alexnet_fast import backends, ops
 from alexnet_fast.nn import packed
@@ -39,7 +42,8 @@ ALONE = frozenset("lnpd")  # what is more than a call of the module when nothing
 
 def _kind(module: nn.Module) -> str:
     """The module's letter, or '.' for one that has to be called: of another type, hooked, or beyond the operators."""
-    kind = KINDS.get(type(module))
+    cls = type(module)
+    kind = KINDS.get(cls)
     if kind is None:
         return "."
     own = module.__dict__
@@ -49,6 +53,7 @@ def _kind(module: nn.Module) -> str:
         or own["_backward_hooks"]
         or own["_backward_pre_hooks"]
         or "forward" in own  # replaced on the instance, as accelerate does to move weights in
+        or cls.forward is not FORWARDS[cls]  # on the class
     ):
         return "."
     if kind == "c" and own["padding_mode"] != "zeros":
@@ -58,14 +63,38 @@ def _kind(module: nn.Module) -> str:
     return kind
 
 
-def _global_hooks() -> bool:
-    """Whether hooks for all modules are set (FLOP counters, module trackers): each module then has to be called."""
-    return bool(
+# What modules do is theirs to change: by class, by function, by method. A run is fused while all of it is torch's own.
+FORWARDS = {kind: kind.forward for kind in KINDS}
+CALL, CONV_FORWARD = nn.Module.__call__, nn.Conv2d._conv_forward
+FUNCTIONS = F.conv2d, F.relu, F.max_pool2d, F.local_response_norm, F.linear, F.dropout, F.adaptive_avg_pool2d
+
+
+def _one_by_one() -> bool:
+    """Whether each module has to be called: hooks for all modules are set (FLOP counters, module trackers), functions
+    are replaced or watched, or a graph is traced and torch's own names are expected in it."""
+    if (
         torch_module._global_forward_hooks
         or torch_module._global_forward_pre_hooks
         or torch_module._global_backward_hooks
         or torch_module._global_backward_pre_hooks
+        or forward_ad._current_level >= 0  # the operators have no rules for forward mode
+    ):
+        return True
+    if torch.compiler.is_compiling():  # it has modes and functions of its own
+        return False
+    functions = F.conv2d, F.relu, F.max_pool2d, F.local_response_norm, F.linear, F.dropout, F.adaptive_avg_pool2d
+    return (
+        torch._C._is_tracing()
+        or functions != FUNCTIONS
+        or nn.Module.__call__ is not CALL
+        or nn.Conv2d._conv_forward is not CONV_FORWARD
+        or (torch._C._len_torch_function_stack() > 0 and _watched())
     )
+
+
+def _watched() -> bool:
+    """Whether a TorchFunctionMode is active that may look at functions; default devices only place what is new."""
+    return any(not isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack())
 
 
 def _plain(x: object) -> bool:
@@ -97,7 +126,9 @@ def _call(run: str, members: list[nn.Module], x: Any, inference_dtype: torch.dty
             return ops.max_pool2d(x, first.kernel_size, first.stride, first.padding, ceil_mode=first.ceil_mode)
         if run == "d":
             return first(x) if first.training else x
-        weight, bias = first.weight, first.bias
+        own = first.__dict__["_parameters"]  # where Module.__getattr__ would find them, after a while
+        usual = "weight" in own and "bias" in own
+        weight, bias = (own["weight"], own["bias"]) if usual else (first.weight, first.bias)
         if run[0] == "l":
             if x.dim() == 2 and packed.applies(weight, x, inference_dtype):
                 y = packed.linear(first, weight, bias, x, "r" in run)
@@ -123,13 +154,17 @@ def _call(run: str, members: list[nn.Module], x: Any, inference_dtype: torch.dty
 
 
 def pools_nothing(module: nn.Module, x: object) -> bool:
-    """Whether ``module`` is adaptive average-pooling, in no way changed, that would hand on each pixel of ``x``."""
+    """Whether ``module`` is adaptive average-pooling, in no way changed, that would hand on each pixel of ``x``.
+
+    Not in a graph that is traced: it would hold for images of that size alone.
+    """
     return (
-        type(module) is nn.AdaptiveAvgPool2d
+        not torch.compiler.is_compiling()
+        and type(module) is nn.AdaptiveAvgPool2d
         and _kind(module) == "a"
         and isinstance(x, Tensor)
         and x.shape[-2:] == module.output_size
-        and not _global_hooks()
+        and not _one_by_one()
     )
 
 
@@ -157,8 +192,17 @@ class FusedSequential(nn.Sequential):
     Which backend runs is chosen as for the operators (:mod:`alexnet_fast.backends`). Slices are FusedSequential too.
     """
 
-    def forward(self, input: Any) -> Any:
-        if _global_hooks() or forward_ad._current_level >= 0:  # the operators have no rules for forward mode
+    def forward(self, input):  # unannotated, as torch.jit.script wants a Sequential's
+        if torch.jit.is_scripting():
+            for module in self:
+                input = module(input)
+            return input
+        else:  # noqa: RET505  TorchScript leaves out this branch, but nothing that would follow it
+            return self._fused(input)
+
+    @torch.jit.unused
+    def _fused(self, input: Any) -> Any:
+        if _one_by_one():
             return super().forward(input)
         modules = list(self._modules.values())
         kinds = "".join([_kind(module) for module in modules])

@@ -29,8 +29,9 @@ class GroupedLinear(nn.Linear):
         self.groups = groups
 
     def forward(self, input: Tensor) -> Tensor:
-        parts = input.chunk(self.groups, -1), self.weight.chunk(self.groups), self.bias.chunk(self.groups)
-        return torch.cat([F.linear(*part) for part in zip(*parts, strict=True)], -1)
+        inputs, weights = input.chunk(self.groups, -1), self.weight.chunk(self.groups)
+        biases = self.bias.chunk(self.groups)
+        return torch.cat([F.linear(inputs[i], weights[i], biases[i]) for i in range(self.groups)], -1)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, groups={self.groups}"

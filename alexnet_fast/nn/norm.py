@@ -34,7 +34,11 @@ class GroupedLocalResponseNorm(nn.LocalResponseNorm):
         self.groups = groups
 
     def forward(self, input: Tensor) -> Tensor:
-        return local_response_norm(input, self.size, self.alpha, self.beta, self.k, groups=self.groups)
+        if torch.jit.is_scripting():  # of every part its own, as if it were an image
+            parts = input.unflatten(1, [self.groups, -1]).flatten(0, 1)
+            return F.local_response_norm(parts, self.size, self.alpha, self.beta, self.k).reshape(input.shape)
+        else:  # noqa: RET505  TorchScript leaves out this branch, but nothing that would follow it
+            return local_response_norm(input, self.size, self.alpha, self.beta, self.k, groups=self.groups)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, groups={self.groups}"

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from alexnet_fast import backends
 from alexnet_fast.nn.norm import GroupedLocalResponseNorm
-from alexnet_fast.ops.arguments import LRN, Pool
-from alexnet_fast.ops.convolution import GEOMETRY, out_sides
+from alexnet_fast.ops.arguments import LRN, Pool, holds_tensor
+from alexnet_fast.ops.convolution import GEOMETRY, check, out_sides
 from alexnet_fast.ops.epilogue import WINDOWS, plan
 from alexnet_fast.ops.registry import LIBRARY, memory_format
 
@@ -181,9 +181,12 @@ def stage(
 ) -> Tensor | None:
     """ops.conv_stage of a batch with the packed weight; None where there is none, and for what conv_stage refuses."""
     module = members[0]
-    stride, padding, dilation, groups = options = module.stride, module.padding, module.dilation, module.groups
+    options = module.stride, module.padding, module.dilation, module.groups
     copy = _copies.get(id(module), NOT_PACKED)
-    if copy is NOT_PACKED or isinstance(padding, str) or x.size(1) != groups * weight.size(1):
+    if copy is NOT_PACKED or isinstance(module.padding, str) or holds_tensor(options):
+        return None
+    (stride, padding, dilation, groups), _, refusal = check(x, weight, bias, *options)
+    if refusal:
         return None
     windows, refusal = plan(lrn, pool, weight.shape[0], *out_sides(x, weight, stride, padding, dilation))
     if refusal:

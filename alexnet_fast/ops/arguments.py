@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from functools import wraps
-from typing import Any, NamedTuple
+from operator import index
+from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from alexnet_fast import backends
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-IntPair = int | tuple[int, int]
+IntPair = SupportsIndex | Sequence[SupportsIndex]
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 INT32_MAX = 2**31 - 1
 MOST_FORMS = 4096
 
@@ -22,11 +25,11 @@ class LRN(NamedTuple):
     """Local response normalization inside :func:`epilogue` and :func:`conv_stage`; fields as in
     :func:`alexnet_fast.ops.local_response_norm`."""
 
-    size: int
-    alpha: float = 1e-4
-    beta: float = 0.75
-    k: float = 1.0
-    groups: int = 1
+    size: SupportsIndex
+    alpha: SupportsFloat = 1e-4
+    beta: SupportsFloat = 0.75
+    k: SupportsFloat = 1.0
+    groups: SupportsIndex = 1
 
 
 class Pool(NamedTuple):
@@ -44,14 +47,20 @@ def once_per_form(prepare: Callable[..., Any]) -> Callable[..., Any]:
 
     Checks take longer than an operator's dispatch, ten times so where the kernel before has taken the caches. They are
     made anew where sizes are symbolic or arguments lists, which cannot be looked up, where dtypes differ, on which
-    autocast decides, while torch compiles, and under transforms of torch.func. Errors are not kept.
+    autocast decides, where an argument is a tensor, whose value may change, while torch compiles or traces, under
+    transforms of torch.func and in forward mode. Errors are not kept.
     """
     prepared: dict[tuple, Any] = {}
     backends.prepared.append(prepared)
 
     @wraps(prepare)
     def look_up(input, weight, bias, *rest):
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if (
+            torch.compiler.is_compiling()
+            or torch._C._are_functorch_transforms_active()
+            or forward_ad._current_level >= 0
+            or torch._C._is_tracing()
+        ):
             return prepare(input, weight, bias, *rest)
         try:
             form = (
@@ -66,7 +75,7 @@ def once_per_form(prepare: Callable[..., Any]) -> Callable[..., Any]:
         except (AttributeError, KeyError, TypeError):
             result = prepare(input, weight, bias, *rest)
         tensors = [tensor for tensor in (input, weight, bias) if tensor is not None]
-        if all(tensor.dtype == input.dtype for tensor in tensors):
+        if all(tensor.dtype == input.dtype for tensor in tensors) and not holds_tensor(rest):
             if len(prepared) >= MOST_FORMS:
                 prepared.clear()
             with suppress(TypeError):
@@ -76,14 +85,22 @@ def once_per_form(prepare: Callable[..., Any]) -> Callable[..., Any]:
     return look_up
 
 
-def check_tensor(name: str, x: object, dims: tuple[int, ...], like: Tensor | None = None) -> None:
-    """x is a dense floating-point tensor of so many dimensions, on ``like``'s device and of its dtype."""
+def holds_tensor(values: tuple) -> bool:
+    """Whether a value, or one inside a tuple, is a tensor, which may change and still be the same object."""
+    return any(isinstance(v, Tensor) or (isinstance(v, tuple) and holds_tensor(v)) for v in values)
+
+
+def check_tensor(
+    name: str, x: object, dims: Container[int], like: Tensor | None = None, *, integers: bool = False
+) -> None:
+    """x is a dense floating-point tensor (or one of ``integers``) of so many dimensions, on ``like``'s device and of
+    its dtype."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {type(x).__name__}")
     if x.dim() not in dims:
-        wanted = " or ".join(str(d) for d in dims)
+        wanted = f"at least {dims[0]}" if isinstance(dims, range) else " or ".join(str(d) for d in dims)
         raise ValueError(f"{name}: expected {wanted} dimensions, got {x.dim()} (shape {tuple(x.shape)})")
-    if x.dtype not in FLOATS:
+    if x.dtype not in FLOATS and not (integers and x.dtype in INTEGERS):
         raise TypeError(f"{name}: expected float32, float16, bfloat16 or float64, got {x.dtype}")
     if like is not None:
         if x.device != like.device:
@@ -98,6 +115,28 @@ def check_bias(bias: object, channels: int, like: Tensor) -> None:
         raise ValueError(f"bias: expected one element for each of {channels} channels, got {bias.shape[0]}")
 
 
+def integer(value: object) -> int | torch.SymInt | None:
+    """``value`` as an int, if it is one as torch sees it: numpy's and a tensor of one integer count, floats do not."""
+    if type(value) is int or isinstance(value, torch.SymInt):
+        return value
+    try:
+        return index(value)
+    except (TypeError, RuntimeError):  # RuntimeError: a tensor of several elements
+        return None
+
+
+def number(value: object) -> float | None:
+    """``value`` as a float, if it is a number as torch sees it: numpy's and a tensor of one element count."""
+    if type(value) is float:
+        return value
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):  # a complex number, an array of several
+        return None
+
+
 def pair(name: str, value: object, least: int) -> list[int]:
     """[height, width] of an int or a pair of ints, each at least ``least``."""
     if type(value) is int and least <= value <= INT32_MAX:  # quickly what nearly all calls give, in every call
@@ -106,8 +145,8 @@ def pair(name: str, value: object, least: int) -> list[int]:
         a, b = value
         if type(a) is int and type(b) is int and least <= a <= INT32_MAX and least <= b <= INT32_MAX:
             return [a, b]
-    values = [value, value] if isinstance(value, (int, torch.SymInt)) else value
-    if not isinstance(values, (tuple, list)) or not all(isinstance(v, (int, torch.SymInt)) for v in values):
+    values = [integer(v) for v in (value if isinstance(value, (tuple, list)) else [value, value])]
+    if None in values:
         raise TypeError(f"{name}: expected an int or a pair of ints, got {value!r}")
     if len(values) == 1:
         values = [*values, *values]
@@ -116,19 +155,32 @@ def pair(name: str, value: object, least: int) -> list[int]:
     for v in values:
         if not least <= v <= INT32_MAX:
             raise ValueError(f"{name}: expected at least {least} and at most {INT32_MAX}, got {value!r}")
-    return list(values)
+    return values
 
 
-def check_lrn(lrn: LRN, channels: int) -> None:
+def check_groups(groups: object, channels: int, whose: str) -> int:
+    number = integer(groups)
+    if number is None or number < 1 or channels % number:
+        raise ValueError(f"groups: expected a divisor of {whose}, got {groups!r}")
+    return number
+
+
+def check_lrn(lrn: LRN, channels: int) -> LRN:
+    """``lrn`` in ints and floats."""
     if not isinstance(lrn, LRN):
         raise TypeError(f"lrn: expected alexnet_fast.ops.LRN or None, got {lrn!r}")
-    if not isinstance(lrn.size, int) or not 1 <= lrn.size <= INT32_MAX:
+    size = integer(lrn.size)
+    if size is None or not 1 <= size <= INT32_MAX:
         raise ValueError(f"size: expected a positive int of at most {INT32_MAX}, got {lrn.size!r}")
+    numbers = []
     for name in ("alpha", "beta", "k"):
-        if not isinstance(value := getattr(lrn, name), (int, float)):
+        value = getattr(lrn, name)
+        if isinstance(value, Tensor) and value.requires_grad:
+            raise ValueError(f"{name}: expected a number, got a tensor that requires its gradient")
+        numbers.append(number(value))
+        if numbers[-1] is None:
             raise TypeError(f"{name}: expected a number, got {value!r}")
-    if not isinstance(lrn.groups, int) or lrn.groups < 1 or channels % lrn.groups:
-        raise ValueError(f"groups: expected a divisor of the {channels} channels, got {lrn.groups!r}")
+    return LRN(size, *numbers, check_groups(lrn.groups, channels, f"the {channels} channels"))
 
 
 def cuda_refuses(lrn: LRN | None) -> str:

@@ -53,10 +53,19 @@ define(
     fake=lambda x, weight, bias, *geometry: convolution.fake(x, weight, *geometry[:3]),
     setup_context=_setup_context,
     backward=_backward,
-    autocast=convolution.autocast,
+    autocast=lambda family, dtype, x, weight, bias, *rest: family.conv_relu(
+        *convolution.autocast(dtype, x, weight, bias), *rest
+    ),
+    flops=convolution.flops,
     families=(NATIVE, TRITON, CUDA),
 )
-define("conv_relu_backward", BACKWARD, fake=_fake_backward, families=(NATIVE, TRITON, CUDA))
+define(
+    "conv_relu_backward",
+    BACKWARD,
+    fake=_fake_backward,
+    flops=convolution.flops_backward,
+    families=(NATIVE, TRITON, CUDA),
+)
 convolution.define_own_kernel("conv_relu", FORWARD)
 convolution.define_own_kernel("conv_relu_backward", BACKWARD)
 

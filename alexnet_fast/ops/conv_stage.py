@@ -17,9 +17,9 @@ from alexnet_fast.ops import convolution
 from alexnet_fast.ops.arguments import LRN, IntPair, Pool, Window, cuda_refuses, once_per_form
 from alexnet_fast.ops.conv_relu import conv_relu
 from alexnet_fast.ops.convolution import GEOMETRY
-from alexnet_fast.ops.epilogue import WINDOWS, gradient, plan, save
+from alexnet_fast.ops.epilogue import WINDOWS, gradient, kept_of, plan, save
 from alexnet_fast.ops.epilogue import fake as fake_epilogue
-from alexnet_fast.ops.registry import CUDA, NATIVE, TRITON, Family, define, family
+from alexnet_fast.ops.registry import CUDA, NATIVE, TRITON, Family, define, family, widened
 
 
 def _fake(x, weight, bias, stride, padding, dilation, groups, lrn_size, alpha, beta, k, lrn_groups, *rest):
@@ -28,18 +28,31 @@ def _fake(x, weight, bias, stride, padding, dilation, groups, lrn_size, alpha, b
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    x, weight, _bias, *rest = inputs
-    ctx.geometry, windows, training = rest[:4], rest[4:12], rest[13]
+    x, weight, bias, *rest = inputs
+    ctx.geometry, windows, (ceil_mode, training) = rest[:4], rest[4:12], rest[12:]
     sides = convolution.out_sides(x, weight, *ctx.geometry[:3])
-    ctx.save_for_backward(x, weight, *save(ctx, output, sides, windows, training))
+    kept = save(ctx, output, sides, windows, ceil_mode, training)
+    ctx.save_for_backward(x, weight, *(kept if training else [bias, None]))
 
 
 def _backward(family: Family, ctx, dy: Tensor, _dcode, _dr):
     x, weight, *kept = ctx.saved_tensors
+    if not ctx.training:
+        stage = family.conv_stage(x, weight, kept[0], *ctx.geometry, *ctx.windows, ctx.ceil_mode, True)
+        kept = kept_of(ctx, stage)
     want_x, want_weight, want_bias = ctx.needs_input_grad[:3]
     dz, db = gradient(family, ctx, dy, *kept, want_bias)
     dx, dweight, _ = family.conv_relu_backward(dz, x, weight, None, *ctx.geometry, [want_x, want_weight, False])
     return dx if want_x else None, dweight if want_weight else None, db, *[None] * 14
+
+
+def _autocast(family: Family, dtype: torch.dtype, x, weight, bias, stride, padding, dilation, groups, *windows):
+    """The convolution in autocast's dtype. With LRN, what follows it in float32, as torch's own."""
+    tensors = convolution.autocast(dtype, x, weight, bias)
+    geometry, lrn_size = (stride, padding, dilation, groups), windows[0]
+    if not lrn_size:
+        return family.conv_stage(*tensors, *geometry, *windows)
+    return family.epilogue(widened(family.conv_relu(*tensors, *geometry)), None, *windows)
 
 
 SCHEMA = (
@@ -53,7 +66,8 @@ define(
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
-    autocast=convolution.autocast,
+    autocast=_autocast,
+    flops=convolution.flops,
     families=(NATIVE, TRITON, CUDA),
 )
 convolution.define_own_kernel("conv_stage", SCHEMA)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from alexnet_fast.ops.arguments import IntPair, check_bias, check_tensor, out_side, pair
+from alexnet_fast.ops.arguments import IntPair, check_bias, check_groups, check_tensor, out_side, pair
 from alexnet_fast.ops.registry import LIBRARY, empty, memory_format
 
 GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation, int groups"
@@ -35,8 +36,7 @@ def check(
     """The geometry, the output's sides, and what of the arguments only the reference covers."""
     check_tensor("input", input, (3, 4))
     check_tensor("weight", weight, (4,), input)
-    if not isinstance(groups, int) or groups < 1 or weight.shape[0] % groups:
-        raise ValueError(f"groups: expected a divisor of weight's {weight.shape[0]} output channels, got {groups!r}")
+    groups = check_groups(groups, weight.shape[0], f"weight's {weight.shape[0]} output channels")
     if input.shape[-3] != weight.shape[1] * groups:
         raise ValueError(
             f"weight: shape {tuple(weight.shape)} with groups={groups} takes {weight.shape[1] * groups} input "
@@ -77,8 +77,23 @@ def layout_of(x: Tensor, weight: Tensor) -> Tensor:
 
 def out_sides(x: Tensor, weight: Tensor, stride, padding, dilation) -> list[int]:
     """Height and width of the convolution's output."""
-    extents = [d * (side - 1) + 1 for d, side in zip(dilation, weight.shape[-2:], strict=True)]
-    return [out_side("weight", *side) for side in zip(x.shape[-2:], extents, stride, padding, strict=True)]
+    return _out_sides(x.shape, weight.shape, stride, padding, dilation)
+
+
+def _out_sides(x: Sequence[int], weight: Sequence[int], stride, padding, dilation) -> list[int]:
+    extents = [d * (side - 1) + 1 for d, side in zip(dilation, weight[-2:], strict=True)]
+    return [out_side("weight", *side) for side in zip(x[-2:], extents, stride, padding, strict=True)]
+
+
+def flops(x: Sequence[int], weight: Sequence[int], _bias, stride, padding, dilation, *_rest) -> int:
+    """Of the convolution alone, a multiply-add counted as two, as torch counts it."""
+    return 2 * x[0] * prod(_out_sides(x, weight, stride, padding, dilation)) * prod(weight)
+
+
+def flops_backward(dy: Sequence[int], x: Sequence[int], weight: Sequence[int], *rest) -> int:
+    """Of the gradients that are wanted; as torch, with groups too, of all pairs of channels for the weight's."""
+    pixels, (want_x, want_weight, _) = dy[0] * prod(dy[2:]), rest[-1]
+    return 2 * pixels * (want_x * prod(weight) + want_weight * x[1] * weight[0] * prod(weight[2:]))
 
 
 def fake(x: Tensor, weight: Tensor, stride, padding, dilation) -> Tensor:
@@ -87,13 +102,13 @@ def fake(x: Tensor, weight: Tensor, stride, padding, dilation) -> Tensor:
     return empty(x, [x.shape[0], weight.shape[0], *sides], layout_of=layout_of(x, weight))
 
 
-def autocast(dtype: torch.dtype, x: Tensor, weight: Tensor, bias: Tensor | None, *rest):
+def autocast(dtype: torch.dtype, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple:
     """Convolutions run in autocast's dtype; float64 stays, as in torch."""
 
     def cast(t: Tensor | None) -> Tensor | None:
         return t if t is None or t.dtype == torch.float64 else t.to(dtype)
 
-    return cast(x), cast(weight), cast(bias), *rest
+    return cast(x), cast(weight), cast(bias)
 
 
 def own_kernel(name: str) -> Callable:

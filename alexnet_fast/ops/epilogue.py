@@ -32,7 +32,7 @@ from alexnet_fast.ops.arguments import (
     pool_window,
     refuse_window,
 )
-from alexnet_fast.ops.registry import Family, define, empty, family
+from alexnet_fast.ops.registry import Family, define, empty, family, widened
 
 # lrn_size 0: no normalization. pool_kernel [0, 0]: no pooling.
 WINDOWS = (
@@ -53,13 +53,20 @@ def fake(z: Tensor, lrn_size: int, window: Window, training: bool) -> tuple[Tens
     return y, code, r
 
 
-def save(ctx, output: tuple[Tensor, Tensor, Tensor], sides, windows, training: bool) -> list[Tensor]:
-    """Keeps on ctx what :func:`gradient` reads beside tensors; returns the tensors to save."""
-    if not training:
-        raise RuntimeError("alexnet_fast: training=False is for inference; pass True to differentiate")
+def save(ctx, output: tuple[Tensor, Tensor, Tensor], sides, windows, ceil_mode: bool, training: bool) -> list[Tensor]:
+    """Keeps on ctx what :func:`gradient` reads beside tensors; returns the tensors to save, if ``training``.
+
+    Otherwise backward first runs the forward pass anew for them: a graph that was exported in inference may be
+    differentiated all the same.
+    """
+    ctx.sides, ctx.windows, ctx.ceil_mode, ctx.training = sides, windows, ceil_mode, training
+    return kept_of(ctx, output)
+
+
+def kept_of(ctx, output: tuple[Tensor, Tensor, Tensor]) -> list[Tensor]:
+    """The code and the tensor that :func:`gradient` takes, of a forward pass for training."""
     y, code, r = output
-    ctx.sides, ctx.windows = sides, windows
-    lrn_size, pool_kernel = windows[0], windows[5]
+    lrn_size, pool_kernel = ctx.windows[0], ctx.windows[5]
     return [code, y if lrn_size == 0 and pool_kernel[0] == 0 else r]
 
 
@@ -70,13 +77,24 @@ def gradient(family: Family, ctx, dy: Tensor, code: Tensor, r: Tensor, want_bias
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    z, _bias, *windows, _ceil_mode, training = inputs
-    ctx.save_for_backward(*save(ctx, output, z.shape[2:], windows, training))
+    z, bias, *windows, ceil_mode, training = inputs
+    kept = save(ctx, output, z.shape[2:], windows, ceil_mode, training)
+    ctx.save_for_backward(*(kept if training else (z, bias)))
 
 
 def _backward(family: Family, ctx, dy: Tensor, _dcode, _dr):
-    dz, db = gradient(family, ctx, dy, *ctx.saved_tensors, ctx.needs_input_grad[1])
+    kept = ctx.saved_tensors
+    if not ctx.training:
+        kept = kept_of(ctx, family.epilogue(*kept, *ctx.windows, ctx.ceil_mode, True))
+    dz, db = gradient(family, ctx, dy, *kept, ctx.needs_input_grad[1])
     return dz, db, *[None] * 10
+
+
+def _autocast(family: Family, _dtype, z: Tensor, bias: Tensor | None, lrn_size: int, *rest):
+    """In z's dtype, but with LRN in float32, as torch's own."""
+    wide = widened(z) if lrn_size else z
+    shift = None if bias is None else bias.to(z.dtype).to(wide.dtype)
+    return family.epilogue(wide, shift, lrn_size, *rest)
 
 
 def _fake_backward(dy, code, r, height, width, want_bias, lrn_size, alpha, beta, k, lrn_groups, pool_kernel, *_window):
@@ -91,7 +109,7 @@ define(
     fake=lambda z, bias, lrn_size, alpha, beta, k, groups, *rest: fake(z, lrn_size, Window(*rest[:4]), rest[4]),
     setup_context=_setup_context,
     backward=_backward,
-    autocast=lambda dtype, z, bias, *rest: (z, None if bias is None else bias.to(z.dtype), *rest),
+    autocast=_autocast,
 )
 define(
     "epilogue_backward",
@@ -104,7 +122,7 @@ define(
 def plan(lrn: LRN | None, pool: Pool | None, channels: int, height: int, width: int) -> tuple[list, str]:
     """The operators' window arguments (ceil_mode last), checked, and what of them only the reference covers."""
     if lrn is not None:
-        check_lrn(lrn, channels)
+        lrn = check_lrn(lrn, channels)
     window = NO_POOL if pool is None else pool_window(pool, channels, height, width)
     return [*(lrn or NO_LRN), *window], refuse_window(window)
 

@@ -32,8 +32,8 @@ def _backward(family: Family, ctx, dy: Tensor):
     return dz, db if ctx.needs_input_grad[1] else None, None, None
 
 
-def _autocast(dtype: torch.dtype, z: Tensor, bias: Tensor | None, *rest):
-    return z, None if bias is None else bias.to(z.dtype), *rest
+def _autocast(family: Family, _dtype, z: Tensor, bias: Tensor | None, *rest):
+    return family.linear_relu_dropout(z, None if bias is None else bias.to(z.dtype), *rest)
 
 
 # seed None: no dropout, and p is 0.

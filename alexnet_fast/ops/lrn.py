@@ -11,12 +11,21 @@ Saved for backward: x. t is computed again: 2n multiply-adds are cheaper than a 
 
 from __future__ import annotations
 
+from typing import SupportsFloat, SupportsIndex
+
 from torch import Tensor
 
 from alexnet_fast import reference
 from alexnet_fast.backends import choose
 from alexnet_fast.ops.arguments import LRN, check_lrn, check_tensor, cuda_refuses, once_per_form
-from alexnet_fast.ops.registry import Family, define, empty, family
+from alexnet_fast.ops.registry import Family, define, empty, family, widened
+
+MOST_DIMENSIONS = 65  # torch has no tensor of as many
+
+
+def _autocast(family: Family, _dtype, x: Tensor, *rest):
+    """torch's own ends in float32: its mean and its power are on autocast's list of what does."""
+    return family.lrn(widened(x), *rest)
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -35,6 +44,7 @@ define(
     fake=lambda x, size, alpha, beta, k, groups: empty(x, x.shape),
     setup_context=_setup_context,
     backward=_backward,
+    autocast=_autocast,
 )
 define(
     "lrn_backward",
@@ -45,22 +55,21 @@ define(
 
 @once_per_form
 def _prepare(input, _weight, _bias, size, alpha, beta, k, groups, backend):
-    """The operator that runs, or None for the reference."""
-    check_tensor("input", input, (3, 4, 5))
-    lrn = LRN(size, alpha, beta, k, groups)
-    check_lrn(lrn, input.shape[1])
+    """The operator that runs, or None for the reference, and its parameters."""
+    check_tensor("input", input, range(3, MOST_DIMENSIONS))
+    lrn = check_lrn(LRN(size, alpha, beta, k, groups), input.shape[1])
     chosen = choose("lrn", input, backend, cuda_refusal=cuda_refuses(lrn))
-    return None if chosen == "reference" else family(chosen).lrn
+    return None if chosen == "reference" else family(chosen).lrn, lrn
 
 
 def local_response_norm(
     input: Tensor,
-    size: int,
-    alpha: float = 1e-4,
-    beta: float = 0.75,
-    k: float = 1.0,
+    size: SupportsIndex,
+    alpha: SupportsFloat = 1e-4,
+    beta: SupportsFloat = 0.75,
+    k: SupportsFloat = 1.0,
     *,
-    groups: int = 1,
+    groups: SupportsIndex = 1,
     backend: str | None = None,
 ) -> Tensor:
     """Local response normalization, as :func:`torch.nn.functional.local_response_norm`.
@@ -77,15 +86,16 @@ def local_response_norm(
         backend: see :mod:`alexnet_fast.backends`.
 
     Returns:
-        A tensor of input's shape and dtype. float16 and bfloat16 are computed in float32: x² does not overflow.
+        A tensor of input's shape and dtype; float32 where autocast is on and input is float16 or bfloat16, as torch's.
+        float16 and bfloat16 are computed in float32: x² does not overflow.
 
     Raises:
         ValueError, TypeError: an argument is wrong; the message names it.
         BackendError: the named backend cannot run this call.
     """
-    operator = _prepare(input, None, None, size, alpha, beta, k, groups, backend)
+    operator, lrn = _prepare(input, None, None, size, alpha, beta, k, groups, backend)
     if operator is None:
-        return reference.local_response_norm(input, size, alpha, beta, k, groups=groups)
+        return reference.local_response_norm(input, *lrn[:4], groups=lrn.groups)
     x = input if input.dim() == 4 else input.flatten(2).unsqueeze(-1)
-    y = operator(x, size, alpha, beta, k, groups)
+    y = operator(x, *lrn)
     return y if input.dim() == 4 else y.reshape(input.shape)

@@ -10,6 +10,8 @@ In inference no code is written.
 
 from __future__ import annotations
 
+from typing import Any, Literal, overload
+
 import torch
 from torch import Tensor
 
@@ -36,15 +38,16 @@ def _fake(x, kernel_size, stride, padding, ceil_mode, keep_code):
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    x, *ctx.window, _ceil_mode, keep_code = inputs
-    if not keep_code:
-        raise RuntimeError("alexnet_fast::max_pool: keep_code=False is for inference; pass True to differentiate")
-    ctx.sides = x.shape[2:]
-    ctx.save_for_backward(output[1])
+    x, *ctx.window, ceil_mode, keep_code = inputs
+    ctx.sides, ctx.keep_code, ctx.ceil_mode = x.shape[2:], keep_code, ceil_mode
+    # A graph that was exported in inference may be differentiated all the same: its codes come from a second pass.
+    ctx.save_for_backward(output[1] if keep_code else x)
 
 
 def _backward(family: Family, ctx, dy: Tensor, _dcode):
     (code,) = ctx.saved_tensors
+    if not ctx.keep_code:
+        code = family.max_pool(code, *ctx.window, ctx.ceil_mode, True)[1]
     return family.max_pool_backward(dy, code, *ctx.sides, *ctx.window), None, None, None, None, None
 
 
@@ -65,16 +68,44 @@ define(
 
 
 @once_per_form
-def _prepare(input, _weight, _bias, kernel_size, stride, padding, dilation, ceil_mode, backend):
+def _prepare(input, _weight, _bias, kernel_size, stride, padding, dilation, ceil_mode, return_indices, backend):
     """The operator that runs, or None for the reference, and its window."""
-    check_tensor("input", input, (3, 4))
+    check_tensor("input", input, (3, 4), integers=True)
     if pair("dilation", dilation, 1) == [1, 1]:
         window = pool_window(Pool(kernel_size, stride, padding, ceil_mode), *input.shape[-3:])
-        refusal = refuse_window(window)
+        refusal = "return_indices" if return_indices else refuse_window(window)
     else:
         window, refusal = None, f"dilation {dilation}"
     chosen = choose("max_pool", input, backend, refusal)
     return None if chosen == "reference" else family(chosen).max_pool, window
+
+
+@overload
+def max_pool2d(
+    input: Tensor,
+    kernel_size: IntPair,
+    stride: IntPair | None = ...,
+    padding: IntPair = ...,
+    dilation: IntPair = ...,
+    ceil_mode: bool = ...,
+    return_indices: Literal[False] = ...,
+    *,
+    backend: str | None = ...,
+) -> Tensor: ...
+
+
+@overload
+def max_pool2d(
+    input: Tensor,
+    kernel_size: IntPair,
+    stride: IntPair | None = ...,
+    padding: IntPair = ...,
+    dilation: IntPair = ...,
+    ceil_mode: bool = ...,
+    *,
+    return_indices: Literal[True],
+    backend: str | None = ...,
+) -> tuple[Tensor, Tensor]: ...
 
 
 def max_pool2d(
@@ -84,27 +115,33 @@ def max_pool2d(
     padding: IntPair = 0,
     dilation: IntPair = 1,
     ceil_mode: bool = False,
+    return_indices: bool = False,
     *,
     backend: str | None = None,
-) -> Tensor:
+) -> Any:
     """Max-pooling, as :func:`torch.nn.functional.max_pool2d`.
 
     Args:
-        input: (N, C, H, W) or (C, H, W), float32, float16, bfloat16 or float64; the result keeps its layout.
+        input: (N, C, H, W) or (C, H, W), float32, float16, bfloat16 or float64; the result keeps its layout. Integers
+            run on the reference alone.
         kernel_size: the window's sides, an int or (height, width).
         stride: its step; ``kernel_size`` if None. Under ``kernel_size``, windows overlap, as AlexNet's 3/2.
         padding: -inf on both sides, at most half of ``kernel_size``.
         dilation: space between the window's elements; other than 1 on the reference alone.
         ceil_mode: round the output's sides up, as Caffe and cuda-convnet do.
+        return_indices: also return each winner's place in its image (row · W + column, int64), as
+            :func:`torch.nn.functional.max_unpool2d` takes it; on the reference alone.
         backend: see :mod:`alexnet_fast.backends`. Kernels cover windows of up to 255 elements.
 
     Raises:
         ValueError, TypeError: an argument is wrong; the message names it.
         BackendError: the named backend cannot run this call.
     """
-    operator, window = _prepare(input, None, None, kernel_size, stride, padding, dilation, ceil_mode, backend)
+    operator, window = _prepare(
+        input, None, None, kernel_size, stride, padding, dilation, ceil_mode, return_indices, backend
+    )
     if operator is None:
-        return reference.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
+        return reference.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     x = input if input.dim() == 4 else input.unsqueeze(0)
     keep_code = x.requires_grad and torch.is_grad_enabled()
     y, _code = operator(x, *window, keep_code)

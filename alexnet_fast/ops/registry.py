@@ -14,6 +14,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 LIBRARY = torch.library.Library("alexnet_fast", "DEF")
 
@@ -52,13 +53,15 @@ def define(
     setup_context: Callable | None = None,
     backward: Callable | None = None,
     autocast: Callable | None = None,
+    flops: Callable | None = None,
     families: tuple[Family, ...] = (NATIVE, TRITON),
 ) -> None:
     """Registers operator ``name`` for each of ``families``.
 
     ``schema``: arguments and returns, in torch's schema language. ``fake``: shapes, dtypes and strides of the result.
     ``backward(family, ctx, *grads)``: the autograd formula; without one, differentiating raises.
-    ``autocast(dtype, *args)``: the arguments in the dtype that autocast wants; without one, autocast passes by.
+    ``autocast(family, dtype, *args)``: the operator's result, of arguments in the dtypes that autocast wants; without
+    one, autocast passes by. ``flops(*args)``: what torch's FlopCounterMode counts, of shapes in place of tensors.
     """
     for member in families:
         qualified = f"alexnet_fast::{name}{member._suffix}"
@@ -66,9 +69,13 @@ def define(
         torch.library.register_fake(qualified, fake, lib=LIBRARY)
         formula = partial(backward, member) if backward else partial(_no_second_derivative, name)
         torch.library.register_autograd(qualified, formula, setup_context=setup_context, lib=LIBRARY)
+        if flops:
+            register_flop_formula(getattr(torch.ops.alexnet_fast, f"{name}{member._suffix}"))(
+                lambda *args, out_shape=None: flops(*args)
+            )
         if autocast:
             for device in ("cpu", "cuda"):
-                kernel = partial(_autocast, member, name, device, autocast)
+                kernel = partial(_autocast, member, device, autocast)
                 LIBRARY.impl(f"{name}{member._suffix}", kernel, f"Autocast{device.upper()}")
 
 
@@ -76,11 +83,16 @@ def _no_second_derivative(name: str, ctx, *grads):
     raise RuntimeError(f"alexnet_fast::{name} is not differentiable: use backend='reference' for second derivatives")
 
 
-def _autocast(member: Family, name: str, device: str, cast: Callable, *args):
+def _autocast(member: Family, device: str, call: Callable, *args):
     with torch._C._ExcludeDispatchKeyGuard(
         torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device.upper()}"))
     ):
-        return getattr(member, name)(*cast(torch.get_autocast_dtype(device), *args))
+        return call(member, torch.get_autocast_dtype(device), *args)
+
+
+def widened(x: Tensor) -> Tensor:
+    """``x`` as autocast hands it to what it runs in float32; float64 stays."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def memory_format(x: Tensor) -> torch.memory_format:

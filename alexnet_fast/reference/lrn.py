@@ -19,4 +19,8 @@ def local_response_norm(
     square = x.square().unflatten(1, (groups, -1)).flatten(3)  # N, group, channel, pixel
     padded = F.pad(square, (0, 0, size // 2, (size - 1) // 2))
     total = padded.unfold(2, size, 1).sum(-1).reshape(x.shape)
-    return (x * (k + alpha / size * total).pow(-beta)).to(input.dtype)
+    y = x * (k + alpha / size * total).pow(-beta)
+    # Under autocast torch's own ends in float32 too.
+    device = input.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return y if autocast else y.to(input.dtype)

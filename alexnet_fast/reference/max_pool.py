@@ -13,6 +13,7 @@ def max_pool2d(
     padding: IntPair = 0,
     dilation: IntPair = 1,
     ceil_mode: bool = False,
-) -> Tensor:
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """The largest element of each window; of equals the first in row order, and NaN above all."""
-    return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
+    return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)

@@ -167,7 +167,8 @@ def _backward_kernel(
         if j == 0:
             dx = direct
     x = neighbour(x_ptr + row, channel, mask, group, channel_stride, None, bias_channels, 0, False, ACC)
-    dx -= 2 * SCALE * BETA * x * through
+    if BETA != 0.0:  # with β = 0, y is x, and the sum may hold 0 / 0
+        dx -= 2 * SCALE * BETA * x * through
     if RELU:
         dx = tl.where(x <= 0, 0.0, dx)
     tl.store(dx_ptr + row + channel.to(tl.int64) * channel_stride, dx, mask)

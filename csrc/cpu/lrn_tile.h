@@ -72,10 +72,11 @@ inline Vector<Acc<T>> sum_of_squares(const T* window, int64_t stride, int64_t ta
   return sum;
 }
 
-// What backward does with dx on its way out. kMasked: dx is zero where x, which a ReLU gave, is not positive.
+// What backward does with dx on its way out. kMasked: dx is zero where x, which a ReLU gave, is not positive. With
+// beta = 0, y is x, and the sum may hold 0 / 0.
 template <bool kMasked, class A>
 inline Vector<A> gradient(const Lrn<A>& lrn, Vector<A> g, Vector<A> x, Vector<A> sum) {
-  const Vector<A> dx = g - lrn.gradient_scale * x * sum;
+  const Vector<A> dx = lrn.beta == 0 ? g : g - lrn.gradient_scale * x * sum;
   if constexpr (kMasked) {
     return x <= 0 ? Vector<A>{} : dx;
   } else {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 
 import pytest
 import torch
@@ -173,27 +174,37 @@ def test_native_size_makes_pooling_the_identity(variant):
         assert torch.equal(variant.avgpool(y), y)
 
 
-def test_pooling_that_changes_nothing_is_left_out(monkeypatch):
+def test_pooling_that_changes_nothing_is_left_out():
     """But for a hook, another side, or what a user put in its place."""
-    called = []
-    monkeypatch.setattr(nn.AdaptiveAvgPool2d, "forward", lambda module, x: called.append(x.shape[-1]) or x[..., :6, :6])
     net, images = AlexNet(variant="torchvision").eval(), torch.zeros(1, 3, 224, 224)
+
+    def pools(images: torch.Tensor) -> int:
+        called = 0
+
+        def entered(frame, event, _argument) -> None:
+            nonlocal called
+            called += event == "call" and frame.f_code is nn.AdaptiveAvgPool2d.forward.__code__
+
+        sys.setprofile(entered)
+        try:
+            net(images)
+        finally:
+            sys.setprofile(None)
+        return called
+
     with torch.no_grad():
-        net(images)
-        assert called == []
-        net(torch.zeros(1, 3, 256, 256))
-        assert called == [7]
-        hook = net.avgpool.register_forward_hook(lambda module, args, output: called.append("hook"))
-        net(images)
-        assert called == [7, 6, "hook"]
+        assert pools(images) == 0
+        assert pools(torch.zeros(1, 3, 256, 256)) == 1
+        seen = []
+        hook = net.avgpool.register_forward_hook(lambda module, args, output: seen.append("hook"))
+        assert pools(images) == len(seen) == 1
         hook.remove()
         with register_module_forward_hook(lambda module, args, output: None):
-            net(images)
-        assert called == [7, 6, "hook", 6]
+            assert pools(images) == 1
         net.avgpool = nn.AdaptiveMaxPool2d(6)
-        net.avgpool.register_forward_hook(lambda module, args, output: called.append("other"))
+        net.avgpool.register_forward_hook(lambda module, args, output: seen.append("other"))
         net(images)
-    assert called[-1] == "other"
+    assert seen == ["hook", "other"]
 
 
 def test_conv1_gives_55_in_the_nets_of_2012(variant):
@@ -370,3 +381,71 @@ def test_other_image_channels_after_conv1_is_replaced(images):
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         AlexNet(**arguments)
+
+
+# ---- Surgery, and the tools that take a net apart -------------------------------------------------------------------
+
+
+def _other_input(net: AlexNet) -> torch.Tensor:
+    net.features[0] = nn.Sequential(nn.Conv2d(4, 3, 1), net.features[0])
+    return torch.randn(1, 4, 224, 224)
+
+
+def _small_kernel(net: AlexNet) -> torch.Tensor:
+    net.features[0] = nn.Conv2d(3, 64, 3, 1, 1)
+    return torch.randn(1, 3, 32, 32)
+
+
+def _grey(net: AlexNet) -> torch.Tensor:
+    net.features[0] = nn.Conv2d(1, 64, 11, 4, 2)
+    return torch.randn(1, 1, 64, 64)
+
+
+def _fewer_layers(net: AlexNet) -> torch.Tensor:
+    del net.features[12]
+    return torch.randn(1, 3, 40, 40)
+
+
+def _behind_a_norm(net: AlexNet) -> torch.Tensor:
+    net.features = nn.Sequential(nn.BatchNorm2d(3), net.features)
+    return torch.randn(1, 3, 224, 224)
+
+
+@pytest.mark.parametrize("operate", [_other_input, _small_kernel, _grey, _fewer_layers, _behind_a_norm])
+def test_surgery(operate):
+    """The net asks its modules nothing that torchvision's does not ask."""
+    net = AlexNet(5).eval()
+    x = operate(net)
+    expected = net.classifier(torch.flatten(net.avgpool(net.features(x)), 1))
+    assert torch.equal(net(x), expected)
+    assert expected.shape == (1, 5)
+
+
+def test_what_a_changed_net_cannot_take_is_its_modules_to_say():
+    net = AlexNet(5)
+    net.features[0] = nn.Conv2d(4, 64, 11, 4, 2)
+    with pytest.raises(ValueError, match=r"input: expected \(N, 4, H, W\), got shape \(1, 3, 80, 80\)"):
+        net(torch.zeros(1, 3, 80, 80))
+    net.features[0] = nn.Conv2d(3, 64, 3, 1, 1)
+    with pytest.raises((ValueError, RuntimeError)) as caught:
+        net(torch.zeros(1, 3, 8, 8))
+    assert "variant" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript(variant):
+    """trace and script, as of torchvision's net; in training dropout is on."""
+    x = torch.randn(2, 3, variant.variant.image_size, variant.variant.image_size)
+    with torch.no_grad():
+        expected = variant.eval()(x)
+        for made in (torch.jit.trace(variant, x), torch.jit.script(variant)):
+            torch.testing.assert_close(made(x), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+def test_export_with_any_size():
+    """Adaptive pooling is skipped at the variant's own size, but not in a graph that is for all."""
+    net, free = AlexNet(5).eval(), torch.export.Dim.DYNAMIC
+    program = torch.export.export(net, (torch.randn(2, 3, 224, 224),), dynamic_shapes=({0: free, 2: free, 3: free},))
+    for shape in ((2, 3, 224, 224), (1, 3, 300, 257)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(program.module()(x), net(x), rtol=1e-4, atol=1e-5)

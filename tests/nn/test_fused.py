@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations, parametrize, prune
+from torch.overrides import TorchFunctionMode
 from torch.testing._internal.two_tensor import TwoTensor
 
-from alexnet_fast import FusedSequential, backend
+from alexnet_fast import FusedSequential, backend, fuse
 from alexnet_fast.nn import GroupedLocalResponseNorm, SpatialResponseNorm
 
 
@@ -128,12 +131,20 @@ def test_hook_that_changes_the_output(pair, image):
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_dropout_is_called_in_training_alone(training, monkeypatch):
-    called = []
-    monkeypatch.setattr(nn.Dropout, "forward", lambda module, x: called.append(module) or -x)
+def test_dropout_is_called_in_training_alone(training):
     net, x = FusedSequential(nn.Dropout(), nn.Linear(4, 4), nn.Dropout()).train(training), torch.ones(2, 4)
-    torch.testing.assert_close(net(x), -net[1](-x) if training else net[1](x))
-    assert called == ([net[0], net[2]] if training else [])
+    called = 0
+
+    def entered(frame, event, _argument) -> None:
+        nonlocal called
+        called += event == "call" and frame.f_code is nn.Dropout.forward.__code__
+
+    sys.setprofile(entered)
+    try:
+        net(x)
+    finally:
+        sys.setprofile(None)
+    assert called == 2 * training
 
 
 def test_removed_hook_fuses_again(pair, image, operators):
@@ -377,3 +388,80 @@ def test_traces_with_fx(pair, image):
     graph = torch.fx.symbolic_trace(pair[1])
     assert len(graph.graph.nodes) == 1 + len(pair[1]) + 1
     torch.testing.assert_close(graph(image), pair[0](image))
+
+
+# ---- Layers whose behaviour was changed ------------------------------------------------------------------------------
+
+
+class Watched(TorchFunctionMode):
+    """Counts the functions that it sees, and gives convolutions another result."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.seen.append(function)
+        result = function(*args, **(kwargs or {}))
+        return 2 * result if function is torch.conv2d else result
+
+
+CHANGED = [
+    (nn.ReLU, "forward", lambda self, x: x + 1),
+    (nn.Conv2d, "forward", lambda self, x: self._conv_forward(x, 2 * self.weight, self.bias)),
+    (nn.Conv2d, "_conv_forward", lambda self, x, weight, bias: F.conv2d(x, weight, bias) + 1),
+    (nn.MaxPool2d, "forward", lambda self, x: x[..., ::2, ::2]),
+    (nn.LocalResponseNorm, "forward", lambda self, x: x - 1),
+    (nn.Linear, "forward", lambda self, x: x @ self.weight.t()),
+    (F, "conv2d", lambda x, *rest: torch.conv2d(x, *rest) + 1),
+    (F, "relu", lambda x, inplace=False: x.sigmoid()),
+    (F, "max_pool2d", lambda x, *args, **options: x[..., ::2, ::2]),
+    (F, "linear", lambda x, weight, bias: x @ weight.t()),
+    (nn.Module, "__call__", lambda self, *args: self.forward(*args) + 1),
+]
+
+
+@pytest.mark.parametrize(("owner", "name", "other"), CHANGED, ids=[f"{o.__name__}.{n}" for o, n, _ in CHANGED])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_what_was_changed_is_called(owner, name, other, gradients, monkeypatch):
+    """By whatever means: the result is that of nn.Sequential."""
+    plain = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.LocalResponseNorm(3), nn.MaxPool2d(2, 2), nn.Conv2d(8, 8, 3), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(32, 4), nn.ReLU()),
+    )
+    net, x = fuse(copy.deepcopy(plain)), torch.randn(2, 3, 10, 10)
+    with torch.set_grad_enabled(gradients):
+        before = net(x)
+        monkeypatch.setattr(owner, name, other)
+        changed, expected = net(x), plain(x)
+        monkeypatch.undo()
+        again = net(x)
+    torch.testing.assert_close(changed, expected)
+    assert not torch.allclose(before, changed)
+    torch.testing.assert_close(again, before)
+
+
+def test_a_torch_function_mode_sees_what_it_would_see(operators):
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2))
+    net, x = fuse(copy.deepcopy(plain)), torch.randn(2, 3, 10, 10)
+    results, seen = [], []
+    for each in (net, plain):
+        with Watched() as mode:
+            results.append(each(x))
+        seen.append([function for function in mode.seen if function in (torch.conv2d, F.relu)])
+    torch.testing.assert_close(*results)
+    assert seen[0] == seen[1] != []
+    with torch.device("cpu"):  # also such a mode, but it only places new tensors
+        assert operators(net, x) == ["conv_stage"]
+
+
+def test_torchscript_of_fused_nets():
+    """trace and script of what is fused are those of nn.Sequential."""
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.LocalResponseNorm(3), nn.MaxPool2d(2), nn.Dropout())
+    net, x = fuse(copy.deepcopy(plain)).eval(), torch.randn(2, 3, 10, 10)
+    other = torch.randn(1, 3, 12, 9)
+    for made in (torch.jit.trace(net, x), torch.jit.script(net)):
+        torch.testing.assert_close(made(other), plain.eval()(other))
+    grads = [torch.autograd.grad(each(other.requires_grad_()).sum(), other)[0] for each in (made, plain)]
+    torch.testing.assert_close(*grads)
+    assert "alexnet_fast" not in str(torch.jit.trace(net, x).inlined_graph).replace("__torch__.alexnet_fast", "")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from alexnet_fast import backend, backends, ops
+from alexnet_fast import BackendError, backend, backends, fuse, ops, pack
 from alexnet_fast.ops import LRN, Pool, arguments
 
 from .samples import TORCH
@@ -65,6 +69,7 @@ CONVOLUTIONS = {
 }
 NORMS = {
     "2-D": (X[0, 0], 3),
+    "6-D": (X[..., None, None], 3),
     "no images": (X[:0], 3),
     "no channels": (X[:, :0], 3),
     "no rows": (X[:, :, :0], 3),
@@ -156,7 +161,10 @@ NORM_ARGUMENTS = [
     ({"groups": 0}, ValueError, ["groups", "divisor", "got 0"]),
     ({"alpha": "1"}, TypeError, ["alpha", "number", "'1'"]),
     ({"beta": None}, TypeError, ["beta", "number", "None"]),
-    ({"k": torch.ones(1)}, TypeError, ["k", "number", "tensor"]),
+    ({"k": torch.ones(2)}, TypeError, ["k", "number", "tensor"]),
+    ({"alpha": 1j}, TypeError, ["alpha", "number", "1j"]),
+    ({"k": torch.ones(1, requires_grad=True)}, ValueError, ["k", "number", "requires its gradient"]),
+    ({"size": torch.ones(2).int()}, ValueError, ["size", "positive int", "tensor"]),
 ]
 TABLE = {
     "lrn": NORM_ARGUMENTS,
@@ -193,6 +201,10 @@ def refused(call, exception: type[Exception], pieces: list[str]) -> None:
 @pytest.mark.parametrize("stem", CALLS)
 def test_bad_input(stem, bad, backend):
     value, exception, pieces = BAD_INPUTS[bad]
+    if (stem, bad) == ("max_pool", "integers"):
+        pytest.skip("max-pooling takes integers: test_integers")
+    if (stem, bad) == ("lrn", "2-D"):
+        pieces = ["input", "at least 3", "got 2", "(9, 9)"]
     refused(lambda: CALLS[stem](value, backend=backend), exception, pieces)
 
 
@@ -202,6 +214,75 @@ def test_bad_input(stem, bad, backend):
 )
 def test_bad_argument(stem, arguments, exception, pieces, backend):
     refused(lambda: CALLS[stem](X, **arguments, backend=backend), exception, pieces)
+
+
+# ---- Numbers and inputs as torch takes them --------------------------------------------------------------------------
+
+WHOLE = [np.int64(3), np.int32(3), np.uint8(3), torch.tensor(3)]
+whole = pytest.mark.parametrize("three", WHOLE, ids=lambda value: f"{type(value).__name__} {value.dtype}{value.shape}")
+
+
+@whole
+def test_whole_numbers(three, backend, device):
+    """Of numpy and of torch, alone and in pairs, for each option."""
+    x, weight, bias = (tensor.to(device) for tensor in (X, WEIGHT, BIAS))
+    for stride, plain in ((three, 3), ((three, 2), (3, 2)), ([2, three], (2, 3))):
+        assert torch.equal(ops.max_pool2d(x, stride, stride, backend=backend), F.max_pool2d(x, plain, plain))
+        y = ops.conv_relu(x, weight, bias, stride, three, backend=backend)
+        torch.testing.assert_close(y, F.relu(F.conv2d(x, weight, bias, plain, 3)), rtol=1e-5, atol=1e-5)
+    assert torch.equal(ops.max_pool2d(x, 7, 1, three, backend=backend), F.max_pool2d(x, 7, 1, 3))
+    y = ops.local_response_norm(x, three, groups=three, backend=backend)
+    assert torch.equal(y, ops.local_response_norm(x, 3, groups=3, backend=backend))
+    stage = {"lrn": LRN(three), "pool": Pool(three, (three, 2)), "backend": backend}
+    expected = ops.conv_stage(x, weight, bias, 1, 3, lrn=LRN(3), pool=Pool(3, (3, 2)), backend=backend)
+    assert torch.equal(ops.conv_stage(x, weight, bias, 1, three, **stage), expected)
+
+
+@pytest.mark.parametrize("half", [np.float64(0.5), np.float32(0.5), torch.tensor(0.5), torch.tensor([0.5])], ids=repr)
+def test_numbers(half, backend, device):
+    x = X.to(device)
+    for value, plain in ((half, 0.5), (np.int64(1), 1), (torch.tensor(1), 1)):
+        y = ops.local_response_norm(x, 3, value, value, value, backend=backend)
+        assert torch.equal(y, ops.local_response_norm(x, 3, plain, plain, plain, backend=backend))
+
+
+def test_a_number_in_a_tensor_may_change():
+    """Nothing keeps what was prepared for the value before."""
+    side = torch.tensor(3)
+    assert ops.max_pool2d(X, side).shape == (2, 6, 3, 3)
+    side.fill_(4)
+    assert ops.max_pool2d(X, side).shape == (2, 6, 2, 2)
+
+
+@pytest.mark.parametrize("three", [np.int64(3), torch.tensor(3)], ids=["numpy", "torch"])
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("prepare", [fuse, lambda net: pack(fuse(net))], ids=["fuse", "pack"])
+def test_whole_numbers_in_modules(three, gradients, prepare):
+    conv = nn.Conv2d(6, 4, 3)
+    conv.stride = three  # the constructor would make a pair of it
+    plain = nn.Sequential(conv, nn.ReLU(), nn.LocalResponseNorm(three), nn.MaxPool2d(three, np.int64(1), np.int32(1)))
+    net = prepare(copy.deepcopy(plain))
+    with torch.set_grad_enabled(gradients):
+        for _ in range(2):
+            torch.testing.assert_close(net(X), plain(X), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64], ids=str)
+def test_integers(dtype):
+    x = (10 * X).to(dtype)
+    for made in (ops.max_pool2d(x, 3, 2), fuse(nn.Sequential(nn.MaxPool2d(3, 2)))(x)):
+        assert torch.equal(made, F.max_pool2d(x, 3, 2))
+    with pytest.raises(BackendError, match=f"backend 'cpu' takes .* got {dtype}"):
+        ops.max_pool2d(x, 3, 2, backend="cpu")
+
+
+@pytest.mark.parametrize("x", [X, X[0]], ids=["batch", "image"])
+def test_return_indices(x):
+    made = ops.max_pool2d(x, 3, 2, return_indices=True)
+    for mine, theirs in zip(made, F.max_pool2d(x, 3, 2, return_indices=True), strict=True):
+        assert torch.equal(mine, theirs)
+    with pytest.raises(BackendError, match="does not cover return_indices"):
+        ops.max_pool2d(x, 3, 2, return_indices=True, backend="cpu")
 
 
 # ---- Past the Python functions -------------------------------------------------------------------------------------

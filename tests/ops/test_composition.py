@@ -7,6 +7,8 @@ import torch
 import torch._dynamo.testing
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
 
 from alexnet_fast import BackendError, ops
 from alexnet_fast.ops import LRN, Pool
@@ -106,14 +108,15 @@ def test_export():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @samples
 def test_autocast(sample, dtype, backend, device):
-    """Convolutions run in autocast's dtype and give gradients in the parameters' own; pointwise operators keep what
-    comes; all as PyTorch's functions."""
+    """Convolutions run in autocast's dtype and give gradients in the parameters' own; LRN ends in float32, and other
+    pointwise operators keep what comes; all as PyTorch's functions."""
     data = {name: tensor.to(device) for name, tensor in sample.data(torch.float32).items()}
     with torch.autocast(device, dtype):
         expected = sample.torch(data)
         actual = results(lambda leaves: sample.ours(leaves, backend), data, torch.ones_like(expected))
     eps = torch.finfo(expected.dtype).eps
-    assert actual["output"].dtype == (dtype if sample.weight else torch.float32)
+    norm = sample.stem == "lrn" or sample.arguments.get("lrn")
+    assert actual["output"].dtype == (dtype if sample.weight and not norm else torch.float32)
     torch.testing.assert_close(actual["output"].float(), expected.float(), rtol=4 * eps, atol=4 * eps)
     assert all(actual[name].dtype == torch.float32 for name in data)
 
@@ -133,6 +136,66 @@ def test_autocast_leaves_float64(backend, device):
     weight = torch.randn(4, 3, 3, 3, dtype=torch.float64, device=device)
     with torch.autocast(device, torch.bfloat16):
         assert ops.conv_relu(x, weight, backend=backend).dtype == F.conv2d(x, weight).dtype
+
+
+def test_autocast_of_lrn_after_a_convolution(backend, device):
+    """Alone, in an epilogue and in a stage, float32 as the plain functions give it."""
+    x, weight = torch.randn(2, 3, 9, 9, device=device), torch.randn(8, 3, 3, 3, device=device)
+    with torch.autocast(device, torch.bfloat16):
+        z = F.conv2d(x, weight)
+        expected = F.max_pool2d(F.local_response_norm(F.relu(z), 5, 0.1), 3, 2)
+        made = [
+            ops.max_pool2d(ops.local_response_norm(F.relu(z), 5, 0.1, backend=backend), 3, 2, backend=backend),
+            ops.epilogue(z, lrn=LRN(5, 0.1), pool=Pool(3, 2), backend=backend),
+            ops.conv_stage(x, weight, lrn=LRN(5, 0.1), pool=Pool(3, 2), backend=backend),
+        ]
+    assert expected.dtype == torch.float32
+    for y in made:
+        torch.testing.assert_close(y, expected, rtol=2e-2, atol=2e-2)
+
+
+# ---- Forward mode, counted operations, graphs made in inference ------------------------------------------------------
+
+
+@samples
+def test_forward_mode(sample):
+    """Tangents are torch's, by the reference; kernels have none, and say so."""
+    data = sample.data(torch.float32)
+    tangents = {name: torch.randn_like(tensor) for name, tensor in data.items()}
+    with forward_ad.dual_level():
+        duals = {name: forward_ad.make_dual(data[name], tangents[name]) for name in data}
+        made, expected = (forward_ad.unpack_dual(call(duals)).tangent for call in (sample.ours, sample.torch))
+        with pytest.raises(BackendError, match=f"{sample.stem}: backend 'cpu' does not cover forward-mode"):
+            sample.ours(duals, "cpu")
+    torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"stride": 2, "padding": 1}, {"padding": "same", "groups": 2}, {"dilation": 2}])
+@pytest.mark.parametrize("pool", [None, Pool(2)], ids=["conv_relu", "conv_stage"])
+def test_flops_are_counted(options, pool):
+    """Of operators called directly, both passes, as of torch's functions."""
+
+    def flops(call) -> int:
+        x, weight = torch.randn(2, 6, 9, 9), torch.randn(4, 6 // options.get("groups", 1), 3, 3)
+        with FlopCounterMode(display=False) as counter:
+            call(x.requires_grad_(), weight.requires_grad_()).sum().backward()
+        return counter.get_total_flops()
+
+    ours = flops(lambda x, weight: ops.conv_stage(x, weight, None, **options, pool=pool))
+    assert ours == flops(lambda x, weight: F.relu(F.conv2d(x, weight, None, **options))) > 0
+
+
+def test_a_graph_made_in_inference_may_be_differentiated():
+    """Whether gradients are wanted is not frozen into what torch.export makes."""
+    torch._dynamo.reset()
+    net, x = Net(), torch.randn(2, 3, 30, 30)
+    with torch.no_grad():
+        program = torch.export.export(net, (x,))
+    grads = {}
+    for name, call in (("exported", program.module()), ("eager", net)):
+        leaf = x.clone().requires_grad_()
+        grads[name] = torch.autograd.grad(call(leaf).sum(), leaf)[0]
+    torch.testing.assert_close(grads["exported"], grads["eager"])
 
 
 # ---- Function transforms -------------------------------------------------------------------------------------------

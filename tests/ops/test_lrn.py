@@ -128,3 +128,20 @@ def test_saves_its_input_and_nothing_else(dtype, layout):
     """PyTorch's keeps about four tensors of the input's size."""
     x = relayout(torch.randn(2, 16, 6, 6, dtype=dtype), layout).requires_grad_()
     assert saved_bytes(lambda: ops.local_response_norm(x, 5, backend="cpu")) == x.numel() * x.itemsize
+
+
+@pytest.mark.parametrize(
+    "options", [(3, 1.0, 0.0, 0.0), (3, 0.0, 0.0, 0.0), (4, 1.0, 0.0, 1.0), (3, 0.0, 0.75, 1.0)], ids=str
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gradient_at_zero_as_torch(options, layout, dtype, backend, device):
+    """With beta = 0, y is x and its gradient 1, though t may be 0; alone and behind a ReLU in an epilogue."""
+    x = torch.zeros(1, 6, 3, 5, dtype=dtype, device=device).to(memory_format=layout)
+    x[:, 3] = 2  # some of the windows are not empty
+    leaves = [x.clone().requires_grad_() for _ in range(3)]
+    ops.local_response_norm(leaves[0], *options, backend=backend).sum().backward()
+    ops.epilogue(leaves[1], lrn=ops.LRN(*options), backend=backend).sum().backward()
+    F.local_response_norm(leaves[2].float(), *options).sum().backward()
+    torch.testing.assert_close(leaves[0].grad, leaves[2].grad)
+    torch.testing.assert_close(leaves[1].grad, torch.where(x > 0, leaves[2].grad, 0))

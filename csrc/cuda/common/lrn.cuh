@@ -24,8 +24,9 @@ struct Lrn {
   explicit Lrn(const LrnWindow& window)
       : before(window.size / 2),
         after((window.size - 1) / 2),
-        scale(static_cast<float>(window.alpha / window.size)),
-        k(static_cast<float>(window.k)),
+        // With beta = 0, y is x whatever t is; t = 1 keeps 0 / 0 out of the gradient.
+        scale(window.beta == 0 ? 0 : static_cast<float>(window.alpha / window.size)),
+        k(window.beta == 0 ? 1 : static_cast<float>(window.k)),
         beta(static_cast<float>(window.beta)),
         slope(static_cast<float>(2 * window.alpha * window.beta / window.size)),
         power(window.beta == 0.75  ? Power::three_quarters
