@@ -41,8 +41,8 @@ DTYPES = {
 # changes here at run time counts after forget().
 # "library": the convolution that torch carries (cuDNN), then ``cuda``'s epilogue; it has no name for callers.
 #
-# cpu: measured by `pytest benchmarks`. cuda: no GPU has measured these rows yet. They follow the byte counts (the
-# pointwise kernels move fewer) and leave convolutions to cuDNN.
+# cpu: measured by `pytest benchmarks`. cuda: the pointwise kernels move fewer bytes. Convolutions are left to cuDNN:
+# benchmarks/results/nvidia-h100-80gb-hbm3/layers.json has it ahead in most layers but the first, where the batch decides.
 AUTO = {
     "cpu": {
         "lrn": "cpu",
