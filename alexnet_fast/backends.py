@@ -42,7 +42,8 @@ DTYPES = {
 # "library": the convolution that torch carries (cuDNN), then ``cuda``'s epilogue; it has no name for callers.
 #
 # cpu: measured by `pytest benchmarks`. cuda: the pointwise kernels move fewer bytes. Convolutions are left to cuDNN:
-# benchmarks/results/nvidia-h100-80gb-hbm3/layers.json has it ahead in most layers but the first, where the batch decides.
+# benchmarks/results/nvidia-h100-80gb-hbm3/layers.json has it ahead in most layers. It is not in the first one at
+# batches of 128 and more, but one block an image is slow at few.
 AUTO = {
     "cpu": {
         "lrn": "cpu",
