@@ -42,13 +42,13 @@ def photograph(seed: int) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("photographs")
+    root = tmp_path_factory.mktemp("data") / "photographs"
     for part, count in (("train", PHOTOGRAPHS), ("val", 1)):
         for label in range(CLASSES):
             (root / part / str(label)).mkdir(parents=True)
             for number in range(count):
                 photograph(1000 * label + number).save(root / part / str(label) / f"{number}.jpg", quality=90)
-    prepare(root, root / "shards")
+    prepare(root, root.parent / "shards")
     return root
 
 
@@ -89,7 +89,7 @@ def files(loader: DataLoader) -> Iterator[Tensor]:
 
 
 def shards(folder: Path, config: TrainConfig) -> Iterator[Tensor]:
-    split = open_data(str(folder / "shards")).train
+    split = open_data(str(folder.parent / "shards")).train
     options = {"seed": 0, "epoch": 0, "first": 0, "batch_size": BATCH, "rank": 0, "world": 1}
     for batch in training_batches(split, Transform("crop", 224), **options, workers=CORES, device=DEVICE):
         yield augmented(batch, config, DEVICE, 0)
