@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .tables import LOSES, best_peer, floor_ms, name_of
+from .tables import LOSES, best_peer, floor_ms, name_of, split_batch
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -187,12 +186,6 @@ PICTURES = {
     "roofline": "Roofline",
     "memory": "Memory",
 }
-
-
-def split_batch(name: str) -> tuple[str, int]:
-    """A row's name without its batch, and the batch; 0 where there is none."""
-    found = re.search(r", batch (\d+)", name)
-    return (name.replace(found[0], "", 1), int(found[1])) if found else (name, 0)
 
 
 def picture_data(results: Results) -> dict[str, Any]:
