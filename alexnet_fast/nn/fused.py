@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torch.onnx
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
@@ -85,7 +86,7 @@ def _one_by_one() -> bool:
     ):
         return True
     if torch.compiler.is_compiling():  # it has modes and functions of its own
-        return False
+        return backends.exports_plainly()
     functions = F.conv2d, F.relu, F.max_pool2d, F.local_response_norm, F.linear, F.dropout, F.adaptive_avg_pool2d
     return (
         torch._C._is_tracing()
@@ -160,7 +161,8 @@ def _call(run: str, members: list[nn.Module], x: Any, inference_dtype: torch.dty
 def pools_nothing(module: nn.Module, x: object) -> bool:
     """Whether ``module`` is adaptive average-pooling, in no way changed, that would hand on each pixel of ``x``.
 
-    Not in a graph that is traced: it would hold for images of that size alone.
+    Not in a graph that is traced: it would hold for images of that size alone. ONNX's tracing exporter knows no others,
+    and cannot tell the size behind padding.
     """
     return (
         not torch.compiler.is_compiling()
@@ -168,7 +170,7 @@ def pools_nothing(module: nn.Module, x: object) -> bool:
         and _kind(module) == "a"
         and isinstance(x, Tensor)
         and x.shape[-2:] == module.output_size
-        and not _one_by_one()
+        and (not _one_by_one() or torch.onnx.is_in_onnx_export())
     )
 
 
@@ -316,9 +318,11 @@ class FusedSequential(nn.Sequential):
     - has an option that no operator has: ``padding_mode`` other than zeros, ``return_indices``, a dilated window.
 
     A run whose input or weight is no dense floating-point tensor (integers, DTensor, torch.fx proxies) is called module
-    by module as well, and so are all modules under forward-mode differentiation. Results and gradients are those of
-    ``nn.Sequential`` within rounding, but for the random numbers of fused dropout, which are as repeatable and others;
-    second derivatives need ``with alexnet_fast.backend("reference")``.
+    by module as well, and so are all modules under forward-mode differentiation, and where a graph leaves for other
+    tools: torch.jit.trace, export to ONNX, and, unless a backend is named, torch.export.
+
+    Results and gradients are those of ``nn.Sequential`` within rounding, but for the random numbers of fused dropout,
+    which are as repeatable and others; second derivatives need ``with alexnet_fast.backend("reference")``.
 
     Which backend runs is chosen as for the operators (:mod:`alexnet_fast.backends`). Slices are FusedSequential too.
     """
@@ -345,7 +349,10 @@ class FusedSequential(nn.Sequential):
     def _as_it_is(self, input: Any) -> Any:
         """By what the modules are now, one operator at a time."""
         if _one_by_one():
-            return super().forward(input)
+            for module in self._modules.values():
+                one_node = torch.onnx.is_in_onnx_export() and _kind(module) == "n"
+                input = _call("n", [module], input, None) if one_node else module(input)
+            return input
         dtype = packed.inference_dtype(input)
         for run, members in _runs(list(self._modules.values())):
             input = _call(run, members, input, dtype)
