@@ -5,16 +5,21 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import json
+import sys
 import warnings
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
+from torch import nn
 
-from alexnet_fast import backends, ops, tuning
+from alexnet_fast import FusedSequential, backends, bench, cli, ops, tuning
 from alexnet_fast.ops import Pool
 from alexnet_fast.ops.registry import NATIVE
 from alexnet_fast.tuning import LIBRARY, Form, Record
@@ -398,8 +403,10 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch):
             library.impl(f"{name}_cuda", partial(_native, name), "CPU")
         monkeypatch.setattr(torch, "cudnn_convolution_relu", lambda *arguments: F.relu(F.conv2d(*arguments)))
         monkeypatch.setitem(backends._build, "cuda", "on a CPU")
-        for stem in PAGES:
+        for stem, page in PAGES.items():
             monkeypatch.setitem(backends.AUTO["cpu"], stem, "tuned")
+            for table in [table for name, table in vars(page).items() if name.endswith(("FORWARDS", "GRADIENTS"))]:
+                monkeypatch.delitem(table, "triton")
         monkeypatch.setattr(tuning, "shipped", lambda form, device: answers.get(form.operator, LIBRARY[form.operator]))
         backends.forget()
         yield lambda **given: answers.update(given)
@@ -463,10 +470,6 @@ def test_the_calls_own_tensors_are_timed(on_cpu, benchmark, monkeypatch):
         return 1.0
 
     monkeypatch.setattr(tuning, "clock", clock)
-    for page, table in ((PAGES["conv_relu"], ("INPUT_GRADIENTS", "WEIGHT_GRADIENTS")), (PAGES["conv_stage"], ())):
-        for name in ("FORWARDS", *table):
-            kept = {k: v for k, v in getattr(page, name).items() if k != "triton"}
-            monkeypatch.setattr(page, name, kept)
     t = tensors()
     CALLS["conv_stage"](*t).sum().backward()
     with torch.no_grad():
@@ -492,3 +495,62 @@ def test_an_empty_batch_needs_no_choice(on_cpu, benchmark):
     x, weight, bias = tensors()
     assert ops.conv_relu(x[:0], weight, bias, padding=1).shape == (0, 8, 9, 9)
     assert tuning.used() == {}
+
+
+# ---- The command -----------------------------------------------------------------------------------------------------
+
+
+class Small(FusedSequential):
+    variant = SimpleNamespace(image_size=15)
+
+    def __init__(self):
+        norm, pool = nn.LocalResponseNorm(3), nn.MaxPool2d(3, 2)
+        convolutions = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        super().__init__(convolutions[0], nn.ReLU(), norm, pool, convolutions[1], nn.ReLU(), nn.Flatten())
+
+
+@pytest.mark.parametrize("precision", bench.PRECISIONS)
+def test_tuning_ahead_measures_what_inference_and_training_will_ask(precision, on_cpu, monkeypatch, folder):
+    """As many choices as the bar counts to, less those of the second layer, which is one form in both; and under the
+    forms that calls have afterwards."""
+    monkeypatch.setattr(tuning, "clock", lambda call, device: 1.0)
+    net, heard = Small(), []
+    bench.tune(net, [2, 3], precision, True, lambda form, record: heard.append((str(form), record.why)))
+    assert {why for _, why in heard} == {"measured"}
+    assert len(heard) == len(tuning.measured(CPU)) == 2 * (bench.passes(net, True) - 1)
+    assert not torch.backends.cudnn.benchmark
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setattr(tuning, "clock", None)  # nothing is left to measure
+    x = torch.randn(3, 3, 15, 15).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        net.to(bench.PRECISIONS[precision])(x.to(bench.PRECISIONS[precision]))
+    with torch.autocast("cpu", bench.PRECISIONS[precision], enabled=precision != "fp32"):
+        net.float()(x).sum().backward()
+    console = Console(width=200, file=io.StringIO())
+    cli._show_measured(console, CPU)
+    printed = console.file.getvalue()
+    assert str(tuning.file_of(CPU)) in printed.replace("\n", "")
+    assert "conv_backward_input" in printed
+
+
+def test_tune_needs_a_gpu(monkeypatch, capsys):
+    """And options that mean something, first."""
+    for words, message in (
+        ([], "tune: there is nothing to measure: "),
+        (["--batch", "1,x"], "--batch: expected positive numbers separated by commas, got '1,x'"),
+        (["--variant", "x"], "--variant: expected one of torchvision, "),
+        (["--precision", "int8"], "--precision: expected one of fp32, fp16, bf16, got 'int8'"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["alexnet-fast", "tune", *words])
+        monkeypatch.setattr(backends, "missing", lambda name: "torch sees no CUDA device")
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {message}")
+
+
+def test_doctor_says_that_the_table_answers():
+    console = Console(width=200, file=io.StringIO())
+    cli._show_measured(console, CPU)
+    assert console.file.getvalue().startswith("tuned: on cpu nothing was measured: the nearest of ")
