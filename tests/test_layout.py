@@ -91,7 +91,7 @@ LEVELS = [
     {"nn"},
     {"ops"},
     {"reference", "triton_kernels"},
-    {"backends", "errors", "malloc", "terminal"},
+    {"backends", "errors", "malloc", "terminal", "tuning"},
     {"native", "_C"},
     {"sources"},
 ]
