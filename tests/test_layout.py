@@ -24,7 +24,7 @@ STEMS = sorted({page.stem for page in (PACKAGE / "ops").glob("*.py")} - SHARED_P
 PASSES = {"conv_relu": (), "conv_stage": (), "linear_relu_dropout": (), "augment": ("fwd",)}
 UNSAMPLED = {"augment"}  # bytes in, no gradient: its tests share nothing with the others'
 # Files that are no operator's: the optimizer's step, packed weights, what kernels or module start by, LRN in ONNX.
-OTHERS = {"sgd", "packed", "dispatch", "module", "runtime", "conv_prepare", "onnx"}
+OTHERS = {"sgd", "packed", "dispatch", "module", "runtime", "conv_prepare", "onnx", "run", "guard"}
 
 # ---- One stem, fixed places ----------------------------------------------------------------------------------------
 
