@@ -1,4 +1,4 @@
-"""``alexnet-fast train [DATA] | eval | predict IMAGE… | prepare SRC DST | curves RUN… | bench | doctor``
+"""``alexnet-fast train [DATA] | eval | predict IMAGE… | prepare SRC DST | curves RUN… | bench | tune | doctor``
 
 Exit codes: 0 done; 1 the run broke off; 2 the input cannot be used (one line on standard error says why); 130 and 143
 stopped by Ctrl-C or SIGTERM, after a checkpoint.
@@ -19,14 +19,15 @@ import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
-from alexnet_fast import _C, __version__, backends, native
+from alexnet_fast import _C, AlexNet, __version__, backends, native, tuning
 from alexnet_fast.backends import BackendError
 from alexnet_fast.errors import InputError, RunError
 from alexnet_fast.models import VARIANTS
 from alexnet_fast.models.variants import ABLATIONS
-from alexnet_fast.terminal import escape_unknown_letters, one_line
+from alexnet_fast.terminal import escape_unknown_letters, one_line, say
 from alexnet_fast.train.config import without
 from alexnet_fast.train.recipes import RECIPES
 
@@ -315,6 +316,59 @@ def bench(
 
 
 @app.command()
+def tune(
+    variant: Annotated[str, _option(f"{', '.join(VARIANTS)} (torchvision)")] = "torchvision",
+    batch: Annotated[str, _option("images at a time, as in 1,128,1024 (128)", "--batch", "--batch-size", "-b")] = "128",
+    training: Annotated[bool, _option("training steps too", "--train")] = False,
+    precision: Annotated[str, _option("fp32, fp16 or bf16 (bf16)")] = "bf16",
+) -> None:
+    """Measure which convolutions are fastest on this GPU, and keep that for cudnn.benchmark and for train."""
+    from alexnet_fast.bench import PRECISIONS, passes
+    from alexnet_fast.bench import tune as measure
+
+    for name, value, known in (("--variant", variant, VARIANTS), ("--precision", precision, PRECISIONS)):
+        if value not in known:
+            raise InputError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+    batches = [int(part) if part.isdecimal() else 0 for part in batch.split(",")]
+    if min(batches) < 1:
+        raise InputError(f"--batch: expected positive numbers separated by commas, got {batch!r}")
+    if reason := backends.missing("cuda"):
+        raise InputError(f"tune: there is nothing to measure: {reason}")
+    device = torch.device("cuda", torch.cuda.current_device())
+    net = AlexNet(variant=variant).to(device)
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), transient=True) as bar:
+        task = bar.add_task("measuring", total=len(batches) * passes(net, training))
+
+        def heard(form: tuning.Form, _record: tuning.Record) -> None:
+            bar.update(task, advance=1, description=form.operator)
+
+        measure(net, batches, precision, training, heard)
+        bar.update(task, completed=len(batches) * passes(net, training))
+    _show_measured(Console(), device)
+
+
+def _show_measured(console: Console, device: torch.device) -> None:
+    """What ``auto`` has measured on a device, why that was taken, and where it is kept."""
+    records = tuning.measured(device)
+    if not records:
+        say(console, f"tuned: on {tuning.device_name(device)} nothing was measured: {_table_answers()}")
+        return
+    table = Table("convolution", "auto takes", "µs", "of", title=escape(str(tuning.file_of(device))))
+    for form, record in records.items():
+        others = [f"{name} {us:g}" for name, us in record.us.items() if name != record.candidate]
+        others += [f"{name}: {reason}" for name, reason in record.refused.items()]
+        cells = form, record.candidate, f"{record.us.get(record.candidate, 0):g}", "\n".join(others)
+        table.add_row(*map(escape, cells))
+    console.print(table)
+    say(console, f"They count with torch.backends.cudnn.benchmark and in train; else {_table_answers()}.")
+
+
+def _table_answers() -> str:
+    devices = dict.fromkeys(row.device for row in tuning.table())
+    return f"the nearest of {len(tuning.table())} shapes answers, measured on {', '.join(devices)}"
+
+
+@app.command()
 def doctor(as_json: Annotated[bool, _option("print JSON", "--json")] = False) -> None:
     """What is installed, what was built, and which backends work here."""
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
@@ -330,9 +384,11 @@ def doctor(as_json: Annotated[bool, _option("print JSON", "--json")] = False) ->
     facts |= {f"built: {name}": value for name, value in _C.build_info().items()}
     facts["compiled module"] = native.describe()
     report = backends.report()
+    measured = {name: tuning.measured(torch.device("cuda", number)) for number, name in enumerate(gpus)}
     if as_json:
         states = {status.name: {"available": status.available, "reason": status.reason} for status in report}
-        print(json.dumps({"facts": facts, "backends": states, "auto": backends.AUTO}, default=str))
+        tuned = {name: {form: one._asdict() for form, one in records.items()} for name, records in measured.items()}
+        print(json.dumps({"facts": facts, "backends": states, "auto": backends.AUTO, "tuned": tuned}, default=str))
         return
     console = Console()
     about = Table(show_header=False)
@@ -347,6 +403,10 @@ def doctor(as_json: Annotated[bool, _option("print JSON", "--json")] = False) ->
     for operator in dict.fromkeys(name for rows in backends.AUTO.values() for name in rows):
         chosen.add_row(operator, *(rows.get(operator, "") for rows in backends.AUTO.values()))
     console.print(chosen)
+    for number in range(len(gpus)):
+        _show_measured(console, torch.device("cuda", number))
+    if not gpus:
+        say(console, f"tuned: {_table_answers()}")
 
 
 def _version(name: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import math
 import signal
 import time
@@ -56,6 +55,7 @@ class Trainer:
         data: Data,
         *,
         resumed: Checkpoint | None = None,
+        restarts: int = 0,
         build: Callable[[TrainConfig], nn.Module],
         console: Console,
     ):
@@ -65,9 +65,11 @@ class Trainer:
         self.state = {**checkpoint.START, "sizes": {"train": len(data.train), "val": len(data.val)}}
         self.resumed = resumed
         model = build(dataclasses.replace(config, weights=None) if resumed else config)
+        momentum: dict[str, Tensor] = {}
         if resumed:
-            self.state = dict(resumed.state)
-            model.load_state_dict(resumed.model)
+            self.state = {**resumed.state, "restarts": restarts}
+            stored, momentum = resumed.read(model)
+            model.load_state_dict(stored)
         self.split = self._split(model)
         self.model = self.split.whole
         if config.cache == "device":
@@ -75,14 +77,12 @@ class Trainer:
         net = self.split.net
         self.names = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
         self.optimizer = build_optimizer(config, self.names)
-        for name, buffer in (resumed.momentum if resumed else {}).items():
+        for name, buffer in momentum.items():
             parameter = self.names[name]
             own = torch.empty_like(parameter.detach()).copy_(self.split.part(name, buffer))
             self.optimizer.state[parameter]["momentum_buffer"] = own
         self.saver = Saver(Path(config.out))
         ranks.sent.update(self.state["sent"])
-        if resumed:
-            self.state["restarts"] += 1
         self.pending: tuple[Tensor, int, float] | None = None  # sums of the newest step, its images, its lr
         self.bad: dict[str, dict[str, str]] = {"training": {}, "held-out": {}}
         self.new_bad: dict[str, str] = {}
@@ -100,7 +100,6 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             if self.ranks.main:
                 run = Path(self.config.out)
-                stack.enter_context(_locked(run))
                 stack.callback(self.saver.finish)
                 if self.resumed:
                     checkpoint.point(run, "last", self.resumed.path.name)
@@ -132,6 +131,8 @@ class Trainer:
     # ------------------------------------------------------------------------ the course of a run
 
     def _run(self) -> int:
+        if not self.resumed:
+            self._save()  # what a kill in the first steps leaves to go on from
         if self.state["evaluate"]:
             self._end_epoch()
         while self.state["epoch"] < self.config.epochs and self.state["step"] < self._last_step():
@@ -332,7 +333,7 @@ class Trainer:
 
     def _draw(self) -> None:
         run = Path(self.config.out)
-        pictures.draw_filters(self.model, run / "conv1.png")
+        pictures.draw_filters(self.model, self.state["step"], run / "conv1.png")
         try:
             pictures.draw_curves(read_rows(run), run / "curves.png")
         except ImportError:
@@ -377,17 +378,6 @@ class Trainer:
         self.saver.finish()
         bad = {kind: len(files) for kind, files in self.bad.items()}
         self.report.finished(self.result, self.state, self._seconds(), dict(self.ranks.sent), bad)
-
-
-@contextlib.contextmanager
-def _locked(run: Path) -> Iterator[None]:
-    """Refuses a folder that another process is training in. The lock ends with the process, however it ends."""
-    with open(run / ".lock", "w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"{run}: another run is writing there") from None
-        yield
 
 
 def _readable(path: str) -> bool:
