@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from alexnet_fast import _C, __version__, backends, native
+from alexnet_fast import _C, __version__, backends, interrupt, native
 from alexnet_fast.backends import BackendError
 from alexnet_fast.errors import InputError, RunError
 from alexnet_fast.models import VARIANTS
@@ -358,6 +358,7 @@ def _version(name: str) -> str:
 
 def main() -> None:
     """The command's entry point: turns errors into one line and an exit code."""
+    interrupt.main_has_begun()
     escape_unknown_letters()
     usage_error = typer.BadParameter.__base__  # of every misuse of the command line; typer exports it under no name
     try:
@@ -374,5 +375,7 @@ def main() -> None:
 
 
 def _fail(code: int, error: object) -> int:
-    print(f"error: {one_line(error)}", file=sys.stderr)
+    # Before ranks have met, all that torchrun started on a machine say the same: the first says it.
+    if os.environ.get("LOCAL_RANK", "0") == "0" or torch.distributed.is_initialized():
+        print(f"error: {one_line(error)}", file=sys.stderr)
     return code

@@ -26,13 +26,15 @@ from alexnet_fast.data.stored import StoredImages
 from alexnet_fast.data.transforms import shorter_side
 from alexnet_fast.errors import InputError
 from alexnet_fast.models.weights import CHECKPOINT, read
-from alexnet_fast.parallel import RESTARTED, Ranks, launch, plan_devices, ranks_given
+from alexnet_fast.parallel import RESTARTED, Ranks, launch, plan_devices, ranks_given, ranks_of_launcher
 from alexnet_fast.terminal import say
 from alexnet_fast.train import checkpoint
 from alexnet_fast.train.checkpoint import CONFIG, LOCK, Checkpoint, check_writable
 from alexnet_fast.train.config import TrainConfig, check, check_choices, resolve, resumed, variant_of
 from alexnet_fast.train.engine import Trainer
 from alexnet_fast.train.model import build_model, skeleton
+
+WORKERS_A_CORE = 64  # more is a mistake
 
 
 def train(
@@ -45,7 +47,7 @@ def train(
     """
     given = dict(given)
     if ranks_given():
-        given["nproc"] = int(os.environ["WORLD_SIZE"])
+        given["nproc"] = ranks_of_launcher()[1]
     if "data" in given:
         given["data"] = absolute(given["data"])
     if resume is None and RESTARTED in os.environ and os.environ[RESTARTED] != "0":
@@ -58,6 +60,7 @@ def train(
         found = checkpoint.find(resume, "last")
         config = _resumed_run(given, checkpoint.load(found), build)
     _check_tools(config)
+    check_workers(config)
     if not ranks_given():
         plan_devices(config.nproc)
     return launch(train_rank, (config, found, build), config.nproc)
@@ -157,6 +160,15 @@ def _run_anew(run: Path, given: dict[str, Any]) -> TrainConfig:
     config = dataclasses.replace(resumed(config, given), out=str(run.resolve()))
     check(config, len(open_run_data(config).classes))
     return config
+
+
+def check_workers(config: TrainConfig) -> None:
+    cores = len(os.sched_getaffinity(0))
+    if config.workers * config.nproc > WORKERS_A_CORE * cores:
+        raise InputError(
+            f"--workers: {config.workers} for each of {config.nproc} ranks on {cores} cores; "
+            f"at most {WORKERS_A_CORE} a core can be started"
+        )
 
 
 def _check_tools(config: TrainConfig) -> None:
@@ -266,6 +278,10 @@ def _announce(console: Console, config: TrainConfig, ranks: Ranks, data: Data, f
         f"       lr {config.lr:g}, schedule {config.schedule}, in {config.out}",
         *([f"recipe {config.recipe}, but for what was given; config.json has every value"] if config.recipe else []),
     ]
+    cores = len(os.sched_getaffinity(0))
+    for count, what in ((ranks.world, "ranks"), (ranks.world * config.workers, "loader processes and threads")):
+        if ranks.device.type == "cpu" and count > max(4, 2 * cores):
+            lines.append(f"warning: {count} {what} share {cores} {'core' if cores == 1 else 'cores'}")
     for part in (data.train, data.val):
         lines += getattr(part, "left_out", ())
     if found:

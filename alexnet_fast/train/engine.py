@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from alexnet_fast.data.random import mix
 from alexnet_fast.data.stored import CachedImages
 from alexnet_fast.errors import InputError, RunError
 from alexnet_fast.malloc import keep_memory
-from alexnet_fast.parallel import MODES, Ranks, Split, Step, split_dropouts
+from alexnet_fast.parallel import MODES, PASSED_ON, Ranks, Split, Step, split_dropouts
 from alexnet_fast.train import checkpoint, pictures
 from alexnet_fast.train.checkpoint import Checkpoint, Saver
 from alexnet_fast.train.config import TrainConfig
@@ -35,6 +36,7 @@ from alexnet_fast.train.optimizer import build_optimizer
 from alexnet_fast.train.report import Report, read_rows
 from alexnet_fast.train.schedule import learning_rate, plateau
 
+SAME_SIGNAL = 0.2  # seconds in which a second signal is the first: some programs send to a process and to its group
 DROPOUT_KEY = 0x64726F70  # keeps the dropout seeds apart from the keys of data/loader.py
 
 
@@ -343,10 +345,19 @@ class Trainer:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        def note(number: int, frame: object) -> None:
-            self.signal = number
+        """The first one is noted, a second one kills; the launcher's are of the numbers that it was sent itself."""
+        sent = {passed: number for number, passed in PASSED_ON.items()}
+        noted = 0.0
 
-        numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+        def note(number: int, frame: object) -> None:
+            nonlocal noted
+            now = time.monotonic()
+            if self.signal and now - noted > SAME_SIGNAL:
+                os._exit(128 + self.signal)
+            if not self.signal:
+                self.signal, noted = sent.get(number, number), now
+
+        numbers = [n for n in {signal.SIGINT, *sent} if signal.getsignal(n) is not signal.SIG_IGN]
         before = {number: signal.signal(number, note) for number in numbers}
         try:
             yield

@@ -120,7 +120,7 @@ def evaluate(
         workers=config.workers,
         device=ranks.device,
     )
-    with torch.no_grad():
+    with torch.no_grad(), contextlib.closing(batches):
         for batch in batches:
             logits = scores(model, batch.images, config, ranks.device, ten_crop)
             labels = batch.labels.to(ranks.device)
