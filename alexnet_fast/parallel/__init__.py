@@ -5,7 +5,7 @@ from alexnet_fast.parallel.dropout import BatchDropout, split_dropouts
 from alexnet_fast.parallel.hybrid import Hybrid
 from alexnet_fast.parallel.launch import PASSED_ON, launch, ranks_given, ranks_of_launcher
 from alexnet_fast.parallel.ranks import RESTARTED, Ranks, joined, plan_devices
-from alexnet_fast.parallel.split import Split, Step
+from alexnet_fast.parallel.split import Mixed, Split, Step
 from alexnet_fast.parallel.towers import Towers
 
 MODES: dict[str, type[Split]] = {"ddp": Split, "towers": Towers, "hybrid": Hybrid}
@@ -16,6 +16,7 @@ __all__ = [
     "RESTARTED",
     "BatchDropout",
     "Hybrid",
+    "Mixed",
     "Ranks",
     "Split",
     "Step",

@@ -2,8 +2,9 @@
 
     OUT/checkpoints/
         step-00000120/
-            model.safetensors        parameters, by state_dict key
-            optimizer.safetensors    momentum, by the same keys
+            model.safetensors        parameters, by state_dict key; their moving average if the run keeps one
+            optimizer.safetensors    momentum, by the same keys; of AdamW exp_avg:KEY and exp_avg_sq:KEY; with a moving
+                                     average weight:KEY, the parameters themselves
             state.json               position, sums, configuration, class names, sha256 of the two files and of itself
         last -> step-00000120        two links, each replaced in one rename
         best -> step-00000096
@@ -43,6 +44,7 @@ MODEL, OPTIMIZER = TENSORS = ("model.safetensors", "optimizer.safetensors")
 STATE = "state.json"
 LOCK, CONFIG, METRICS = ".lock", "config.json", "metrics.jsonl"  # in the run's folder
 UNFINISHED = ".unfinished-"
+PREFIXES = ("", "exp_avg", "exp_avg_sq", "weight")  # of keys in optimizer.safetensors, followed by a colon
 DTYPES = {torch.float32: "F32", torch.float64: "F64"}
 UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError)  # what a damaged checkpoint ends in
 
@@ -71,6 +73,7 @@ class State(TypedDict):
     sums: Sums  # of the epoch
     logged: Sums  # since the last row of metrics.jsonl
     best: Best | None
+    stale: Count  # epochs since
     plateau: Plateau
     metrics_bytes: Count
     seconds: Annotated[float, Range(0)]
@@ -102,6 +105,7 @@ START: State = {
     "sums": [0.0, 0.0, 0.0],
     "logged": [0.0, 0.0, 0.0],
     "best": None,
+    "stale": 0,
     "plateau": schedule.START,
     "metrics_bytes": 0,
     "seconds": 0.0,
@@ -145,9 +149,10 @@ class Checkpoint:
                 with safe_open(self.path / file, "pt") as stored:
                     keys = list(stored.keys())
                     for key in keys:
-                        if key not in wanted:
+                        prefix, _, name = key.rpartition(":")
+                        if name not in wanted or prefix not in (PREFIXES if file == OPTIMIZER else ("",)):
                             raise ValueError(f"{file}: {key} is not in the net")
-                        shape, dtype = wanted[key]
+                        shape, dtype = wanted[name]
                         part = stored.get_slice(key)
                         if part.get_shape() != shape or DTYPES[dtype] != part.get_dtype():
                             raise ValueError(
@@ -362,6 +367,8 @@ def _load(path: Path, verify: bool) -> Checkpoint:
         raise ValueError(f"{STATE}: sha256 differs from the one recorded")
     if record.get("format") != FORMAT:
         raise ValueError(f"{STATE}: format {record.get('format')!r}; this version reads {FORMAT}")
+    if isinstance(record.get("state"), dict):
+        record["state"].setdefault("stale", 0)  # of a version that had no --early-stopping
     record = conform(record, Record, STATE)
     config = TrainConfig.from_json(record["config"], f"{STATE}: config")
     check(config, len(record["classes"]))

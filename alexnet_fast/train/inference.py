@@ -93,7 +93,7 @@ def _evaluate_rank(ranks: Ranks, config: TrainConfig, path: Path, as_json: bool)
     return 0
 
 
-def predict(paths: list[Path], weights: str, top: int, backend: str, as_json: bool) -> int:
+def predict(paths: list[Path], weights: str, top: int, backend: str, as_json: bool, exif: bool | None = None) -> int:
     """Prints the ``top`` likeliest classes of each picture.
 
     Raises :class:`InputError` for files that hold no picture, once the others are printed.
@@ -107,7 +107,7 @@ def predict(paths: list[Path], weights: str, top: int, backend: str, as_json: bo
     predictions, bad = [], []
     for path in paths:
         try:
-            pixels = transform(read_image(path))
+            pixels = transform(read_image(path, found.config.exif if exif is None else exif))
         except BadImage as error:
             bad.append(str(error))
             continue
