@@ -23,7 +23,7 @@ from rich.table import Table
 
 from alexnet_fast import _C, __version__, backends, interrupt, native
 from alexnet_fast.backends import BackendError
-from alexnet_fast.errors import InputError, RunError
+from alexnet_fast.errors import InputError, RunError, out_of_memory
 from alexnet_fast.models import VARIANTS
 from alexnet_fast.models.variants import ABLATIONS
 from alexnet_fast.terminal import escape_unknown_letters, one_line
@@ -437,8 +437,12 @@ def main() -> None:
         code = _fail(2, error.format_message() or "no command given; see alexnet-fast --help")
     except (InputError, BackendError) as error:
         code = _fail(2, error)
-    except (RunError, OSError) as error:
+    except (RunError, OSError, torch.distributed.DistError) as error:
         code = _fail(1, error)
+    except (MemoryError, RuntimeError) as error:
+        if (said := out_of_memory(error)) is None:
+            raise
+        code = _fail(1, said)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     sys.exit(code)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from alexnet_fast import backends, cli
+from alexnet_fast import __version__, backends, cli
 from alexnet_fast.models import VARIANTS
 from alexnet_fast.train import checkpoint
 from alexnet_fast.train.config import resolve
@@ -91,8 +91,9 @@ def test_eval_prints_exact_counts(trained: tuple[Path, subprocess.CompletedProce
     assert (record["count"], record["step"], record["bad_files"]) == (11, 2, {})
     assert record["top1"] == last["val_top1"]
     assert record["loss"] == pytest.approx(last["val_loss"], rel=1e-4)
-    table = command("eval", run / "checkpoints" / "last").out
-    assert f"{record['top1']:.2%}" in table
+    printed = command("eval", run / "checkpoints" / "last").out
+    assert f"{record['top1']:.2%}" in printed
+    assert f"checkpoint {record['checkpoint']}\n" in printed  # whole, on a line of its own, whatever the width
 
 
 def test_predict_names_classes_with_probabilities(trained: tuple[Path, subprocess.CompletedProcess], command, tmp_path):
@@ -140,6 +141,10 @@ def test_transfer_learning_replaces_the_head_and_freezes_features(
     for key, value in before.model.items():
         assert torch.equal(after.model[key], value) == key.startswith("features."), key
     shutil.rmtree(tmp_path / "run")
+
+
+def test_version(command):
+    assert command("--version") == (0, f"alexnet-fast {__version__}\n", "")
 
 
 def test_doctor_says_which_backends_work_and_why_others_do_not(command):
@@ -320,6 +325,27 @@ def test_a_net_larger_than_the_memory_is_refused(command, tmp_path: Path, monkey
     assert ended.code == 2
     assert "GB of weights, gradients and momentum, and this machine has 4.3 GB" in ended.err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+    ],
+)
+def test_want_of_memory_is_one_line(command, monkeypatch: pytest.MonkeyPatch, error: Exception):
+    def raises(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("alexnet_fast.train.train", raises)
+    ended = command("train")
+    assert (ended.code, ended.err.count("\n")) == (1, 1)
+    assert ended.err.startswith("error: out of memory")
+    monkeypatch.setattr("alexnet_fast.train.train", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        command("train")
 
 
 def test_more_ranks_than_gpus(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -21,7 +21,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from alexnet_fast.errors import InputError, RunError
+from alexnet_fast.errors import InputError, RunError, out_of_memory
 from alexnet_fast.parallel.ranks import joined
 
 # What a rank gets of a signal to the launcher. Ranks are deaf to SIGINT itself, which Ctrl-C sends them as well.
@@ -122,7 +122,8 @@ def _rank(worker, args, rank: int, nproc: int, address: str, lifeline: Connectio
     try:
         with joined(rank, nproc, rank, nproc, address) as ranks:
             code = worker(ranks, *args)
-    except Exception as error:
+    except Exception as raised:
+        error = out_of_memory(raised) or raised
         code = 2 if isinstance(error, InputError) else 1
         said = isinstance(error, (InputError, RunError))
         told.send((-code, time.monotonic(), str(error) if said else "", "" if said else traceback.format_exc()))

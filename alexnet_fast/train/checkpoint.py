@@ -38,13 +38,14 @@ from alexnet_fast.data.records import Count, Range, conform, read_json
 from alexnet_fast.errors import InputError, RunError
 from alexnet_fast.train import schedule
 from alexnet_fast.train.config import TrainConfig, check
+from alexnet_fast.train.optimizer import SLOTS
 
 FORMAT = 1
 MODEL, OPTIMIZER = TENSORS = ("model.safetensors", "optimizer.safetensors")
 STATE = "state.json"
 LOCK, CONFIG, METRICS = ".lock", "config.json", "metrics.jsonl"  # in the run's folder
 UNFINISHED = ".unfinished-"
-PREFIXES = ("", "exp_avg", "exp_avg_sq", "weight")  # of keys in optimizer.safetensors, followed by a colon
+WEIGHT = "weight:"  # before the keys of the weights themselves in optimizer.safetensors, with --model-ema
 DTYPES = {torch.float32: "F32", torch.float64: "F64"}
 UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError)  # what a damaged checkpoint ends in
 
@@ -144,13 +145,14 @@ class Checkpoint:
         what they claim is not allocated. ``net`` may be on the meta device.
         """
         wanted = {key: (list(tensor.shape), tensor.dtype) for key, tensor in net.state_dict().items()}
+        prefixes = (*SLOTS[self.config.optimizer], *([WEIGHT] if self.config.model_ema else []))
         try:
             for file in TENSORS:
                 with safe_open(self.path / file, "pt") as stored:
                     keys = list(stored.keys())
                     for key in keys:
-                        prefix, _, name = key.rpartition(":")
-                        if name not in wanted or prefix not in (PREFIXES if file == OPTIMIZER else ("",)):
+                        prefix, colon, name = key.rpartition(":")
+                        if name not in wanted or prefix + colon not in (prefixes if file == OPTIMIZER else ("",)):
                             raise ValueError(f"{file}: {key} is not in the net")
                         shape, dtype = wanted[name]
                         part = stored.get_slice(key)
@@ -159,10 +161,21 @@ class Checkpoint:
                                 f"{file}: {key} is {part.get_dtype()} {part.get_shape()}, "
                                 f"the net's is {DTYPES[dtype]} {shape}"
                             )
-                    if file == MODEL and (missing := [key for key in wanted if key not in keys]):
+                    needed = wanted if file == MODEL else self._kept(net)
+                    if missing := [key for key in needed if key not in keys]:
                         raise ValueError(f"{file}: without {', '.join(missing[:3])}")
         except UNREADABLE as error:
             raise _damaged(self.path, error) from None
+
+    def _kept(self, net: nn.Module) -> list[str]:
+        """The keys that optimizer.safetensors has to have."""
+        config, keys = self.config, []
+        if self.state["step"] and (config.optimizer != "sgd" or config.momentum or config.rule != "torch"):
+            trained = [name for name, parameter in net.named_parameters() if parameter.requires_grad]
+            keys += [prefix + name for prefix in SLOTS[config.optimizer] for name in trained]
+        if config.model_ema:
+            keys += [WEIGHT + name for name in net.state_dict()]
+        return keys
 
     def read(self, net: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Parameters and momentum, once they are known to be ``net``'s and finite; raises :class:`InputError`."""

@@ -29,7 +29,7 @@ from alexnet_fast.errors import InputError, RunError
 from alexnet_fast.malloc import keep_memory
 from alexnet_fast.parallel import MODES, PASSED_ON, Ranks, Split, Step, split_dropouts
 from alexnet_fast.train import checkpoint, pictures
-from alexnet_fast.train.checkpoint import Checkpoint, Saver
+from alexnet_fast.train.checkpoint import WEIGHT, Checkpoint, Saver
 from alexnet_fast.train.config import TrainConfig
 from alexnet_fast.train.evaluate import Evaluation, augmented, autocast, evaluate, using
 from alexnet_fast.train.mixing import mix_images
@@ -39,7 +39,6 @@ from alexnet_fast.train.schedule import learning_rate, plateau
 
 SAME_SIGNAL = 0.2  # seconds in which a second signal is the first: some programs send to a process and to its group
 CONFUSION_CLASSES = 1000  # of more the table is too large to be looked at
-WEIGHT = "weight:"  # before the keys of the weights themselves in optimizer.safetensors, with --model-ema
 DROPOUT_KEY = 0x64726F70  # keeps the dropout seeds apart from the keys of data/loader.py
 
 
