@@ -1,6 +1,7 @@
 """AlexNet and its stages as custom PyTorch operators, with CPU, CUDA and Triton kernels."""
 
-from alexnet_fast import native as native  # first: it finds the _C that the others import
+from alexnet_fast import interrupt as interrupt  # before all that takes seconds
+from alexnet_fast import native as native  # it finds the _C that the others import
 from alexnet_fast import ops, reference
 from alexnet_fast.backends import BackendError, backend
 from alexnet_fast.models import AlexNet, alexnet

@@ -82,12 +82,13 @@ class FolderImages:
     paths: list[Path]
     labels: list[int]
     left_out: tuple[str, ...] = ()  # a line for each kind of thing there that is no picture
+    exif: bool = True  # whether they are turned upright
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def read(self, index: int) -> tuple[Image.Image, int]:
-        return read_image(self.paths[index]), self.labels[index]
+        return read_image(self.paths[index], self.exif), self.labels[index]
 
 
 @dataclass(frozen=True)
@@ -115,14 +116,14 @@ def kind_of(data: str) -> str:
     return "digits" if data == "digits" else "fashion-mnist" if data.startswith("fashion-mnist:") else "folder"
 
 
-def open_data(data: str) -> Data:
+def open_data(data: str, exif: bool = True) -> Data:
     """The two sets behind a DATA argument; raises :class:`InputError` where they are missing or do not fit together."""
     kind = kind_of(data)
     if kind == "digits":
         return _digits()
     if kind == "fashion-mnist":
         return _fashion_mnist(Path(data.removeprefix("fashion-mnist:")))
-    return _prepared(Path(data)) if is_prepared(Path(data)) else image_folder(Path(data))
+    return _prepared(Path(data)) if is_prepared(Path(data)) else image_folder(Path(data), exif)
 
 
 def synthetic_data(num_classes: int, side: int) -> Data:
@@ -190,7 +191,7 @@ def _prepared(folder: Path) -> Data:
     return Data(index["classes"], *(ShardImages(folder, index, part) for part in PARTS), statistics)
 
 
-def image_folder(folder: Path) -> Data:
+def image_folder(folder: Path, exif: bool = True) -> Data:
     """An ImageFolder's pictures; raises :class:`InputError` where there is none."""
     if not folder.is_dir():
         raise InputError(
@@ -208,14 +209,14 @@ def image_folder(folder: Path) -> Data:
         if missing := sorted(classes[other] - classes[part]):
             raise InputError(f"{folder / part}: class {', '.join(missing)} of {other}/ is missing")
     names = sorted(classes["train"])
-    return Data(names, *(_files(folder / part, names) for part in ("train", "val")))
+    return Data(names, *(_files(folder / part, names, exif) for part in ("train", "val")))
 
 
 def _litter(name: str) -> bool:
     return name[0] == "." or name in LITTER
 
 
-def _files(folder: Path, classes: list[str]) -> FolderImages:
+def _files(folder: Path, classes: list[str], exif: bool) -> FolderImages:
     """The pictures below each class, by their names' suffixes as torchvision's ImageFolder tells them; links are
     followed, but for those that lead back to where the walk has been.
     """
@@ -240,4 +241,4 @@ def _files(folder: Path, classes: list[str]) -> FolderImages:
         labels += [label] * (len(paths) - before)
     if others:
         left_out.append(f"left out {others} files below {folder} that are hidden or not named as pictures")
-    return FolderImages(paths, labels, tuple(left_out))
+    return FolderImages(paths, labels, tuple(left_out), exif)

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from alexnet_fast.models.variants import VARIANTS, Conv, Layer, Relu, SpatialLRN, ZeroPad
-from alexnet_fast.models.weights import AlexNet_Weights, read
+from alexnet_fast.models.weights import HEAD, AlexNet_Weights, read
 from alexnet_fast.nn import FusedSequential, GroupedLinear, GroupedLocalResponseNorm, SpatialResponseNorm
 from alexnet_fast.nn.fused import pools_nothing
 from alexnet_fast.ops import LRN, Pool
-
-HEAD = "classifier.6"  # in every variant
 
 
 def _module(layer: Layer, channels: int) -> nn.Module:
@@ -179,7 +177,7 @@ def alexnet(
             variant = checkpoint.variant or "torchvision"
         elif checkpoint.variant not in (None, variant):
             raise ValueError(f"variant: {checkpoint.name} is for {checkpoint.variant!r}, got {variant!r}")
-        stored = checkpoint.state[f"{HEAD}.weight"].shape[0] if f"{HEAD}.weight" in checkpoint.state else 1000
+        stored = checkpoint.classes or 1000
         if num_classes is None:
             num_classes = stored
         elif num_classes != stored and not replace_head:

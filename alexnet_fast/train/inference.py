@@ -17,11 +17,11 @@ from alexnet_fast import backends
 from alexnet_fast.data import BadImage, Transform, read_image
 from alexnet_fast.data.loader import worker_deaths_named
 from alexnet_fast.errors import InputError
-from alexnet_fast.parallel import Ranks, launch, plan_devices, ranks_given
+from alexnet_fast.parallel import Ranks, launch, plan_devices, ranks_given, ranks_of_launcher
 from alexnet_fast.terminal import say, shown
 from alexnet_fast.train import checkpoint
 from alexnet_fast.train.checkpoint import Checkpoint
-from alexnet_fast.train.commands import absolute, open_run_data
+from alexnet_fast.train.commands import absolute, check_workers, open_run_data
 from alexnet_fast.train.config import TrainConfig, check, check_choices
 from alexnet_fast.train.evaluate import autocast, evaluate, normalized, using
 from alexnet_fast.train.model import build_model
@@ -42,12 +42,15 @@ def evaluate_checkpoint(path: str, data: str | None, options: dict[str, Any], as
     if data is not None:
         config = dataclasses.replace(config, data=absolute(data), synthetic=False)
     check(config, len(found.classes))
+    check_workers(config)
     classes = open_run_data(config).classes
     if classes != found.classes:
         raise InputError(
             f"DATA: its {len(classes)} classes are not the {len(found.classes)} that {found.path} was trained on"
         )
-    if not ranks_given():
+    if ranks_given():
+        ranks_of_launcher()
+    else:
         plan_devices(config.nproc)
     return launch(_evaluate_rank, (config, found.path, as_json), config.nproc)
 
@@ -90,7 +93,7 @@ def _evaluate_rank(ranks: Ranks, config: TrainConfig, path: Path, as_json: bool)
     return 0
 
 
-def predict(paths: list[Path], weights: str, top: int, backend: str, as_json: bool) -> int:
+def predict(paths: list[Path], weights: str, top: int, backend: str, as_json: bool, exif: bool | None = None) -> int:
     """Prints the ``top`` likeliest classes of each picture.
 
     Raises :class:`InputError` for files that hold no picture, once the others are printed.
@@ -104,7 +107,7 @@ def predict(paths: list[Path], weights: str, top: int, backend: str, as_json: bo
     predictions, bad = [], []
     for path in paths:
         try:
-            pixels = transform(read_image(path))
+            pixels = transform(read_image(path, found.config.exif if exif is None else exif))
         except BadImage as error:
             bad.append(str(error))
             continue

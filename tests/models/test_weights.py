@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import pickle
+import socket
 from enum import Enum
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -101,9 +103,57 @@ def test_url_is_fetched_once(server, cache):
 def test_hash_in_the_name_is_checked(server, cache):
     base, _, digits = server
     assert torch.equal(read(f"{base}/net-{digits}.pth", progress=False).state["weight"], TINY["weight"])
-    with pytest.raises(RuntimeError, match="invalid hash value"):
+    with pytest.raises(OSError, match=r"cannot download .*: its SHA-256 begins with [0-9a-f]{8}, its name says 0{8}"):
         read(f"{base}/net-00000000.pth", progress=False)
     assert [file.name for file in cache.iterdir()] == [f"net-{digits}.pth"]
+
+
+@pytest.fixture
+def answering():
+    """answering(reply): the address of a server that sends these bytes to whoever connects, then hangs up."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    replies: list[bytes] = []
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                connection, _ = listening.accept()
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(replies[-1])
+
+    Thread(target=serve, daemon=True).start()
+
+    def run(reply: bytes) -> str:
+        replies.append(reply)
+        return f"http://127.0.0.1:{listening.getsockname()[1]}/net.pth"
+
+    yield run
+    listening.close()
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n0123456789", "10 of 1000 bytes came"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999\r\n\r\n0", "99999999999999 bytes are announced"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n0", "many"),
+        (b"garbage\r\n\r\n", "garbage"),
+        (b"", "closed connection without response"),
+    ],
+)
+def test_a_broken_or_odd_download_is_one_line_and_leaves_nothing(answering, cache, reply: bytes, said: str):
+    with pytest.raises(OSError, match=r"weights: cannot download http://127") as caught:
+        alexnet(weights=answering(reply), progress=False)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["http://host:port/a.pth", "http://[::1/a.pth", "http:///a.pth", "https://a b/c.pth"])
+def test_an_address_that_is_none(cache, url: str):
+    with pytest.raises((OSError, ValueError), match="weights: "):
+        alexnet(weights=url, progress=False)
 
 
 def test_missing_url(server, cache):
@@ -126,11 +176,11 @@ def test_published_weights(cache, monkeypatch, weights):
     """Their URL, file name and hash are torchvision's, so its cached download serves; no download here."""
     asked = []
 
-    def download(url, to, hash_prefix, progress):
-        asked.append((url, Path(to).name, hash_prefix))
+    def download(url, to, digits, progress):
+        asked.append((url, to.name, digits))
         torch.save({"classifier.6.weight": torch.zeros(1000, 4096)}, to)
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    monkeypatch.setattr("alexnet_fast.models.weights._fetch", download)
     with pytest.raises(ValueError, match=r"weights: IMAGENET1K_V1 does not fit the net: .*is missing"):
         alexnet(weights=weights)
     url = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
@@ -207,8 +257,10 @@ def test_no_code_from_a_pickle(tmp_path, monkeypatch):
         ("b.pt", lambda thing, path: path.write_bytes(pickle.dumps(thing, protocol=2))),
     ):
         save({"features.0.weight": Mischief()}, tmp_path / name)
-        with pytest.raises(ValueError, match=f"weights: .*{name} is not a file of tensors alone"):
+        with pytest.raises(ValueError, match=f"weights: .*{name} is not a file of tensors alone") as caught:
             alexnet(weights=tmp_path / name)
+        assert "weights_only" not in str(caught.value)  # torch's advice
+        assert "it refers to" in str(caught.value)
     assert not Path("touched").exists()
 
 
@@ -219,6 +271,21 @@ def test_damaged_files(folder, tmp_path):
             (tmp_path / name).write_bytes(damaged)
             with pytest.raises(ValueError, match=rf"weights: .*{name} is not a"):
                 alexnet(weights=tmp_path / name)
+
+
+@pytest.mark.parametrize("head", [torch.ones(()), torch.ones(4), None])
+def test_a_last_layer_of_another_shape_is_a_misfit(trained, tmp_path, head):
+    state = {**trained.state_dict(), "classifier.6.weight": head}
+    torch.save({key: tensor for key, tensor in state.items() if tensor is not None}, tmp_path / "net.pth")
+    with pytest.raises(ValueError, match=r"does not fit the net: .*classifier\.6\.weight (has shape|is missing)"):
+        alexnet(weights=tmp_path / "net.pth", num_classes=1000)
+    assert alexnet(weights=tmp_path / "net.pth", num_classes=7, replace_head=True).classifier[6].out_features == 7
+
+
+def test_numbers_that_are_not_finite_are_refused(trained, tmp_path):
+    save_file({**trained.state_dict(), "features.3.bias": torch.full((192,), torch.nan)}, tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match=r"has numbers that are not finite in features\.3\.bias"):
+        alexnet(weights=tmp_path / "net.safetensors")
 
 
 def test_misfits_are_all_named(trained, tmp_path):
