@@ -5,7 +5,18 @@ from alexnet_fast import native as native  # it finds the _C that the others imp
 from alexnet_fast import ops, reference
 from alexnet_fast.backends import BackendError, backend
 from alexnet_fast.models import AlexNet, alexnet
-from alexnet_fast.nn import FusedSequential, fuse, pack
+from alexnet_fast.nn import FusedSequential, fuse, fusion_report, pack
 
 __version__ = "0.1.0"
-__all__ = ["AlexNet", "BackendError", "FusedSequential", "alexnet", "backend", "fuse", "ops", "pack", "reference"]
+__all__ = [
+    "AlexNet",
+    "BackendError",
+    "FusedSequential",
+    "alexnet",
+    "backend",
+    "fuse",
+    "fusion_report",
+    "ops",
+    "pack",
+    "reference",
+]

@@ -153,8 +153,11 @@ def alexnet(
 
     Args:
         weights: a member of :class:`AlexNet_Weights` or torchvision's enum of that name, or its name; the path of a
-            .safetensors, .pth or .pt file, or of a folder with ``model.safetensors``; or an http, https or file URL of
-            such a file, kept in torch.hub's cache and checked where its name ends in a hash as torch.hub's do.
+            file of safetensors or of torch.save, whatever its name, or of a folder with ``model.safetensors`` or
+            ``pytorch_model.bin``; or an http, https or file URL of such a file, kept in torch.hub's cache and checked
+            where its name ends in a hash as torch.hub's do. A state_dict may be inside what training scripts write
+            around it, such as ``{"state_dict": …}``, and its keys may have the prefixes of wrappers, such as
+            ``module.``: a warning says what was taken off.
         progress: show the download's progress.
         num_classes: outputs of the last layer; those of the weights if not given, or 1000.
         variant: the net's variant; the one that the weights name if not given, or torchvision.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import re
 import tempfile
+import warnings
 from dataclasses import dataclass
 from enum import Enum
 from http.client import HTTPException
@@ -14,6 +16,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlparse
 from urllib.request import Request, url2pathname, urlopen
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +26,7 @@ HEAD = "classifier.6"  # the last layer, in every variant
 MAX_DOWNLOAD = 8 << 30  # bytes
 TIMEOUT = 60  # seconds without an answer
 CHECKPOINT = "model.safetensors"  # in a folder that a training run wrote
+FILES = (CHECKPOINT, "pytorch_model.bin")  # what a folder of weights holds, the first of them
 
 
 @dataclass(frozen=True)
@@ -112,8 +116,10 @@ def read(weights: AlexNet_Weights | str | os.PathLike[str], progress: bool = Tru
     if isinstance(weights, str) and "://" in weights:
         return Checkpoint(weights, *_read_file(_download(weights, progress)))
     if isinstance(weights, (str, os.PathLike)):
-        path = Path(weights)
-        return Checkpoint(str(path), *_read_file(path / CHECKPOINT if path.is_dir() else path))
+        path = Path(weights).expanduser()
+        if path.is_dir():
+            path = next((path / name for name in FILES if (path / name).exists()), path / CHECKPOINT)
+        return Checkpoint(str(path), *_read_file(path))
     raise TypeError(
         f"weights: expected an AlexNet_Weights, its name, a path or a URL, got {type(weights).__name__} {weights!r}"
     )
@@ -175,35 +181,59 @@ def _fetch(url: str, path: Path, digits: str, progress: bool) -> None:
     os.replace(path.with_name(f"{path.name}.{os.getpid()}"), path)
 
 
+# Under which a training script keeps the state_dict, in the order in which they are looked for.
+WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "weights", "module", "params")
+# What DataParallel, torch.compile, FSDP and checkpointing of activations put into keys, wherever they wrapped.
+INSERTED = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
+# Attributes that a net sits in, before its keys.
+HOLDERS = ("model", "net", "network", "backbone", "encoder", "alexnet")
+
+
 def _read_file(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """Tensors of a .safetensors, .pth or .pt file, and the variant in its metadata. No other pickled object loads."""
+    """Tensors of a file of safetensors or of torch.save, whatever its name, and the variant in its metadata. No other
+    pickled object loads. Wrappers around the state_dict and its keys are taken off, with a warning that says so."""
     if not path.is_file():
         raise FileNotFoundError(
-            f"weights: no file {path}; expected a file, a folder with {CHECKPOINT}, "
+            f"weights: no file {path}; expected a file, a folder with {' or '.join(FILES)}, "
             f"or one of {', '.join(AlexNet_Weights.__members__)}"
         )
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" or _is_safetensors(path):
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(path, "pt") as file:
                 state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict
-                return state, (file.metadata() or {}).get("variant")
+                variant = (file.metadata() or {}).get("variant")
         except (SafetensorError, RuntimeError, MemoryError) as error:  # the last two: it cannot be mapped
             raise ValueError(f"weights: {path} is not a safetensors file: {error}") from error
-    if path.suffix not in (".pth", ".pt"):
-        raise ValueError(f"weights: expected a .safetensors, .pth or .pt file, got {path}")
+    else:
+        state, variant = _read_pickle(path), None
+    state, taken_off = _unwrapped(path, state)
+    if taken_off:
+        warnings.warn(f"weights: of {path} taken off: {', '.join(taken_off)}", stacklevel=2)
+    return state, variant
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether the file begins as one: the length of its header, then a JSON object."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+
+
+def _read_pickle(path: Path) -> object:
+    # Beside tensors, what scripts put there that can do nothing: parsed options, and NumPy's numbers.
+    scalar = np.float64(0).__reduce__()[0]
+    dtypes = {type(np.dtype(kind)) for kind in np.sctypeDict.values()}
+    harmless = [argparse.Namespace, scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *dtypes]
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(harmless):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # on damaged bytes the unpickler fails in ways of its own: KeyError, IndexError…
         reason = _reason(error)
         raise ValueError(f"weights: {path} is not a file of tensors alone: {reason}") from error
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        held = f"a dict of {', '.join(map(str, state))}" if isinstance(state, dict) else type(state).__name__
-        raise ValueError(f"weights: expected a state_dict in {path}, got {held}")
-    return state, None
 
 
 def _reason(error: Exception) -> str:
@@ -215,3 +245,32 @@ def _reason(error: Exception) -> str:
         found = re.search(r"WeightsUnpickler error: ([^\n]+)", text)
         return found[1] if found else "it holds other objects"
     return text.partition("\n")[0] or type(error).__name__
+
+
+def _unwrapped(path: Path, held: Any) -> tuple[dict[str, Tensor], list[str]]:
+    """The state_dict in what a file holds, its keys as the net has them, and what was taken off."""
+    taken_off = []
+    while isinstance(held, dict) and not _is_state(held):
+        name = next((name for name in WRAPPERS if isinstance(held.get(name), dict)), None)
+        if name is None:
+            break
+        held = held[name]
+        taken_off.append(f"the wrapper {name!r}")
+    if not isinstance(held, dict) or not _is_state(held):
+        what = f"a dict of {', '.join(map(str, held))}" if isinstance(held, dict) else type(held).__name__
+        raise ValueError(f"weights: expected a state_dict in {path}, got {what}")
+    state = dict(held)
+    for name in INSERTED:
+        if any(name in key.split(".") for key in state):
+            state = {".".join(part for part in key.split(".") if part != name): t for key, t in state.items()}
+            taken_off.append(f"{name!r} in keys")
+    while holder := next((h for h in HOLDERS if state and all(key.startswith(f"{h}.") for key in state)), None):
+        state = {key.removeprefix(f"{holder}."): t for key, t in state.items()}
+        taken_off.append(f"the prefix {holder!r} of keys")
+    if len(state) < len(held):
+        raise ValueError(f"weights: {path} holds the same keys more than once: {', '.join(held)}")
+    return state, taken_off
+
+
+def _is_state(held: dict) -> bool:
+    return all(isinstance(key, str) and isinstance(t, Tensor) for key, t in held.items())

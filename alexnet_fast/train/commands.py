@@ -252,7 +252,7 @@ def following_weights(given: dict[str, Any]) -> dict[str, Any]:
     """``given`` with what pretrained weights tell of their net: the variant, and if a run made them, the size and the
     normalization of its images. A run's folder stands for its best checkpoint.
     """
-    folder = Path(given["weights"])
+    folder = Path(given["weights"]).expanduser()
     if folder.is_dir() and not (folder / CHECKPOINT).exists():
         folder = checkpoint.find(folder, "best", "last")
     if (folder / "state.json").exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import pickle
@@ -11,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -197,6 +199,51 @@ def test_what_is_known_of_the_published_weights():
     assert weights.transforms["mean"] == AlexNet(1).variant.mean
 
 
+# What scripts write beside weights; none of it does anything when it is loaded.
+BESIDE = {"epoch": 3, "args": argparse.Namespace(lr=0.1), "best": np.float64(0.5), "optimizer": {"state": {}}}
+# How they call the file, what they put around the state_dict and into its keys, and what is said to be taken off.
+KEYS = {
+    "as it is": lambda key: key,
+    "data parallel": lambda key: f"module.{key}",
+    "compiled": lambda key: f"_orig_mod.{key}",
+    "compiled, parallel": lambda key: f"module._orig_mod.{key}",
+    "parallel features": lambda key: key.replace("features.", "features.module."),
+    "lightning": lambda key: f"model.{key}",
+    "sharded": lambda key: f"_fsdp_wrapped_module.{key}",
+}
+
+
+@pytest.mark.parametrize("name", ["net.pth.tar", "net.bin", "net.ckpt", "net"])
+@pytest.mark.parametrize("wrapper", ["", "state_dict", "model", "model_state_dict", "net"])
+def test_wrappers(tmp_path, name, wrapper):
+    torch.save({wrapper: TINY, **BESIDE} if wrapper else TINY, tmp_path / name)
+    said = pytest.warns(UserWarning, match=f"taken off: the wrapper '{wrapper}'$")
+    with said if wrapper else contextlib.nullcontext():
+        assert torch.equal(read(tmp_path / name).state["weight"], TINY["weight"])
+
+
+@pytest.mark.parametrize("form", KEYS)
+def test_prefixes(trained, tmp_path, form):
+    keys = list(trained.state_dict())
+    state = {KEYS[form](key): torch.tensor(i) for i, key in enumerate(keys)}
+    torch.save({"epoch": 1, "state_dict": {"model": state}}, tmp_path / "net.ckpt")
+    with pytest.warns(UserWarning, match="taken off: the wrapper 'state_dict', the wrapper 'model'"):
+        found = read(tmp_path / "net.ckpt").state
+    assert list(found.items()) == list(zip(keys, range(len(keys)), strict=True))
+
+
+def test_safetensors_under_any_name(tmp_path):
+    save_file(TINY, tmp_path / "weights")
+    assert torch.equal(read(tmp_path / "weights").state["weight"], TINY["weight"])
+
+
+def test_home_and_hugging_faces_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    torch.save(TINY, tmp_path / "pytorch_model.bin")
+    for weights in ("~/pytorch_model.bin", "~", Path("~")):
+        assert torch.equal(read(weights).state["weight"], TINY["weight"])
+
+
 # ------------------------------------------------------------------------------------------------ transfer learning
 
 
@@ -325,10 +372,14 @@ def test_bad_files(tmp_path, trained):
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
         alexnet(weights=tmp_path)
     (tmp_path / "net.h5").touch()
-    with pytest.raises(ValueError, match=r"weights: expected a \.safetensors, \.pth or \.pt file, got .*net\.h5"):
+    with pytest.raises(ValueError, match=r"weights: .*net\.h5 is not a file of tensors alone"):
         alexnet(weights=tmp_path / "net.h5")
-    torch.save({"epoch": 3, "model": trained.state_dict()}, tmp_path / "run.pth")
-    with pytest.raises(ValueError, match=r"weights: expected a state_dict in .*run\.pth, got a dict of epoch, model"):
+    for held, described in (({"epoch": 3, "optimizer": {}}, "a dict of epoch, optimizer"), ([3], "list")):
+        torch.save(held, tmp_path / "run.pth")
+        with pytest.raises(ValueError, match=rf"weights: expected a state_dict in .*run\.pth, got {described}$"):
+            alexnet(weights=tmp_path / "run.pth")
+    torch.save({"a.weight": torch.zeros(1), "module.a.weight": torch.zeros(1)}, tmp_path / "run.pth")
+    with pytest.raises(ValueError, match="holds the same keys more than once"):
         alexnet(weights=tmp_path / "run.pth")
 
 
