@@ -4,7 +4,8 @@ from alexnet_fast import interrupt as interrupt  # before all that takes seconds
 from alexnet_fast import native as native  # it finds the _C that the others import
 from alexnet_fast import ops, reference
 from alexnet_fast.backends import BackendError, backend
-from alexnet_fast.models import AlexNet, alexnet
+from alexnet_fast.models import AlexNet
+from alexnet_fast.models.alexnet import alexnet
 from alexnet_fast.nn import FusedSequential, fuse, fusion_report, pack
 
 __version__ = "0.1.0"

@@ -40,6 +40,7 @@ app = typer.Typer(
 
 SCHEDULES = "step, multistep, plateau, cosine or constant"
 DATA_HELP = "digits, fashion-mnist:DIR, or a folder: train/CLASS/* and val/CLASS/*, or what prepare wrote"
+NET_HELP = "a run's folder (its best checkpoint), one of its checkpoints, a file of weights, a URL of one, or DEFAULT"
 BACKEND_HELP = ", ".join(("auto", *backends.NAMES))
 # Parameters of the command whose fields in TrainConfig have other names.
 FIELDS = {"opt": "optimizer", "opt_betas": "betas", "opt_eps": "eps", "grad_accum_steps": "accumulate"}
@@ -241,7 +242,7 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help="a run's folder (its best checkpoint), or one of its checkpoints")],
+    checkpoint: Annotated[str, typer.Argument(help=NET_HELP)],
     data: Annotated[str | None, typer.Argument(help=f"{DATA_HELP} (the run's own)", show_default=False)] = None,
     batch_size: Annotated[int | None, _option("images at a time, over all ranks", "--batch-size", "-b")] = None,
     workers: Annotated[int | None, _option("loader processes a rank", "--workers", "-j")] = None,
@@ -266,7 +267,7 @@ def evaluate(
 @app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(help="picture files")],
-    weights: Annotated[str, _option("a run's folder (its best checkpoint), or one of its checkpoints")],
+    weights: Annotated[str, _option(NET_HELP)],
     top: Annotated[int, typer.Option(min=1, help="classes to name for each picture")] = 5,
     backend: Annotated[str | None, _option(f"{BACKEND_HELP} (auto)")] = None,
     exif: Annotated[

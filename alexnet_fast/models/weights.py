@@ -8,8 +8,10 @@ import os
 import re
 import tempfile
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from alexnet_fast.models.preprocessing import ImageClassification, imagenet_categories
 from alexnet_fast.models.variants import IMAGENET_MEAN, IMAGENET_STD
 
 HEAD = "classifier.6"  # the last layer, in every variant
@@ -35,38 +38,68 @@ class Weights:
 
     url: str
     variant: str
-    transforms: dict[str, Any]
+    preset: dict[str, Any]
     meta: dict[str, Any]
 
 
 class AlexNet_Weights(Enum):
-    """Published weights, named as torchvision names them."""
+    """Published weights, named and used as torchvision's enum::
+
+    weights = AlexNet_Weights.DEFAULT
+    net, preprocess = alexnet(weights=weights).eval(), weights.transforms()
+    label = weights.meta["categories"][net(preprocess(image)[None]).argmax()]
+    """
 
     IMAGENET1K_V1 = Weights(
         url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
         variant="torchvision",
-        transforms={"resize_size": 256, "crop_size": 224, "mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+        preset={"resize_size": 256, "crop_size": 224, "mean": IMAGENET_MEAN, "std": IMAGENET_STD},
         meta={
             "num_params": 61_100_840,
             "num_classes": 1000,
             "min_size": (63, 63),
+            "categories": imagenet_categories(),
+            "recipe": "https://github.com/pytorch/vision/tree/main/references/classification#alexnet-and-vgg",
             "metrics": {"ImageNet-1K": {"acc@1": 56.522, "acc@5": 79.066}},
+            "_metrics": {"ImageNet-1K": {"acc@1": 56.522, "acc@5": 79.066}},  # torchvision's name since 0.14
         },
     )
     DEFAULT = IMAGENET1K_V1
+
+    @classmethod
+    def verify(cls, obj: Any) -> Any:
+        """The member that ``obj`` is or names, with the enum's name before it or not; None stays.
+
+        Raises:
+            TypeError: it is something else.
+            KeyError: there is no such name.
+        """
+        if isinstance(obj, str):
+            return cls[obj.removeprefix(f"{cls.__name__}.")]
+        if obj is not None and not isinstance(obj, cls):
+            raise TypeError(f"weights: expected a member of {cls.__name__}, got {type(obj).__name__} {obj!r}")
+        return obj
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}.{self.name}"
 
     @property
     def url(self) -> str:
         return self.value.url
 
     @property
-    def transforms(self) -> dict[str, Any]:
-        """Shorter side to ``resize_size``, centre crop of ``crop_size``, scaled to 0..1, minus ``mean``, by ``std``."""
-        return self.value.transforms
+    def transforms(self) -> Callable[..., ImageClassification]:
+        """Called, it makes the module that turns a picture into what the net takes; by keywords with other values."""
+        return partial(ImageClassification, **self.value.preset)
 
     @property
     def meta(self) -> dict[str, Any]:
         return self.value.meta
+
+    def get_state_dict(self, progress: bool = True, check_hash: bool = True) -> dict[str, Tensor]:
+        """The tensors, downloaded to torch.hub's cache on first use. The file is checked by the hash in its name then,
+        whatever ``check_hash``, which torchvision's has."""
+        return read(self, progress).state
 
 
 class Checkpoint(NamedTuple):
@@ -106,8 +139,8 @@ class Checkpoint(NamedTuple):
 
 def read(weights: AlexNet_Weights | str | os.PathLike[str], progress: bool = True) -> Checkpoint:
     """The weights behind a member of an enum (ours or torchvision's), its name, a path or a URL."""
-    if isinstance(weights, str) and weights in AlexNet_Weights.__members__:
-        weights = AlexNet_Weights[weights]
+    if isinstance(weights, str) and weights.removeprefix("AlexNet_Weights.") in AlexNet_Weights.__members__:
+        weights = AlexNet_Weights.verify(weights)
     if isinstance(weights, AlexNet_Weights):
         state, _ = _read_file(_download(weights.url, progress))
         return Checkpoint(weights.name, state, weights.value.variant)

@@ -296,12 +296,12 @@ def absolute(data: str) -> str:
     return prefix + os.path.abspath(folder)
 
 
-def open_run_data(config: TrainConfig) -> Data:
-    data = (
-        synthetic_data(config.num_classes, config.image_size)
-        if config.synthetic
-        else open_data(config.data, config.exif)
-    )
+def open_run_data(config: TrainConfig, held_out_alone: bool = False) -> Data:
+    """The run's images; ``held_out_alone``: those to train on need not be there."""
+    if config.synthetic:
+        data = synthetic_data(config.num_classes, config.image_size)
+    else:
+        data = open_data(config.data, config.exif, held_out_alone)
     _check_stored(config, data)
     return data
 

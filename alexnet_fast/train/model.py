@@ -10,7 +10,8 @@ from torch import nn
 
 from alexnet_fast.data.random import mix
 from alexnet_fast.errors import InputError
-from alexnet_fast.models import VARIANTS, alexnet
+from alexnet_fast.models import VARIANTS
+from alexnet_fast.models.alexnet import alexnet
 from alexnet_fast.models.weights import read
 from alexnet_fast.train.config import TrainConfig
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import hashlib
+import os
 import pickle
 import socket
+import subprocess
+import sys
 from enum import Enum
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from alexnet_fast import AlexNet, alexnet
@@ -195,8 +201,110 @@ def test_what_is_known_of_the_published_weights():
     assert weights.meta["metrics"]["ImageNet-1K"] == {"acc@1": 56.522, "acc@5": 79.066}
     assert weights.meta["num_params"] == sum(p.numel() for p in AlexNet().parameters())
     assert weights.meta["min_size"] == (AlexNet(1).variant.min_image_size,) * 2
-    assert weights.transforms["crop_size"] == AlexNet(1).variant.image_size
-    assert weights.transforms["mean"] == AlexNet(1).variant.mean
+    assert weights.transforms().crop_size == [AlexNet(1).variant.image_size]
+    assert weights.transforms().mean == list(AlexNet(1).variant.mean)
+
+
+def test_the_enum_is_used_as_torchvisions(cache):
+    weights = AlexNet_Weights.DEFAULT
+    assert repr(weights) == "AlexNet_Weights.IMAGENET1K_V1"
+    assert copy.deepcopy(weights) is pickle.loads(pickle.dumps(weights)) is weights
+    categories = weights.meta["categories"]
+    assert (len(categories), categories[0], categories[-1]) == (1000, "tench", "toilet tissue")
+    verify = AlexNet_Weights.verify
+    assert verify(None) is None
+    assert verify("DEFAULT") is verify("AlexNet_Weights.IMAGENET1K_V1") is verify(weights) is weights
+    with pytest.raises(KeyError):
+        verify("IMAGENET1K_V9")
+    with pytest.raises(TypeError, match="weights: expected a member of AlexNet_Weights, got int 3"):
+        verify(3)
+    cache.mkdir()
+    torch.save(TINY, cache / "alexnet-owt-7be5be79.pth")
+    assert torch.equal(weights.get_state_dict(progress=False, check_hash=True)["weight"], TINY["weight"])
+
+
+@pytest.mark.parametrize("kind", ["picture", "grey", "uint8", "float", "batch"])
+def test_preprocessing(kind):
+    """The centre of an image whose every row, and column, is one colour: resized, its middle is what it was."""
+    preprocess = AlexNet_Weights.DEFAULT.transforms()
+    ramp = np.linspace(0, 255, 600).round().astype(np.uint8)
+    image = np.stack([np.broadcast_to(ramp, (300, 600))] * 3, 2)  # 300 x 600: 256 x 512, of which columns 144 to 368
+    tensor = torch.from_numpy(image).permute(2, 0, 1)
+    given = {
+        "picture": Image.fromarray(image),
+        "grey": Image.fromarray(image[:, :, 0]),
+        "uint8": tensor,
+        "float": tensor / 255,
+        "batch": tensor.expand(2, 3, 300, 600),
+    }[kind]
+    y = preprocess(given)
+    assert y.shape == ((2, 3, 224, 224) if kind == "batch" else (3, 224, 224))
+    columns = (torch.arange(144, 368) + 0.5) / 512
+    for channel, (mean, std) in enumerate(zip(preprocess.mean, preprocess.std, strict=True)):
+        got = y[..., channel, :, :] * std + mean
+        torch.testing.assert_close(got, columns.expand_as(got), rtol=0, atol=1.5 / 255)
+    with pytest.raises(TypeError, match="img: expected a PIL image or a Tensor, got list"):
+        preprocess([])
+
+
+def test_pretrained_as_before_weights(trained, cache, monkeypatch):
+    """Positional too; what it now means is said."""
+    loaded = []
+    monkeypatch.setattr("alexnet_fast.models.alexnet.read", lambda weights, progress: loaded.append(weights) or 1 / 0)
+    for call in (lambda: alexnet(pretrained=True), lambda: alexnet(True)):
+        with pytest.warns(UserWarning, match="pretrained: deprecated"), pytest.raises(ZeroDivisionError):
+            call()
+    assert loaded == [AlexNet_Weights.DEFAULT] * 2
+    for given in ({"pretrained": False}, {"weights": False}):
+        torch.manual_seed(5)
+        with pytest.warns(UserWarning, match="read as weights=None"):
+            assert same(alexnet(num_classes=4, **given), trained)
+
+
+def test_the_module_is_a_module():
+    """Its name is the function's too, as in torchvision, and it is called as that."""
+    import alexnet_fast.models.alexnet as page
+    from alexnet_fast import models
+
+    assert isinstance(page, ModuleType)
+    assert page.AlexNet is AlexNet
+    assert models.alexnet is page
+    assert type(models.alexnet(num_classes=1)) is AlexNet
+
+
+# ---- torchvision's registry ----------------------------------------------------------------------------------------
+
+TORCHVISION = """
+import enum, sys, types
+class WeightsEnum(enum.Enum): pass
+class AlexNet_Weights(WeightsEnum):
+    DEFAULT = 1
+BUILDERS = {}
+_api = types.SimpleNamespace(register_model=lambda name: lambda build: BUILDERS.setdefault(name, build))
+def list_models(): return sorted(BUILDERS)
+"""
+REGISTERED = """
+import inspect
+from torchvision import models
+assert {"alexnet_fast", "alexnet_fast_paper"} <= set(models.list_models())
+for name in ("alexnet_fast", "alexnet_fast_paper"):
+    weights = inspect.signature(models.BUILDERS[name]).parameters["weights"].annotation
+    assert weights.__args__[0] is models.AlexNet_Weights
+net = models.BUILDERS["alexnet_fast_paper"](num_classes=2)
+assert type(net).__module__ == "alexnet_fast.models.alexnet" and net.variant.name == "paper"
+"""
+
+
+@pytest.mark.parametrize("imports", ["alexnet_fast, torchvision.models", "torchvision.models, alexnet_fast"])
+def test_registered_with_torchvision(tmp_path, imports):
+    """Of a stand-in with the parts that count, whichever is imported first."""
+    (tmp_path / "torchvision" / "models").mkdir(parents=True)
+    (tmp_path / "torchvision" / "__init__.py").touch()
+    (tmp_path / "torchvision" / "models" / "__init__.py").write_text(TORCHVISION)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    command = [sys.executable, "-c", f"import {imports}\n{REGISTERED}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # What scripts write beside weights; none of it does anything when it is loaded.
