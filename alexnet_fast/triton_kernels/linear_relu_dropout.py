@@ -3,7 +3,8 @@
     y_i  = max(0, z_i + b) / (1 − p) where the first word of Philox(seed, i) is at least p · 2³², else 0
     dz_i = dy_i / (1 − p) where y_i > 0, else 0,    db = Σ dz over rows
 
-Tile: 16 bytes for each of 256 threads; i is row · features + feature. Backward is the epilogue's, whose mask is y as well.
+Tile: 16 bytes for each of 256 threads; i is row · features + feature. Backward is the epilogue's, whose mask is y as
+well.
 Bytes: forward reads z and writes y, backward reads dy and y and writes dz, each once; no mask is stored.
 """
 

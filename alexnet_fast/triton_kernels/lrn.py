@@ -85,8 +85,8 @@ def line_of(
     ACC: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
-    """x in the lines ``J`` after the own ones, taken apart, 0 beyond the ends of the line's group; with RELU, max(0, x +
-    bias). x_ptr: of the program's first pixel."""
+    """x in the lines ``J`` after the own ones, taken apart, 0 beyond the ends of the line's group; with RELU, max(0, x
+    + bias). x_ptr: of the program's first pixel."""
     inside = mask & (line % group_lines + J >= 0) & (line % group_lines + J < group_lines)
     x = tl.load(x_ptr + (here + J * VECTOR), inside, other=0)
     if RELU:
@@ -113,7 +113,7 @@ def window_sum(values, FIRST: tl.constexpr, LAST: tl.constexpr):
 def squares_of(values):
     squares = ()
     for i in tl.static_range(len(values)):
-        squares = squares + (values[i] * values[i],)
+        squares += (values[i] * values[i],)
     return squares
 
 
@@ -188,7 +188,7 @@ def _forward_lines(
     for i in tl.static_range(VECTOR):
         total = window_sum(squares, VECTOR + i - BEFORE, VECTOR + i + AFTER)
         power, _ = powers(K + SCALE * total, BETA)
-        y = y + (own[i] * power,)
+        y += (own[i] * power,)
     if r_ptr is not None:
         tl.store(r_ptr + first + here, together(own, VECTOR).to(r_ptr.dtype.element_ty), mask)
     tl.store(y_ptr + first + here, together(y, VECTOR).to(y_ptr.dtype.element_ty), mask)
@@ -293,8 +293,8 @@ def _backward_lines(
     dy_ptr += first
     x, dy = (), ()
     for j in tl.static_range(-1, 2):
-        x = x + line_of(x_ptr, here, line, mask, group_lines, None, j, False, ACC, VECTOR)
-        dy = dy + line_of(dy_ptr, here, line, mask, group_lines, None, j, False, ACC, VECTOR)
+        x += line_of(x_ptr, here, line, mask, group_lines, None, j, False, ACC, VECTOR)
+        dy += line_of(dy_ptr, here, line, mask, group_lines, None, j, False, ACC, VECTOR)
     squares = squares_of(x)
     own = (line % group_lines * VECTOR).reshape(1, LINES)  # the line's first channel in its group
     direct, product = (), ()  # dy_j · t_j^-β, and that · x_j / t_j, of channels -AFTER … VECTOR - 1 + BEFORE
@@ -305,8 +305,8 @@ def _backward_lines(
         if j < VECTOR or j >= 2 * VECTOR:  # beyond the group's ends there is none: not even 0 / 0
             channel = own + (j - VECTOR)
             through = tl.where((channel >= 0) & (channel < group_lines * VECTOR), through, 0.0)
-        direct = direct + (value,)
-        product = product + (through,)
+        direct += (value,)
+        product += (through,)
     dx = ()
     for i in tl.static_range(VECTOR):
         value = direct[i + AFTER]
@@ -314,7 +314,7 @@ def _backward_lines(
             value -= 2 * SCALE * BETA * x[VECTOR + i] * window_sum(product, i, i + AFTER + BEFORE)
         if RELU:
             value = tl.where(x[VECTOR + i] <= 0, 0.0, value)
-        dx = dx + (value,)
+        dx += (value,)
     whole = together(dx, VECTOR)
     tl.store(dx_ptr + first + here, whole.to(dx_ptr.dtype.element_ty), mask)
     if sum_ptr is not None:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from alexnet_fast.triton_kernels.launch import INTERPRETED
 
-# Of four bytes in a tile: four for each thread of eight warps. The interpreter pays by the operation, whatever the tile.
+# In a tile, of four bytes: four for each thread of eight warps. The interpreter pays by the operation, not by the tile.
 ELEMENTS = 8192 if INTERPRETED else 1024
 
 
@@ -134,13 +134,14 @@ def apart(x, VECTOR: tl.constexpr):
         even, odd = tl.split(x.reshape(P, L, 2, 2))
         v0, v2 = tl.split(even)
         v1, v3 = tl.split(odd)
-        return v0, v1, v2, v3
+        parts = (v0, v1, v2, v3)
     else:
         tl.static_assert(VECTOR == 8)
         even, odd = tl.split(x.reshape(P, L, 4, 2))
         v0, v2, v4, v6 = apart(even, 4)
         v1, v3, v5, v7 = apart(odd, 4)
-        return v0, v1, v2, v3, v4, v5, v6, v7
+        parts = (v0, v1, v2, v3, v4, v5, v6, v7)
+    return parts
 
 
 @triton.jit
@@ -149,20 +150,21 @@ def together(v, VECTOR: tl.constexpr):
     P: tl.constexpr = v[0].shape[0]
     L: tl.constexpr = v[0].shape[1]
     if VECTOR == 4:
-        return tl.join(tl.join(v[0], v[2]), tl.join(v[1], v[3])).reshape(P, L, 4)
+        even = tl.join(v[0], v[2])
+        odd = tl.join(v[1], v[3])
     else:
         even = together((v[0], v[2], v[4], v[6]), 4)
         odd = together((v[1], v[3], v[5], v[7]), 4)
-        return tl.join(even, odd).reshape(P, L, 8)
+    return tl.join(even, odd).reshape(P, L, VECTOR)
 
 
 @triton.jit
 def bias_of(bias_ptr, channel, mask, bias_channels, ACC: tl.constexpr):
     """The bias of each channel, of which a sheet in NCHW has those of all images; 0 without one."""
-    if bias_ptr is None:
-        return 0.0
-    else:
-        return tl.load(bias_ptr + channel % bias_channels, mask, other=0).to(ACC)
+    bias = 0.0
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + channel % bias_channels, mask, other=0).to(ACC)
+    return bias
 
 
 @triton.jit

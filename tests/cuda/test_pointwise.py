@@ -102,12 +102,10 @@ def test_ties(dtype, channels_last):
 FIVE = LRN(5, 0.02, 0.75, 2.0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_lrn_and_pool_in_pairs(dtype):
-    """What 16-bit kernels for AlexNet's stages alone take: edges of tiles, patches and groups, and pixels that no window
-    holds."""
+def pairs(dtype: torch.dtype) -> list[Task]:
+    """What the 16-bit kernels for AlexNet's stages alone take: edges of tiles, patches and groups."""
     some = []
-    for shape, lrn_, pool in (
+    for shape, norm, pool in (
         ((2, 16, 13, 13), FIVE, Pool(3, 2)),
         ((1, 24, 8, 10), FIVE, Pool(3, 2)),  # the last row and column are in no window
         ((1, 8, 9, 8), FIVE, Pool(3, 2, 1)),
@@ -116,8 +114,13 @@ def test_lrn_and_pool_in_pairs(dtype):
         ((1, 264, 5, 27), FIVE, Pool(3, 2)),  # tiles of channels, the last not full
         ((1, 8, 39, 21), FIVE, Pool(3, 2)),
     ):
-        some += of(epilogue("pairs", shape, lrn=lrn_, pool=pool), dtype, True)
-    run_and_check("threads", some)
+        some += of(epilogue("pairs", shape, lrn=norm, pool=pool), dtype, True)
+    return some
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_lrn_and_pool_in_pairs(dtype):
+    run_and_check("threads", pairs(dtype))
 
 
 # ---- Special values --------------------------------------------------------------------------------------------------
