@@ -13,6 +13,8 @@ Steps, in their order; without arguments all of them run:
               for the tests of tuning
 ``sanitize``  compute-sanitizer's four tools over one forward and backward pass of every operator
 ``peers``     whole nets in the hands of torch.compile and JAX, likewise, into peers-<time>.jsonl
+``profile``   Nsight Compute, where it is installed, over one call of each kernel: time, traffic,
+              instructions, occupancy, registers
 ``bench-…``   the GPU's cases of benchmarks/: bench-pointwise, bench-conv and bench-stage, each with the batch, -128 or
               -1024; bench-other, bench-net, bench-train. Rows of one commit collect in results.json beside the
               steps' files, and are printed at the end
@@ -47,7 +49,7 @@ from pathlib import Path
 
 import torch
 
-from . import machine
+from . import machine, profile
 from .results import load_lines
 from .tables import quick_table, short_table
 
@@ -212,15 +214,15 @@ def junit_result(status: int | None, report: str, log: str) -> Result:
     return Result("passed" if status == 0 and passed else "failed", summary, details)
 
 
-def find_sanitizer() -> str | None:
+def find_tool(name: str) -> str | None:
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     path = os.pathsep.join([os.environ.get("PATH", ""), f"{home}/bin", f"{home}/compute-sanitizer"])
-    return shutil.which("compute-sanitizer", path=path)
+    return shutil.which(name, path=path)
 
 
 def sanitize() -> Result:
     """Only this package's kernels are watched: torch's own hold data that initcheck finds uninitialized."""
-    if (sanitizer := find_sanitizer()) is None:
+    if (sanitizer := find_tool("compute-sanitizer")) is None:
         return Result("not run", "compute-sanitizer is not in PATH, nor in CUDA_HOME")
     tools = {}
     for tool in SANITIZERS:
@@ -276,6 +278,19 @@ def quick(path: Path, *arguments: str) -> Result:
     return Result("passed" if status == 0 else "failed", summary, details)
 
 
+def profiled() -> Result:
+    if (ncu := find_tool("ncu")) is None:
+        return Result("not run", "ncu, Nsight Compute, is not in PATH, nor in CUDA_HOME")
+    status, log = run(profile.command(ncu), LIMIT)
+    kernels = profile.kernels_of(log)
+    if not kernels:
+        errors = [line for line in log.splitlines() if line.startswith("==ERROR==")]
+        return Result("failed", errors[0] if errors else outcome(status), {"log": tail(log)})
+    print(*profile.table(kernels), sep="\n", flush=True)
+    details = {"method": profile.METHOD, "kernels": kernels} | ({} if status == 0 else {"log": tail(log)})
+    return Result("passed" if status == 0 else "failed", f"{len(kernels)} kernels", details)
+
+
 def stamped(folder: Path, step: str) -> Path:
     return folder / f"{step}-{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}.jsonl"
 
@@ -288,6 +303,7 @@ STEPS: dict[str, Callable[[Path], Result]] = {
     "triton": lambda folder: run_tests(folder / "triton-failures.jsonl", "tests/triton", ALEXNET_FAST_TUNE="0"),
     "sanitize": lambda _: sanitize(),
     "peers": lambda folder: quick(stamped(folder, "peers"), "peers", "--budget", str(LIMIT - 90)),
+    "profile": lambda _: profiled(),
     "bench-pointwise-128": lambda _: bench("lrn", "max_pool", "epilogue", batch=128),
     "bench-pointwise-1024": lambda _: bench("lrn", "max_pool", "epilogue", batch=1024),
     "bench-conv-128": lambda _: bench("conv_relu", batch=128),

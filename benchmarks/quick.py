@@ -27,6 +27,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -43,7 +44,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alexnet_fast import backend, pack
-from alexnet_fast.ops.registry import NATIVE, family
+from alexnet_fast.ops.conv_relu import FORWARDS, INPUT_GRADIENTS, WEIGHT_GRADIENTS
+from alexnet_fast.ops.conv_stage import FORWARDS as STAGE_FORWARDS
+from alexnet_fast.ops.registry import family
 from tests.ops.calls import Calls, calls_of
 from tests.ops.compare import results as gradients_of
 from tests.ops.samples import Sample, linear_relu_dropout
@@ -79,7 +82,7 @@ HOST = [*bench_overhead.SAMPLES, linear_relu_dropout("", (1, 8), (8, 8), trainin
 METHOD = (
     "Medians of one run. Kernels alone: a CUDA graph of calls on different tensors, together larger than the L2 cache. "
     "Layers, nets and steps: CUDA events around one call, the L2 cache overwritten before it, sides alternating, after "
-    "3 calls; cudnn.benchmark on. Host: up to the return of a call."
+    "3 calls; cudnn.benchmark on, Triton untuned. Host: up to the return of a call."
 )
 
 Call = Callable[[], Any]
@@ -97,6 +100,8 @@ def convolution_of(stage: Sample) -> Sample:
     return replace(stage, stem="conv_relu", reason=stage.reason.split(",")[0], arguments=geometry)
 
 
+GRADIENTS = {"conv_backward_input": INPUT_GRADIENTS, "conv_backward_weight": WEIGHT_GRADIENTS}
+CANDIDATES = {"conv_relu": FORWARDS, "conv_stage": STAGE_FORWARDS, **GRADIENTS}
 STAGES = sorted(bench_conv_stage.SAMPLES, key=in_order)
 CONVOLUTIONS = sorted([*bench_conv_relu.SAMPLES, *map(convolution_of, STAGES)], key=in_order)
 
@@ -107,7 +112,7 @@ class Place:
 
     clock: Clock
     device: str = "cuda"
-    own: str = "cuda"  # the backend of this package's own kernels
+    own: str = "cuda"  # the backend of this package's pointwise kernels
     batches: tuple[int, ...] = BATCHES["cuda"]
     net_batches: tuple[int, ...] = GPU_BATCHES
     drawn: dict[str, dict[str, Tensor]] = field(default_factory=dict)
@@ -193,11 +198,15 @@ def operators(sample: Sample, data: dict[str, Tensor], dy: Tensor, own: str) -> 
         sample.ours(data, own)
     with Calls() as training:
         gradients_of(lambda leaves: sample.ours(leaves, own), data, dy)
-    (forward,), (kept, backward) = inference.calls, training.calls
+    (forward,), (kept, backward) = ([detached(*call) for call in seen.calls] for seen in (inference, training))
     found = {"forward": forward, "forward, training": kept, "backward": backward}
     if options(forward[1]) == options(kept[1]):
         del found["forward, training"]
     return found
+
+
+def detached(operator: Callable, arguments: tuple) -> tuple[Callable, tuple]:
+    return operator, tuple(value.detach() if isinstance(value, Tensor) else value for value in arguments)
 
 
 def options(arguments: tuple) -> list:
@@ -279,80 +288,45 @@ def geometry(sample: Sample, batch: int) -> Row:
     return found | {"lrn": lrn.size if lrn else 0, "pool": pool.kernel_size if pool else 0}
 
 
-def sides_of(place: Place, sample: Sample, data: dict[str, Tensor]) -> dict[str, Call]:
-    """Every way to compute a convolution with ReLU or a stage; torch's functions first."""
-    x, weight, bias = data["input"], data["weight"], data["bias"]
-    own, rest = family(place.own), place.rest(sample)
-    shape, windows = rest[:4], rest[4:]
-
-    def fused() -> Tensor:
-        return torch.cudnn_convolution_relu(x, weight, bias, *shape)
-
-    def pooled(z: Tensor) -> Tensor:
-        return NATIVE.epilogue(z, None, *windows)[0]
-
-    eager = {"eager": lambda: sample.torch(data)}
-    if sample.stem == "conv_relu":
-        return eager | {
-            place.own: lambda: own.conv_relu(x, weight, bias, *rest),
-            "cudnn_epilogue": lambda: NATIVE.conv_relu(x, weight, bias, *rest),
-            "cudnn_bias_relu": fused,
-            "cudnn": lambda: F.conv2d(x, weight, None, *shape),
-        }
-    return eager | {
-        place.own: lambda: own.conv_stage(x, weight, bias, *rest)[0],
-        f"{place.own}_epilogue": lambda: pooled(own.conv_relu(x, weight, bias, *shape)),
-        "cudnn_epilogue": lambda: NATIVE.conv_stage(x, weight, bias, *rest)[0],
-        "cudnn_bias_relu_epilogue": lambda: pooled(fused()),
-    }
-
-
-def gradient_sides(place: Place, sample: Sample, data: dict[str, Tensor], wanted: int) -> dict[str, Call]:
-    """The gradient of the images (0) or of the weight (1), masked already; cuDNN's first."""
-    x, weight, shape = data["input"], data["weight"], place.rest(sample)
-    mask = [number == wanted for number in range(3)]
-    dy = torch.randn_like(F.conv2d(x, weight, None, *shape))
-    stride, padding, dilation, groups = shape
-
-    def cudnn() -> Tensor:
-        more = [len(weight)], stride, padding, dilation, False, [0, 0], groups
-        return torch.ops.aten.convolution_backward(dy, x, weight, *more, mask)[wanted]
-
-    def by(name: str) -> Call:
-        return lambda: family(name).conv_relu_backward(dy, x, weight, None, *shape, mask)[wanted]
-
-    return {"cudnn": cudnn, place.own: by(place.own), "triton": by("triton")}
+def chosen(sides: dict[str, Call], only: str) -> dict[str, Call]:
+    """The first, which has the truth, and ``only``; without one, all but Triton's."""
+    truth = next(iter(sides))
+    return {name: call for name, call in sides.items() if name in (truth, only) or (not only and name != "triton")}
 
 
 def layer_row(place: Place, sample: Sample, batch: int, only: str = "") -> Iterator[Row]:
+    """Of a convolution with ReLU, or a stage, what auto chooses from, torch's functions, and the convolution alone."""
     data, rest = place.data(sample, batch), place.rest(sample)
+    tensors = x, weight, _ = data["input"], data["weight"], data["bias"]
+    sides: dict[str, Call] = {"eager": lambda: sample.torch(data)}
+    sides |= {name: partial(first_of, call, *tensors, *rest) for name, call in CANDIDATES[sample.stem].items()}
+    if sample.stem == "conv_relu":
+        sides["cudnn"] = partial(F.conv2d, x, weight, None, *rest)
     with torch.inference_mode():
-        sides = sides_of(place, sample, data)
-        if only:
-            x, weight, bias = data["input"], data["weight"], data["bias"]
-            operator = getattr(family(only), sample.stem)
-            sides = {"eager": sides["eager"], only: lambda: first(operator(x, weight, bias, *rest))}
-        found = raced(place.clock, sides, unchecked=("cudnn",))
-    yield finished(found, labels(sample.stem, sample, batch, "forward"), sample, batch, data, only)
+        found = raced(place.clock, chosen(sides, only), unchecked=("cudnn",))
+    yield finished(found, labels(sample.stem, sample, batch, "forward"), sample, batch, only)
 
 
-def gradient_row(place: Place, sample: Sample, batch: int, wanted: int, only: str = "") -> Iterator[Row]:
-    data = place.data(sample, batch)
-    sides = gradient_sides(place, sample, data, wanted)
-    found = raced(place.clock, {name: sides[name] for name in ("cudnn", only or place.own)})
-    bench = ("conv_backward_input", "conv_backward_weight")[wanted]
-    yield finished(found, labels(bench, sample, batch, "backward"), sample, batch, data, only)
+def gradient_row(place: Place, sample: Sample, batch: int, bench: str, only: str = "") -> Iterator[Row]:
+    """Of what is masked already; cuDNN's is the truth."""
+    data, rest = place.data(sample, batch), place.rest(sample)
+    x, weight = data["input"], data["weight"]
+    dy = torch.randn_like(F.conv2d(x, weight, None, *rest))
+    sides = {name: partial(call, dy, x, weight, *rest) for name, call in CANDIDATES[bench].items()}
+    found = raced(place.clock, chosen(sides, only))
+    yield finished(found, labels(bench, sample, batch, "backward"), sample, batch, only)
 
 
-def first(result: Tensor | tuple[Tensor, ...]) -> Tensor:
+def first_of(call: Callable[..., Any], *arguments: Any) -> Tensor:
+    result = call(*arguments)
     return result if isinstance(result, Tensor) else result[0]
 
 
-def finished(found: Row, named: Row, sample: Sample, batch: int, data: dict[str, Tensor], only: str) -> Row:
-    if only:  # its peer was there for its result, and has its time from another row
+def finished(found: Row, named: Row, sample: Sample, batch: int, only: str) -> Row:
+    if only:  # the truth's time is another row's
         found["us"] = {name: us for name, us in found["us"].items() if name == only}
     images = replace(sample, input=(batch, *sample.input[1:]))
-    return named | {"layer": geometry(sample, batch), "flops": flops(images, data["input"], False)} | found
+    return named | {"layer": geometry(sample, batch), "flops": flops(images, torch.empty(0), False)} | found
 
 
 # ---- Nets ------------------------------------------------------------------------------------------------------------
@@ -478,10 +452,10 @@ def layers(place: Place) -> Iterator[Case]:
 def gradients(place: Place, only: str = "", batches: tuple[int, ...] = ()) -> Iterator[Case]:
     for batch in batches or place.batches:
         for sample in CONVOLUTIONS:
-            for wanted in (0, 1):
-                if wanted or sample.input[1] > 3:  # nobody asks for the images' gradient
-                    name = f"{sample}, batch {batch}, {('dx', 'dw')[wanted]}"
-                    yield name, partial(gradient_row, place, sample, batch, wanted, only)
+            for bench in GRADIENTS:
+                if bench == "conv_backward_weight" or sample.input[1] > 3:  # nobody asks for the images' gradient
+                    name = f"{bench} {sample.reason}, batch {batch}"
+                    yield name, partial(gradient_row, place, sample, batch, bench, only)
 
 
 def nets(place: Place) -> Iterator[Case]:
@@ -591,6 +565,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"quick: torch {torch.__version__} sees no CUDA device", file=sys.stderr)
         return 2
     torch.backends.cudnn.benchmark = True
+    os.environ.setdefault("ALEXNET_FAST_TUNE", "0")  # Triton would time its configurations for minutes
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or JAX would take the memory of all others
     last = measure(given.file, Place(Clock()), given.sections or QUICK, given.budget)
     return int(bool(last["failed"]) or not last["rows"])
 

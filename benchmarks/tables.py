@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from .results import merged
 
 LOSES = "†"  # marks rows where a peer is faster
+
+
+def table(head: list[str], lines: Iterable[list[str]]) -> str:
+    rows = [head, ["---", *["---:"] * (len(head) - 1)], *lines]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def floor_ms(row: dict[str, Any], ceilings: dict[str, float]) -> float | None:
@@ -87,7 +93,7 @@ def short_table(results: dict[str, Any]) -> list[str]:
 # ---- benchmarks.quick ------------------------------------------------------------------------------------------------
 
 PASSES = ("forward", "forward, training", "backward")
-LIBRARY = ("cudnn", "cudnn_bias_relu", "cudnn_epilogue", "cudnn_bias_relu_epilogue")
+LIBRARY = ("cudnn", "cudnn_bias_relu", "cudnn_epilogue")
 
 
 def split_batch(name: str) -> tuple[str, int]:

@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from alexnet_fast import AlexNet
+from alexnet_fast import AlexNet, tuning
 from alexnet_fast.ops.registry import NATIVE
-from benchmarks import bench_alexnet, bench_train_step, machine, peers, quick, results
+from benchmarks import bench_alexnet, bench_train_step, machine, peers, profile, quick, results
 from benchmarks.quick import SECTIONS, Place
 from benchmarks.tables import PASSES, quick_table
+from tests.ops.calls import Calls
 
 CEILINGS = {"copy_gb_s": 3000.0, "float32_tflop_s": 50.0, "bfloat16_tflop_s": 780.0}
 
@@ -61,7 +62,9 @@ def place(monkeypatch) -> Iterator[Place]:
     monkeypatch.setattr(quick, "FORMS", quick.FORMS[1:])
     monkeypatch.setattr(quick, "HOST", quick.HOST[-2:])
     monkeypatch.setattr(quick, "family", lambda name: NATIVE)
-    monkeypatch.setattr(torch, "cudnn_convolution_relu", lambda x, w, b, *shape: F.relu(F.conv2d(x, w, b, *shape)))
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", lambda *arguments: F.relu(F.conv2d(*arguments)))
+    for stem, library in tuning.LIBRARY.items():
+        monkeypatch.setitem(quick.CANDIDATES[stem], "triton", quick.CANDIDATES[stem][library])
     monkeypatch.setattr(torch, "compile", lambda net, mode: net)
     monkeypatch.setattr(peers, "compiled", lambda net, x: lambda: net(x))
     monkeypatch.setattr(machine, "ceilings", lambda: CEILINGS)
@@ -69,7 +72,10 @@ def place(monkeypatch) -> Iterator[Place]:
         monkeypatch.setattr(module, "net_of", small_net)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield Place(Clock(), "cpu", "cpu", batches=(2,), net_batches=(1,))
+    with torch.library._scoped_library("alexnet_fast", "IMPL") as library:
+        for name in ("conv_relu", "conv_relu_backward", "conv_stage"):
+            library.impl(f"{name}_cuda", getattr(NATIVE, name), "CPU")
+        yield Place(Clock(), "cpu", "cpu", batches=(2,), net_batches=(1,))
     torch.set_num_threads(before)
 
 
@@ -84,13 +90,11 @@ def test_every_section_runs(place, tmp_path):
     for row in results.merged(found["rows"]):
         us.setdefault(row["bench"], {}).update(row["us"])
         assert all(time > 0 for time in row["us"].values())
-    own = "cpu"
-    assert set(us["lrn"]) == {own, "copy", "eager", "triton"}
-    ways = {"cudnn_bias_relu", "cudnn_epilogue", "eager", own, "triton"}
-    assert set(us["conv_relu"]) == {*ways, "cudnn"}
-    assert set(us["conv_stage"]) == {*ways - {"cudnn_bias_relu"}, "cudnn_bias_relu_epilogue", f"{own}_epilogue"}
-    assert set(us["conv_backward_weight"]) == {own, "cudnn", "triton"}
-    plain = {"eager", "auto", own}
+    assert set(us["lrn"]) == {"cpu", "copy", "eager", "triton"}
+    assert set(us["conv_relu"]) == {*quick.CANDIDATES["conv_relu"], "eager", "cudnn"}
+    assert set(us["conv_stage"]) == {*quick.CANDIDATES["conv_stage"], "eager"}
+    assert set(us["conv_backward_weight"]) == set(quick.CANDIDATES["conv_backward_weight"])
+    plain = {"eager", "auto", "cpu"}
     assert set(us["alexnet"]) == {*plain, *(f"{side}, graph" for side in plain), "compile"}
     assert set(us["train_step"]) == {"eager", "auto", "compile"}
     assert set(us["host"]) == {"eager", "auto"}
@@ -98,6 +102,14 @@ def test_every_section_runs(place, tmp_path):
     shipped = json.loads((machine.ROOT / "benchmarks/results/nvidia-h100-80gb-hbm3/layers.json").read_text())
     assert layers["rows"][0].keys() == shipped["rows"][0].keys()
     assert layers["about"].keys() == shipped["about"].keys()
+
+
+def test_one_call_of_each_kernel(place):
+    with Calls() as seen:
+        profile.one_call_of_each(place)
+    names = [operator._opname for operator, _ in seen.calls]
+    assert {"lrn", "lrn_backward", "max_pool", "max_pool_backward", "epilogue", "epilogue_backward"} <= set(names)
+    assert {"conv_relu_cuda", "conv_relu_backward_cuda", "conv_stage_cuda"} <= set(names)
 
 
 @pytest.fixture
@@ -177,7 +189,7 @@ def test_the_table_of_all_cases_fits_a_screen():
         for batch in (128, 1024):
             rows.append(quick.labels_of(variant, batch, quick.HALF) | quick.LABELS | us)
     for case in [*(sample.stem for sample in quick.HOST), "tiny net", "tiny net too"]:
-        rows.append({"bench": "host", "case": case, "pass": "forward"} | us)
+        rows.append({"bench": "host", "case": case, "pass": "forward", "us": {"eager": 1.0, "auto": 1.0}})
     failed = [{"bench": "lrn", "case": str(n), "failed": {"cuda": "why"}} for n in range(9)]
     left_out = {section: ["a case"] for section in SECTIONS}
     table = quick_table({"rows": rows + failed, "ceilings": CEILINGS, "left_out": left_out})
