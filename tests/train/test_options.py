@@ -37,8 +37,24 @@ EACH: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer than the steps."""
+    monkeypatch.setattr("alexnet_fast.train.pictures.draw_curves", lambda rows, path: None)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fourteen steps without any option."""
+    run = tmp_path_factory.mktemp("plain") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("alexnet_fast.train.pictures.draw_curves", lambda rows, path: None)
+        assert runs.train(run, max_steps=14) == 0
+    return run
+
+
 @pytest.mark.parametrize("name", EACH)
-def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, name: str):
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, plain: Path, name: str):
     """Stopped in the middle of the first epoch, which has twelve steps."""
     given = {**EACH[name], "checkpoint_steps": 5}
     assert runs.train(tmp_path / "whole", max_steps=14, **given) == 0
@@ -47,9 +63,8 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, name: str):
     runs.assert_same_bits(tmp_path / "run", tmp_path / "whole")
     stop = [row for row in runs.rows(tmp_path / "run") if row["kind"] == "stop" and row["step"] < 14]
     assert [row for row in runs.rows(tmp_path / "run") if row not in stop] == runs.rows(tmp_path / "whole")
-    assert runs.train(tmp_path / "plain", max_steps=14, lr=given.get("lr", 0.01)) == 0
-    one, other = (runs.tensors(tmp_path / folder)["0.weight"] for folder in ("whole", "plain"))
-    assert torch.equal(one, other) == (name == "accumulation and nothing else")
+    one, other = (runs.tensors(run)["0.weight"] for run in (tmp_path / "whole", plain))
+    assert not torch.equal(one, other)  # the option does something
 
 
 def _first_step(run: Path, **given: Any) -> tuple[checkpoint.Checkpoint, nn.Module]:
