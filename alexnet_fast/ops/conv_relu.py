@@ -8,6 +8,7 @@ over images and pixels. Saved for backward: x, w and y, off which the mask is re
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from alexnet_fast import reference
@@ -15,7 +16,7 @@ from alexnet_fast.backends import choose
 from alexnet_fast.ops import convolution
 from alexnet_fast.ops.arguments import IntPair, once_per_form
 from alexnet_fast.ops.convolution import GEOMETRY
-from alexnet_fast.ops.registry import CUDA, NATIVE, TRITON, Family, define, empty, family
+from alexnet_fast.ops.registry import CUDA, LIBRARY, NATIVE, TRITON, Family, define, empty, family
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -28,6 +29,10 @@ def _backward(family: Family, ctx, dy: Tensor):
     wanted = ctx.needs_input_grad[:3]
     grads = family.conv_relu_backward(dy, x, weight, y, *ctx.geometry, wanted)
     return *[g if want else None for g, want in zip(grads, wanted, strict=True)], *[None] * 4
+
+
+def _fake(x, weight, bias, *geometry):
+    return convolution.fake(x, weight, *geometry[:3])
 
 
 def _fake_backward(dy, x, weight, y, stride, padding, dilation, groups, wanted):
@@ -50,7 +55,7 @@ BACKWARD = (
 define(
     "conv_relu",
     FORWARD,
-    fake=lambda x, weight, bias, *geometry: convolution.fake(x, weight, *geometry[:3]),
+    fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
     autocast=lambda family, dtype, x, weight, bias, *rest: family.conv_relu(
@@ -68,6 +73,11 @@ define(
 )
 convolution.define_own_kernel("conv_relu", FORWARD)
 convolution.define_own_kernel("conv_relu_backward", BACKWARD)
+# csrc/cuda/sm90's kernels, by names of their own: for 16-bit tensors on GPUs of compute capability 9.0, an error
+# elsewhere and for the bias's gradient. No GPU has run them yet, so nothing chooses them.
+for _name, _schema, _shapes in ("conv_relu", FORWARD, _fake), ("conv_relu_backward", BACKWARD, _fake_backward):
+    LIBRARY.define(f"{_name}_sm90{_schema}", tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.register_fake(f"alexnet_fast::{_name}_sm90", _shapes, lib=LIBRARY)
 
 
 @once_per_form
