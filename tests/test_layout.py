@@ -73,7 +73,10 @@ def test_no_file_is_without_its_operator():
     assert {re.sub("_(fwd|bwd)$", "", name) for name in sources + references} - OTHERS - {"__init__"} <= set(STEMS)
 
 
-@pytest.mark.parametrize(("macro", "files"), [("CPU_KERNELS", "cpu/*.cpp"), ("CUDA_LAUNCHERS", "cuda/*.cu")])
+@pytest.mark.parametrize(
+    ("macro", "files"),
+    [("CPU_KERNELS", "cpu/*.cpp"), ("CUDA_LAUNCHERS", "cuda/*.cu"), ("CUDA_SM90_LAUNCHERS", "cuda/sm90/*.cu")],
+)
 def test_the_contents_page_lists_every_kernel(macro, files):
     page = (CSRC / "launchers.h").read_text().replace("\\\n", " ")
     (definition,) = re.findall(rf"#define ALEXNET_FAST_{macro}\(X\)(.*)", page)

@@ -33,6 +33,10 @@ def _backward(family: Family, ctx, dy: Tensor):
     return *[g if want else None for g, want in zip(grads, wanted, strict=True)], *[None] * 4
 
 
+def _fake(x, weight, bias, *geometry):
+    return convolution.fake(x, weight, *geometry[:3])
+
+
 def _fake_backward(dy, x, weight, y, stride, padding, dilation, groups, wanted):
     shapes = (x.shape, x), (weight.shape, weight), (weight.shape[:1], None)
     return tuple(
@@ -53,7 +57,7 @@ BACKWARD = (
 define(
     "conv_relu",
     FORWARD,
-    fake=lambda x, weight, bias, *geometry: convolution.fake(x, weight, *geometry[:3]),
+    fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
     autocast=lambda family, dtype, x, weight, bias, *rest: family.conv_relu(
@@ -71,6 +75,11 @@ define(
 )
 convolution.define_own_kernel("conv_relu", FORWARD)
 convolution.define_own_kernel("conv_relu_backward", BACKWARD)
+# csrc/cuda/sm90's kernels, by names of their own: for 16-bit tensors on GPUs of compute capability 9.0, an error
+# elsewhere and for the bias's gradient. No GPU has run them yet, so nothing chooses them.
+for _name, _schema, _shapes in ("conv_relu", FORWARD, _fake), ("conv_relu_backward", BACKWARD, _fake_backward):
+    LIBRARY.define(f"{_name}_sm90{_schema}", tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.register_fake(f"alexnet_fast::{_name}_sm90", _shapes, lib=LIBRARY)
 
 
 # ---- What auto chooses from on a GPU ---------------------------------------------------------------------------------

@@ -8,28 +8,42 @@ namespace {
 
 // ---- This package's own kernels -------------------------------------------------------------------------------------
 
-Tensor conv_relu(const Tensor& input, const Tensor& kernel, const std::optional<Tensor>& bias, const Ints& stride,
-                 const Ints& padding, const Ints& dilation, int64_t groups, bool allow_tf32) {
-  ConvParams params = conv_params(input, kernel, stride, padding, dilation, groups, allow_tf32, "conv_relu");
+Tensor run_conv_relu(const char* op, int64_t (*workspace_bytes)(const ConvParams&), CudaLauncher<ConvParams> launcher,
+                     const Tensor& input, const Tensor& kernel, const std::optional<Tensor>& bias, const Ints& stride,
+                     const Ints& padding, const Ints& dilation, int64_t groups, bool allow_tf32) {
+  ConvParams params = conv_params(input, kernel, stride, padding, dilation, groups, allow_tf32, op);
   const Tensor x = dense(input, true), weight = dense(kernel, true);
-  const std::optional<Tensor> b = set_bias(bias, x, params, "conv_relu");
+  const std::optional<Tensor> b = set_bias(bias, x, params, op);
   Tensor y = empty(x, {params.batch, params.out_channels, params.out_height, params.out_width}, x.scalar_type(), true);
   params.x = x.const_data_ptr();
   params.weight = weight.const_data_ptr();
   params.y = y.mutable_data_ptr();
   if (y.numel() > 0) {
-    launch_with_workspace("conv_relu", x, params, params.workspace, &cuda::conv_relu_fwd_workspace_bytes,
-                          &cuda::conv_relu_fwd);
+    launch_with_workspace(op, x, params, params.workspace, workspace_bytes, launcher);
   }
   return in_layout(y, result_is_channels_last(input, kernel));
 }
 
+Tensor conv_relu(const Tensor& input, const Tensor& kernel, const std::optional<Tensor>& bias, const Ints& stride,
+                 const Ints& padding, const Ints& dilation, int64_t groups, bool allow_tf32) {
+  return run_conv_relu("conv_relu", &cuda::conv_relu_fwd_workspace_bytes, &cuda::conv_relu_fwd, input, kernel, bias,
+                       stride, padding, dilation, groups, allow_tf32);
+}
+
+// Refuses what it does not take, and every card but those of compute capability 9.0.
+Tensor conv_relu_sm90(const Tensor& input, const Tensor& kernel, const std::optional<Tensor>& bias, const Ints& stride,
+                      const Ints& padding, const Ints& dilation, int64_t groups) {
+  return run_conv_relu("conv_relu_sm90", &cuda::sm90::conv_relu_fwd_workspace_bytes, &cuda::sm90::conv_relu_fwd, input,
+                       kernel, bias, stride, padding, dilation, groups, false);
+}
+
 // output: forward's, or none where grad is masked already. What is not wanted comes back empty.
-std::tuple<Tensor, Tensor, Tensor> conv_relu_backward(const Tensor& grad, const Tensor& input, const Tensor& kernel,
-                                                      const std::optional<Tensor>& output, const Ints& stride,
-                                                      const Ints& padding, const Ints& dilation, int64_t groups,
-                                                      std::vector<bool> wanted, bool allow_tf32) {
-  constexpr const char* op = "conv_relu_backward";
+std::tuple<Tensor, Tensor, Tensor> run_conv_relu_backward(const char* op, int64_t (*workspace_bytes)(const ConvParams&),
+                                                          CudaLauncher<ConvParams> launcher, const Tensor& grad,
+                                                          const Tensor& input, const Tensor& kernel,
+                                                          const std::optional<Tensor>& output, const Ints& stride,
+                                                          const Ints& padding, const Ints& dilation, int64_t groups,
+                                                          const std::vector<bool>& wanted, bool allow_tf32) {
   ConvParams params = conv_params(input, kernel, stride, padding, dilation, groups, allow_tf32, op);
   STD_TORCH_CHECK(wanted.size() == 3, op, ": wanted must have three elements");
   STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == params.batch && grad.size(1) == params.out_channels &&
@@ -58,16 +72,37 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_backward(const Tensor& grad, const 
   params.dx = pointer(dx);
   params.dweight = pointer(dweight);
   params.dbias = pointer(dbias);
-  launch_with_workspace(op, x, params, params.workspace, &cuda::conv_relu_bwd_workspace_bytes, &cuda::conv_relu_bwd);
+  launch_with_workspace(op, x, params, params.workspace, workspace_bytes, launcher);
   const bool channels_last = result_is_channels_last(input, kernel);
   return {wanted[0] ? in_layout(dx, channels_last) : dx, wanted[1] ? in_layout(dweight, channels_last) : dweight,
           dbias};
+}
+
+std::tuple<Tensor, Tensor, Tensor> conv_relu_backward(const Tensor& grad, const Tensor& input, const Tensor& kernel,
+                                                      const std::optional<Tensor>& output, const Ints& stride,
+                                                      const Ints& padding, const Ints& dilation, int64_t groups,
+                                                      std::vector<bool> wanted, bool allow_tf32) {
+  return run_conv_relu_backward("conv_relu_backward", &cuda::conv_relu_bwd_workspace_bytes, &cuda::conv_relu_bwd, grad,
+                                input, kernel, output, stride, padding, dilation, groups, wanted, allow_tf32);
+}
+
+// As conv_relu_sm90. The bias's gradient it refuses as well.
+std::tuple<Tensor, Tensor, Tensor> conv_relu_backward_sm90(const Tensor& grad, const Tensor& input,
+                                                           const Tensor& kernel, const std::optional<Tensor>& output,
+                                                           const Ints& stride, const Ints& padding,
+                                                           const Ints& dilation, int64_t groups,
+                                                           std::vector<bool> wanted) {
+  return run_conv_relu_backward("conv_relu_backward_sm90", &cuda::sm90::conv_relu_bwd_workspace_bytes,
+                                &cuda::sm90::conv_relu_bwd, grad, input, kernel, output, stride, padding, dilation,
+                                groups, wanted, false);
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(alexnet_fast, ALEXNET_FAST_CUDA_KEY, m) {
   m.impl("conv_relu_kernel", TORCH_BOX(&conv_relu));
+  m.impl("conv_relu_sm90", TORCH_BOX(&conv_relu_sm90));
+  m.impl("conv_relu_backward_sm90", TORCH_BOX(&conv_relu_backward_sm90));
   m.impl("conv_relu_backward_kernel", TORCH_BOX(&conv_relu_backward));
 }
 #endif

@@ -79,6 +79,8 @@ BUDGETS = [
     Budget(r"conv_weight_gradient<WeightTile<TensorCores<\w+>, 128, 128,", 224, 99 * KB, (2, 1, 1, 2)),
     Budget(r"conv_weight_gradient<WeightTile<TensorCores<\w+>, 64, 128,", 128, 99 * KB, (3, 1, 1, 4)),
     Budget("conv_weight_gradient<WeightTile<MultiplyAdd, 64, 128,", 168, 99 * KB, (3, 1, 1, 3)),
+    # One block has all of a multiprocessor of sm_90a: 168 registers a thread at its start, handed out anew inside.
+    Budget("sm90::(conv_relu_fwd|conv_weight_gradient)<", 168, 227 * KB, (0, 0, 0, 1)),
     # The slabs and the ring of the convolution's output: one block on all but sm_90.
     Budget("conv_stage_fwd<", 152, 99 * KB, (1, 1, 1, 2)),
 ]
@@ -105,6 +107,12 @@ def wanted_instructions(kernel: Kernel) -> list[str]:
         words = math == "TensorCores<float>" and kernel.family == "conv_weight_gradient"  # ldmatrix turns 16 bits alone
         wanted += [] if math == "MultiplyAdd" or words else [r"LDSM\..*"]
         return wanted + ([] if kernel.family == "conv_weight_gradient" else [r"STG\.E\.128"])
+    if kernel.hopper:  # products of operands in shared memory, which bulk copies bring, and registers handed out anew
+        forward = kernel.family == "sm90::conv_relu_fwd"
+        columns = re.findall(r"\d+(?=[,>])", kernel.name)[-2] if forward else 192
+        product = rf"HGMMA\.64x{columns}x16\.F32" + (r"\.BF16" if "bf16" in kernel.name else "")
+        copies = [r"UTMALDG\.4D\.IM2COL", r"UTMALDG\.4D", *([r"UTMASTG\.3D"] if forward else [])]
+        return [product, *copies, r"USETMAXREG.*", r"SYNCS\.PHASECHK.*"]
     if kernel.family == "conv_fold_image":
         return [r"STG\.E\.128"]
     maxima = []
@@ -146,6 +154,13 @@ def faults(kernel: Kernel) -> list[str]:
     fewest = allowed.blocks[list(MULTIPROCESSORS).index(kernel.architecture)]
     if kernel.blocks < fewest:
         found.append(f"{kernel.blocks} blocks fit a multiprocessor, budget {fewest}")
+    if kernel.hopper:  # several products between two waits: ptxas would give each its own where it serializes them
+        products, waits = (
+            sum(kernel.instructions[i] for i in kernel.instructions if i.startswith(start))
+            for start in ("HGMMA", "WARPGROUP.ARRIVE")
+        )
+        if products < 3 * waits:
+            found.append(f"{products} products in {waits} batches: they are serialized")
     for wanted in wanted_instructions(kernel):
         if not any(re.fullmatch(wanted, instruction) for instruction in kernel.instructions):
             found.append(f"no instruction {wanted}")
