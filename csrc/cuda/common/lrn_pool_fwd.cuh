@@ -162,8 +162,8 @@ __device__ __forceinline__ void store_shared_16(T* to, const Pack<T, N>& pack) {
 #endif
 }
 
-// The largest of a window's nine, and its place: the last of those that equal it, from the ninth to the first. Window
-// rows and columns beyond the image are the nearest within, at its place.
+// The largest of a window's nine, and its place: the nine are gone through backwards, so that of equals the first one's
+// is left. Rows and columns beyond the image are the nearest one within, at its place.
 template <class T, int V, bool kCodes>
 __device__ __forceinline__ PackedBest<V> best_of_nine(const Pack<T, V> (&x)[3][3], const uint32_t (&row_place)[3],
                                                       const uint32_t (&column_place)[3]) {
