@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from typer.main import get_command
 
 from alexnet_fast import cli
 from alexnet_fast.data.hashes import file_sha256, record_sha256
@@ -60,6 +61,9 @@ WORDS = [text.replace("\0", "?") for text in TEXTS]  # an argument of a process 
 WORDS += ["1,2,3", "0.5,0.5,0.5", ",", "1,,2", "1" * 5000, *(f"{n}" for n in NUMBERS if n is not None)]
 
 
+COMMAND = get_command(cli.app)
+
+
 class Place:
     """Folders that inputs are made from, and a copy of them that one input may spoil."""
 
@@ -96,6 +100,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 def ends_well(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """ends_well("train", …): the command's exit code, having looked at what it said."""
     monkeypatch.setattr("alexnet_fast.train.report.draw_runs", lambda runs, path: None)  # takes a second
+    monkeypatch.setattr(
+        cli, "app", COMMAND
+    )  # made once: typer would make it anew for each input, at a tenth of a second
 
     def run(*words: object) -> int:
         monkeypatch.setattr(sys, "argv", ["alexnet-fast", *map(str, words)])
@@ -118,9 +125,7 @@ def draws(kind: str, config: pytest.Config) -> Iterator[random.Random]:
 
 def options_of(command: str) -> list[tuple[str, bool]]:
     """Each option of a command, and whether it takes a value."""
-    from typer.main import get_command
-
-    parameters = get_command(cli.app).commands[command].params
+    parameters = COMMAND.commands[command].params
     return [
         (name, not parameter.is_flag)
         for parameter in parameters
@@ -130,11 +135,11 @@ def options_of(command: str) -> list[tuple[str, bool]]:
 
 
 def drawn_options(draw: random.Random, command: str, work: Path) -> list[str]:
-    """One to four options, some with values of their kind, most without."""
+    """One to three options, some with values of their kind, most without."""
     known = [*sorted({word for choices in CHOICES.values() for word in choices}), *AlexNet_Weights.__members__]
     files = [str(path) for path in (work, *sorted(work.iterdir()))]
     words: list[str] = []
-    for name, valued in draw.sample(options_of(command), draw.randint(1, 4)):
+    for name, valued in draw.sample(options_of(command), draw.randint(1, 3)):
         if name not in ("--help", "-h", "--seeds"):
             words += [name, draw.choice(draw.choice([WORDS, known, files]))] if valued else [name]
     return [word for word in words if "DEFAULT" not in word and "IMAGENET" not in word]  # nothing is downloaded

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import signal
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -120,13 +121,21 @@ def _decoded(images: _Images, batches: list[list[int]], workers: int) -> Iterato
         worker_init_fn=_begin,
         pin_memory=torch.cuda.is_available(),
     )
-    loaded = iter(loader)
+    try:
+        loaded = iter(loader)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise RunError(NO_ROOM) from error  # not even for the locks of its queues
     try:
         for pictures, labels, bad in loaded:
             yield pictures.permute(0, 3, 1, 2), torch.tensor(labels), bad
     except (EOFError, ConnectionError, FileNotFoundError) as error:  # the worker died while handing over a batch
         _forget_workers()
         raise RunError(WORKER_DIED) from error
+    except RuntimeError:  # of torch: a worker died, or raised
+        _forget_workers()
+        raise
     finally:
         if workers:  # not when garbage is collected: an error's traceback keeps them, and they are deaf to SIGTERM
             loaded._shutdown_workers()

@@ -355,6 +355,8 @@ def read_config(path: Path) -> dict[str, Any]:
             field = fields.get(name, name)
             if field in given:
                 raise ValueError(f"{path.name}: {name!r} is given twice")
+            if isinstance(value, str) and "\0" in value:  # no path and no name holds it
+                raise ValueError(f"{path.name}: {name}: expected text without zero bytes")
             if value is not None:
                 given[field] = conform(value, HINTS[field], f"{path.name}: {name}")
         return given

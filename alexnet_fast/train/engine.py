@@ -375,7 +375,8 @@ class Trainer:
             own = {name: state[p].get(slot) for name, p in self.names.items() if p in state}
             own = self.split.joined({name: value for name, value in own.items() if value is not None})
             kept |= {prefix + name: value for name, value in own.items()}
-        self.split.collect()
+        if self.state["step"]:  # before the first step the whole net is what it was built as
+            self.split.collect()
         weights = self.model.state_dict()
         if self.average:
             kept |= {WEIGHT + name: value for name, value in weights.items()}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from alexnet_fast.data.random import mix
 from alexnet_fast.errors import InputError
@@ -39,8 +40,19 @@ def build_model(config: TrainConfig) -> nn.Module:
 
 def skeleton(config: TrainConfig, build: Callable[[TrainConfig], nn.Module] = build_model) -> nn.Module:
     """The net of ``config`` as names, shapes and dtypes, without memory for its numbers."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         return build(dataclasses.replace(config, weights=None))
+
+
+class _Unfilled(TorchFunctionMode):
+    """Initializations do nothing: there is nothing to fill, and on the meta device drawing imports torch's compiler."""
+
+    FILLING = ("normal_", "uniform_", "zeros_", "zero_", "constant_", "fill_")
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function.__name__.endswith(self.FILLING):
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 def kaiming(model: nn.Module) -> None:

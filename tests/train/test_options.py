@@ -165,7 +165,7 @@ def test_turned_images_are_pillows():
     turned = rotated(images, indices, 30.0, seed=1, epoch=2)
     for image, index, result in zip(images, indices.tolist(), turned, strict=True):
         angle = (2 * Draws(1, 2, index, ROTATION_KEY).unit() - 1) * 30
-        pillow = Image.fromarray(image.permute(1, 2, 0).numpy()).rotate(-angle, Image.Resampling.BILINEAR)
+        pillow = Image.fromarray(image.permute(1, 2, 0).numpy()).rotate(angle, Image.Resampling.BILINEAR)
         difference = np.abs(np.asarray(pillow).astype(int) - result.permute(1, 2, 0).numpy().astype(int))
         assert np.median(difference) <= 1  # at the edge Pillow takes the nearest pixel where grid_sample fades to black
         assert (difference.max(2) > 3).mean() < 0.05

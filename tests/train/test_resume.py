@@ -133,13 +133,13 @@ def test_a_second_signal_kills_also_while_a_loader_worker_is_stopped(tmp_path: P
 
 def test_a_full_dev_shm_ends_the_run_with_one_line(tmp_path: Path):
     inside = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
-    mounted = "mount -t tmpfs -o size=64k tmpfs /dev/shm"
+    mounted = "mount -t tmpfs -o size=1M tmpfs /dev/shm"
     if subprocess.run([*inside, mounted], capture_output=True).returncode:
         pytest.skip("this machine lets no test mount a small /dev/shm")
     options = {"data": str(write_folder(tmp_path / "set", train=8, val=2)), "out": str(tmp_path / "run")}
     words = json.dumps({**runs.GIVEN, **options, "image_size": 200, "workers": 2})
     run = f"{mounted} && exec {sys.executable} -m tests.train.runs '{words}'"
-    ended = subprocess.run([*inside, run], cwd=runs.ROOT, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run([*inside, run], cwd=runs.ROOT, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 1
     assert ended.stdout.splitlines()[-1].startswith("error: /dev/shm is full")
     assert "Traceback" not in ended.stdout + ended.stderr
