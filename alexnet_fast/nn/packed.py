@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from functools import cache
 from operator import itemgetter
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 from weakref import finalize
 
 import torch
@@ -26,6 +26,7 @@ from alexnet_fast.ops.registry import LIBRARY, memory_format
 # The rows of input that a linear layer's weight is packed for. Blocks for 32 rows are as fast at 1 row as blocks for 1,
 # or faster, so that one copy serves all batches.
 ROWS = 32
+M = TypeVar("M", bound=nn.Module)
 
 
 class _Copy(NamedTuple):
@@ -62,7 +63,7 @@ OPTIONS = {
 _copies: dict[int, _Copy | None] = {}
 
 
-def pack(model: nn.Module) -> nn.Module:
+def pack(model: M) -> M:
     """Lets every Conv2d and Linear in ``model`` that a FusedSequential runs keep a packed copy of its weight.
 
     For inference on CPUs: the copies are made, and used, by calls under ``torch.inference_mode()`` or

@@ -47,9 +47,11 @@ def find(given: str, data: str | None = None, verify: bool = True) -> Found:
     with the defaults for ``data`` and their variant. Raises :class:`InputError`."""
     path = Path(given)
     elsewhere = given.removeprefix("AlexNet_Weights.") in AlexNet_Weights.__members__ or "://" in given
-    of_a_run = (path / "state.json").exists() or (path / "checkpoints").exists()
+    own = (path / "state.json").exists() or path.absolute().parent.name == "checkpoints"
+    of_a_run = own or (path / "checkpoints").exists()
     file = path.expanduser()
-    if not elsewhere and not file.is_file() and not (not of_a_run and any((file / name).exists() for name in FILES)):
+    elsewhere = elsewhere or file.is_file() or (not of_a_run and any((file / name).exists() for name in FILES))
+    if not elsewhere:
         stored = checkpoint.load(checkpoint.find(path, "best", "last"), verify)
         return Found(
             str(stored.path), stored.config, stored.classes, stored.state["step"], lambda net: stored.read(net)[0]
@@ -59,9 +61,8 @@ def find(given: str, data: str | None = None, verify: bool = True) -> Found:
     except (ValueError, OSError) as error:
         raise InputError(f"{error}") from None
     head = weights.state.get(f"{HEAD}.weight")
-    if head is None:
-        raise InputError(f"weights: {weights.name} has no {HEAD}.weight, so it is no AlexNet's")
-    # A run's own folder of data is not known; what follows from it does not matter to a net that is not trained.
+    if head is None or head.dim() != 2:
+        raise InputError(f"weights: {weights.name} has no matrix {HEAD}.weight, so it is no AlexNet's")
     net = {"variant": weights.variant} if weights.variant else {}
     config = resolve({"data": data or ".", "out": "", "num_classes": len(head), **net}, 0)
     classes = AlexNet_Weights[weights.name].meta["categories"] if weights.name in AlexNet_Weights.__members__ else None

@@ -85,7 +85,8 @@ def test_published_weights_bring_their_classes(monkeypatch, tmp_path):
     ("state", "message"),
     [
         ({"classifier.6.weight": torch.zeros(2, 4096)}, "does not fit the net: features.0.weight is missing"),
-        ({"fc.weight": torch.zeros(2, 2)}, "has no classifier.6.weight, so it is no AlexNet's"),
+        ({"fc.weight": torch.zeros(2, 2)}, "has no matrix classifier.6.weight, so it is no AlexNet's"),
+        ({"classifier.6.weight": torch.tensor(3.0)}, "has no matrix classifier.6.weight"),
         ([], "expected a state_dict"),
     ],
 )
