@@ -101,13 +101,22 @@ def best(us: dict[str, float], suffix: str) -> tuple[str, float] | None:
     return name, peers[name] / us["auto" + suffix]
 
 
+def shown(side: str) -> str:
+    name, *graph = side.split(", ")
+    return ", ".join([OWN.get(name, name), *graph])
+
+
+def nets_of(found: Parts) -> list[dict[str, Any]]:
+    """Rows of whole nets, then of training steps."""
+    return [row for bench in NETS for row in found["rows"] if row["bench"] == bench and "us" in row]
+
+
 def nets_table(found: Parts) -> str:
     """Whole nets and training steps."""
-    rows = [row for bench in NETS for row in found["rows"] if row["bench"] == bench and "us" in row]
+    rows = nets_of(found)
     others = [name for name in PEERS[1:] if any(name in row["us"] for row in rows)]
     sides = [side + graph for side in OWN for graph in ("", ", graph")] + others
-    head = ["milliseconds", "dtype", *(OWN.get(side, f"{OWN.get(side.split(',')[0], side)}, graph") for side in sides)]
-    head[len(head) - len(others) :] = others
+    head = ["milliseconds", "dtype", *map(shown, sides)]
     head += ["best peer / ours", "in a graph", "floor / ours"]
     lines = []
     for row in rows:
@@ -119,6 +128,18 @@ def nets_table(found: Parts) -> str:
         name = f"{NETS[row['bench']]}, {row['case']}{mark(found, row, loses)}"
         lines.append([name, row["dtype"], *(ms(us.get(side)) for side in sides), *cells, share])
     return table(head, lines)
+
+
+def speed_data(found: Parts) -> list[list[Any]]:
+    """What the picture of nets shows: title, milliseconds by side, floor."""
+    return [
+        [
+            f"{NETS[row['bench']]}, {row['case']}\n{row['dtype']}",
+            {shown(side): us / 1e3 for side, us in row["us"].items()},
+            floor_ms(row, found["ceilings"]),
+        ]
+        for row in nets_of(found)
+    ]
 
 
 def kernels_table(found: Parts) -> str:

@@ -180,7 +180,7 @@ def quick_table(found: dict[str, Any]) -> list[str]:
     block(f"stages, own/cuDNN, µs: {', '.join(map(str, batches))}", stages)
     for bench, title in (("alexnet", "inference"), ("train_step", "training step")):
         lines += [f"{title} {row['case']}, µs: {against_eager(row)}" for row in of(bench)]
-    hosts = [f"{row['case']} {row['pass'].replace('forward+', '+')}: {against_eager(row)}" for row in of("host")]
+    hosts = [f"{row['case']}{row['pass'].removeprefix('forward')}: {against_eager(row)}" for row in of("host")]
     lines += ["host, µs: " + "; ".join(hosts[at : at + 4]) for at in range(0, len(hosts), 4)]
     if failed:
         names = [f"{row['case']} {side}: {why}" for row in failed for side, why in row["failed"].items()]
