@@ -52,6 +52,7 @@ def changes(found: Parts) -> list[dict[str, Any]]:
 def concerns(change: dict[str, Any], row: dict[str, Any]) -> bool:
     """Whether ``row`` is of what has changed: all that one of its ``rows`` names."""
     named = row | {"what": row.get("case", "").rsplit(", ", 2)[0]}
+    named["triton"] = any("triton" in row.get(times, {}) for times in ("us", "cold"))
     return any(all(named.get(name) in values for name, values in each.items()) for each in change["rows"])
 
 
@@ -178,9 +179,21 @@ WAYS = {
 def layers_table(found: Parts) -> str:
     """Every way to compute each layer. cuDNN's convolution alone lacks the bias and ReLU of a forward pass."""
     cases: dict[tuple, dict[str, float]] = {}
-    names = ("operator", "dtype", "batch", "channels", "height", "width", "filters", "kernel", "stride", "groups")
+    names = (
+        "operator",
+        "dtype",
+        "batch",
+        "channels",
+        "height",
+        "width",
+        "filters",
+        "kernel",
+        "stride",
+        "groups",
+        "lrn",
+    )
     for row in found["layers"]["rows"]:
-        case = (*(row[name] for name in names), bool(row["lrn"]))
+        case = tuple(row[name] for name in names)
         cases.setdefault(case, {})[row["candidate"]] = row["us"]
     ways = [way for way in WAYS if any(way in us for us in cases.values())]
     lines = []
@@ -189,8 +202,8 @@ def layers_table(found: Parts) -> str:
         partial = operator in ("conv_relu", "conv_stage")
         theirs = min(us[way] for way in us if way.startswith(("cudnn", "eager")) and not (partial and way == "cudnn"))
         shape = f"{channels}x{height}x{width}, {filters} of {kernel}x{kernel}"
-        shape += f", stride {stride}" * (stride > 1) + f", {groups} groups" * (groups > 1) + ", LRN" * lrn
-        marked = mark(found, {"bench": operator, "channels": channels}, ours is not None and theirs < ours)
+        shape += f", stride {stride}" * (stride > 1) + f", {groups} groups" * (groups > 1) + ", LRN" * bool(lrn)
+        marked = mark(found, {"bench": operator, "channels": channels, "lrn": lrn}, ours is not None and theirs < ours)
         lines.append([f"{operator} {shape}, batch {batch}{marked}", dtype])
         lines[-1] += [digits(us.get(way)) for way in ways]
         lines[-1].append(f"{theirs / ours:.2f}" if ours else "")

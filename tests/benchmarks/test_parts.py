@@ -87,8 +87,8 @@ def test_each_change_is_of_a_row_that_is_there(device):
     """So that a name that is mistyped does not leave rows unmarked."""
     found = parts.load_parts(report.RESULTS)[device]
     rows = [*found["rows"], *found["profile"]["details"]["kernels"]]
-    rows += [{"bench": row["operator"], "channels": row["channels"]} for row in found["layers"]["rows"]]
-    rows = [row | {"kernel": row["kernel"].split("<")[0]} if "kernel" in row else row for row in rows]
+    rows += [{"bench": row["operator"], **{n: row[n] for n in ("channels", "lrn")}} for row in found["layers"]["rows"]]
+    rows = [row | {"kernel": str(row.get("kernel")).split("<")[0]} for row in rows]
     for change in parts.changes(found):
         for each in change["rows"]:
             assert any(parts.concerns({"rows": [each]}, row) for row in rows), each
