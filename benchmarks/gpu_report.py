@@ -156,8 +156,8 @@ def build() -> Result:
     return Result("passed", f"CUDA {info['cuda']}", info)
 
 
-def outcome(status: int | None) -> str:
-    return f"broken off after {LIMIT} s" if status is None else f"exit status {status}"
+def outcome(status: int | None, limit: float = LIMIT) -> str:
+    return f"broken off after {limit} s" if status is None else f"exit status {status}"
 
 
 def processes() -> list[str]:
@@ -259,12 +259,12 @@ def bench(*stems: str, batch: int | None = None) -> Result:
 # ---- Times in little time --------------------------------------------------------------------------------------------
 
 
-def quick(path: Path, *arguments: str) -> Result:
+def quick(path: Path, limit: float, *arguments: str) -> Result:
     """Rows are on disk when they are measured, so that a crash or the limit leaves those until then."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    status, log = run([sys.executable, "-m", "benchmarks.quick", str(path), *arguments], LIMIT)
+    status, log = run([sys.executable, "-m", "benchmarks.quick", str(path), *arguments], limit)
     if not path.exists():
-        return Result("failed", outcome(status), {"log": tail(log)})
+        return Result("failed", outcome(status, limit), {"log": tail(log)})
     found = load_lines(path)
     print(*quick_table(found), sep="\n", flush=True)
     failed = {row["case"]: row["failed"] for row in found["rows"] if "failed" in row}
@@ -273,7 +273,7 @@ def quick(path: Path, *arguments: str) -> Result:
     if left_out:
         summary += f", {sum(map(len, left_out.values()))} cases left out"
     if status not in (0, 1):
-        summary += f"; {outcome(status)}"
+        summary += f"; {outcome(status, limit)}"
     details = {"rows": path.name, "failed": failed, "left_out": left_out} | ({"log": tail(log)} if status != 0 else {})
     return Result("passed" if status == 0 else "failed", summary, details)
 
@@ -298,11 +298,11 @@ def stamped(folder: Path, step: str) -> Path:
 # A step is given the folder of its card.
 STEPS: dict[str, Callable[[Path], Result]] = {
     "build": lambda _: build(),
-    "quick": lambda folder: quick(stamped(folder, "quick")),
+    "quick": lambda folder: quick(stamped(folder, "quick"), 150),
     "tests": lambda folder: run_tests(folder / "tests-failures.jsonl", "tests", "-m", "gpu", "--ignore=tests/triton"),
     "triton": lambda folder: run_tests(folder / "triton-failures.jsonl", "tests/triton", ALEXNET_FAST_TUNE="0"),
     "sanitize": lambda _: sanitize(),
-    "peers": lambda folder: quick(stamped(folder, "peers"), "peers", "--budget", str(LIMIT - 90)),
+    "peers": lambda folder: quick(stamped(folder, "peers"), LIMIT, "peers", "--budget", str(LIMIT - 90)),
     "profile": lambda _: profiled(),
     "bench-pointwise-128": lambda _: bench("lrn", "max_pool", "epilogue", batch=128),
     "bench-pointwise-1024": lambda _: bench("lrn", "max_pool", "epilogue", batch=1024),

@@ -52,6 +52,7 @@ def changes(found: Parts) -> list[dict[str, Any]]:
 def concerns(change: dict[str, Any], row: dict[str, Any]) -> bool:
     """Whether ``row`` is of what has changed: all that one of its ``rows`` names."""
     named = row | {"what": row.get("case", "").rsplit(", ", 2)[0]}
+    named["triton"] = any("triton" in row.get(times, {}) for times in ("us", "cold"))
     return any(all(named.get(name) in values for name, values in each.items()) for each in change["rows"])
 
 
@@ -101,13 +102,22 @@ def best(us: dict[str, float], suffix: str) -> tuple[str, float] | None:
     return name, peers[name] / us["auto" + suffix]
 
 
+def shown(side: str) -> str:
+    name, *graph = side.split(", ")
+    return ", ".join([OWN.get(name, name), *graph])
+
+
+def nets_of(found: Parts) -> list[dict[str, Any]]:
+    """Rows of whole nets, then of training steps."""
+    return [row for bench in NETS for row in found["rows"] if row["bench"] == bench and "us" in row]
+
+
 def nets_table(found: Parts) -> str:
     """Whole nets and training steps."""
-    rows = [row for bench in NETS for row in found["rows"] if row["bench"] == bench and "us" in row]
+    rows = nets_of(found)
     others = [name for name in PEERS[1:] if any(name in row["us"] for row in rows)]
     sides = [side + graph for side in OWN for graph in ("", ", graph")] + others
-    head = ["milliseconds", "dtype", *(OWN.get(side, f"{OWN.get(side.split(',')[0], side)}, graph") for side in sides)]
-    head[len(head) - len(others) :] = others
+    head = ["milliseconds", "dtype", *map(shown, sides)]
     head += ["best peer / ours", "in a graph", "floor / ours"]
     lines = []
     for row in rows:
@@ -119,6 +129,18 @@ def nets_table(found: Parts) -> str:
         name = f"{NETS[row['bench']]}, {row['case']}{mark(found, row, loses)}"
         lines.append([name, row["dtype"], *(ms(us.get(side)) for side in sides), *cells, share])
     return table(head, lines)
+
+
+def speed_data(found: Parts) -> list[list[Any]]:
+    """What the picture of nets shows: title, milliseconds by side, floor."""
+    return [
+        [
+            f"{NETS[row['bench']]}, {row['case']}\n{row['dtype']}",
+            {shown(side): us / 1e3 for side, us in row["us"].items()},
+            floor_ms(row, found["ceilings"]),
+        ]
+        for row in nets_of(found)
+    ]
 
 
 def kernels_table(found: Parts) -> str:
@@ -157,9 +179,21 @@ WAYS = {
 def layers_table(found: Parts) -> str:
     """Every way to compute each layer. cuDNN's convolution alone lacks the bias and ReLU of a forward pass."""
     cases: dict[tuple, dict[str, float]] = {}
-    names = ("operator", "dtype", "batch", "channels", "height", "width", "filters", "kernel", "stride", "groups")
+    names = (
+        "operator",
+        "dtype",
+        "batch",
+        "channels",
+        "height",
+        "width",
+        "filters",
+        "kernel",
+        "stride",
+        "groups",
+        "lrn",
+    )
     for row in found["layers"]["rows"]:
-        case = (*(row[name] for name in names), bool(row["lrn"]))
+        case = tuple(row[name] for name in names)
         cases.setdefault(case, {})[row["candidate"]] = row["us"]
     ways = [way for way in WAYS if any(way in us for us in cases.values())]
     lines = []
@@ -168,8 +202,8 @@ def layers_table(found: Parts) -> str:
         partial = operator in ("conv_relu", "conv_stage")
         theirs = min(us[way] for way in us if way.startswith(("cudnn", "eager")) and not (partial and way == "cudnn"))
         shape = f"{channels}x{height}x{width}, {filters} of {kernel}x{kernel}"
-        shape += f", stride {stride}" * (stride > 1) + f", {groups} groups" * (groups > 1) + ", LRN" * lrn
-        marked = mark(found, {"bench": operator, "channels": channels}, ours is not None and theirs < ours)
+        shape += f", stride {stride}" * (stride > 1) + f", {groups} groups" * (groups > 1) + ", LRN" * bool(lrn)
+        marked = mark(found, {"bench": operator, "channels": channels, "lrn": lrn}, ours is not None and theirs < ours)
         lines.append([f"{operator} {shape}, batch {batch}{marked}", dtype])
         lines[-1] += [digits(us.get(way)) for way in ways]
         lines[-1].append(f"{theirs / ours:.2f}" if ours else "")

@@ -12,6 +12,7 @@ The sections, in their order; ``peers``, which takes minutes, runs only where it
 ``training``   training steps, likewise
 ``host``       what a call keeps the host busy, of each public function and of nets
 ``gradients``  the convolutions' gradients, by every implementation, cold
+``small``      layers as before, of one image
 ``triton``     Triton's kernels, which have to be compiled first
 ``peers``      torch.compile and JAX, where they are installed
 
@@ -19,7 +20,7 @@ The cases are those of the files bench_*.py. FILE is written as they come, one J
 measured on what, then the rows, then what was left out when the budget was spent. Times in ``us`` are medians of
 microseconds. A side that fails or gives another result than its peer is named under ``failed``.
 
-Exit codes: 0 something was measured and no side failed; 1 otherwise.
+Exit codes: 0 something was measured and no side failed; 1 otherwise; 2 there is no GPU.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alexnet_fast import backend, pack
+from alexnet_fast import AlexNet, backend, pack
 from alexnet_fast.ops.conv_relu import FORWARDS, INPUT_GRADIENTS, WEIGHT_GRADIENTS
 from alexnet_fast.ops.conv_stage import FORWARDS as STAGE_FORWARDS
 from alexnet_fast.ops.registry import family
@@ -230,7 +231,11 @@ def rotating(operator: Callable, arguments: tuple, clock: Clock) -> tuple[list[C
 def copy_us(place: Place, size: int) -> float:
     """Of as many bytes, half of them read and half written."""
     source = torch.randint(255, (max(1, size // 2),), dtype=torch.uint8, device=place.device)
-    calls, _ = rotating(lambda into, out: into.copy_(out), (torch.empty_like(source), source), place.clock)
+
+    def copied(into: Tensor, out: Tensor) -> None:
+        into.copy_(out)
+
+    calls, _ = rotating(copied, (torch.empty_like(source), source), place.clock)
     return alone(place.clock, calls)
 
 
@@ -337,8 +342,7 @@ def net_row(
 ) -> Iterator[Row]:
     """``more``: sides in place of the named backend's and of graphs, from the peer and its images."""
     net = on_device(variant, place.device, HALF)
-    side, plain = net.variant.image_size, peers.plain(net)
-    x = torch.randn(batch, 3, side, side, device=place.device).to(HALF).contiguous(memory_format=torch.channels_last)
+    plain, x = peers.plain(net), images_of(place, net, batch)
     row = labels_of(variant, batch, HALF)
 
     def named() -> Tensor:
@@ -358,9 +362,14 @@ def net_row(
                     sides[f"{name}, graph"] = replay
         unchecked = tuple(name for name in sides if name.endswith("graph"))
         row |= raced(place.clock, sides, unchecked)
-        row["peak"] = {name: peak_bytes(sides[name], place.device) for name in ("auto", "eager")}
+        row["peak"] = {name: peak_bytes(sides[name], place.device) for name in ("auto", "eager") if name in row["us"]}
     row["bytes"], row["flops"] = net_bytes_and_flops(net, x)
     yield row
+
+
+def images_of(place: Place, net: AlexNet, batch: int) -> Tensor:
+    shape = (batch, 3, net.variant.image_size, net.variant.image_size)
+    return torch.randn(shape, device=place.device).to(HALF).contiguous(memory_format=torch.channels_last)
 
 
 def graph_of(clock: Clock, call: Call) -> Call | None:
@@ -386,7 +395,7 @@ def training_row(place: Place, variant: str, batch: int, compiled: bool = False)
         call = torch.compile(twin, mode="max-autotune-no-cudagraphs")
         sides["compile"] = step_of(twin, call, x, classes)
     row = labels_of(variant, batch, HALF) | LABELS | raced(place.clock, sides)
-    row["peak"] = {name: peak_bytes(sides[name], place.device) for name in ("auto", "eager")}
+    row["peak"] = {name: peak_bytes(sides[name], place.device) for name in ("auto", "eager") if name in row["us"]}
     row["bytes"], row["flops"] = step_bytes_and_flops(ours, x)
     yield row
 
@@ -417,6 +426,13 @@ def function_calls(place: Place, sample: Sample) -> dict[str, Call]:
     return {name: torch.inference_mode()(call) for name, call in calls.items()}
 
 
+def net_calls(place: Place) -> dict[str, Call]:
+    net = on_device(VARIANTS[0], place.device, HALF)
+    calls = {"eager": partial(peers.plain(net), images_of(place, net, 1))}
+    calls["auto"] = partial(net, *calls["eager"].args)
+    return {name: torch.inference_mode()(call) for name, call in calls.items()}
+
+
 def tiny_net_calls(place: Place, training: bool) -> dict[str, Call]:
     x = torch.randn(1, 3, tiny.SIDE, tiny.SIDE, device=place.device)
     nets = tiny.nets()
@@ -443,8 +459,8 @@ def pointwise(place: Place) -> Iterator[Case]:
                 yield name, partial(pointwise_rows, place, sample, batch, dtype, layout)
 
 
-def layers(place: Place) -> Iterator[Case]:
-    for batch in place.batches:
+def layers(place: Place, batches: tuple[int, ...] = ()) -> Iterator[Case]:
+    for batch in batches or place.batches:
         for sample in [*CONVOLUTIONS, *STAGES]:
             yield f"{sample}, batch {batch}", partial(layer_row, place, sample, batch)
 
@@ -473,8 +489,13 @@ def training(place: Place) -> Iterator[Case]:
 def host(place: Place) -> Iterator[Case]:
     for sample in HOST:
         yield sample.stem, partial(host_row, place, sample.stem, "forward", partial(function_calls, place, sample))
+    yield "net", partial(host_row, place, f"{VARIANTS[0]} net, batch 1", "forward", partial(net_calls, place))
     for learns, what in ((False, "forward"), (True, "forward+backward")):
         yield f"tiny net, {what}", partial(host_row, place, "tiny net", what, partial(tiny_net_calls, place, learns))
+
+
+def small(place: Place) -> Iterator[Case]:
+    yield from layers(place, (1,))
 
 
 def triton(place: Place) -> Iterator[Case]:
@@ -507,6 +528,7 @@ SECTIONS: dict[str, Callable[[Place], Iterator[Case]]] = {
     "training": training,
     "host": host,
     "gradients": gradients,
+    "small": small,
     "triton": triton,
     "peers": with_peers,
 }
@@ -548,9 +570,16 @@ def measure(path: Path, place: Place, sections: list[str], budget: float) -> Row
                     note(rows[-1])
         last = {"left_out": left_out, "seconds": round(time.monotonic() - begin, 1)}
         note(last)
-    if {"layers", "gradients"} <= set(sections) and not {"layers", "gradients"} & set(left_out):
+    if whole(sections, left_out, rows):
         write_layers(path.with_name("layers.json"), about, rows)
     return last | {"failed": sum("failed" in row for row in rows), "rows": len(rows)}
+
+
+def whole(sections: list[str], left_out: dict[str, list[str]], rows: list[Row]) -> bool:
+    """Whether all layers were measured, some side of each: what is less does not replace an earlier layers.json."""
+    needed = {"layers", "gradients"}
+    broken = any(row["bench"] in needed for row in rows if "bench" in row)
+    return needed <= {*sections} - {*left_out} and not broken and all(row["us"] for row in rows if "layer" in row)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -155,7 +155,9 @@ def performance_text(devices: dict[str, Results], measured: dict[str, parts.Part
         if any(row["bench"] == HOST for row in results["rows"]):  # files of earlier commits have none
             texts += ["### Host time of a tiny net\n", host_table(results)]
     for device, found in (measured or {}).items():
-        texts += [*([] if device in devices else [f"## {device}\n"]), *parts.parts_text(found)]
+        if device not in devices:
+            texts += [f"## {device}\n", f"![{PICTURES['speed']} on {device}](performance/{device}-speed.png)\n"]
+        texts += parts.parts_text(found)
     return "\n".join(texts) or NONE
 
 
@@ -221,15 +223,21 @@ def picture_data(results: Results) -> dict[str, Any]:
     }
 
 
+def pictures_of(devices: dict[str, Results]) -> dict[str, dict[str, Any]]:
+    """The data of each device's pictures."""
+    quick = {device: {"speed": parts.speed_data(found)} for device, found in parts.load_parts(RESULTS).items()}
+    return quick | {device: picture_data(results) for device, results in devices.items()}
+
+
 def digest(data: Any) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
-def draw(results: Results, folder: Path, device: str) -> None:
+def draw(pictures: dict[str, Any], folder: Path, device: str) -> None:
     from matplotlib.figure import Figure
 
     folder.mkdir(parents=True, exist_ok=True)
-    for kind, data in picture_data(results).items():
+    for kind, data in pictures.items():
         figure = Figure(layout="constrained")
         DRAW[kind](figure, data)
         figure.suptitle(f"{PICTURES[kind]}: {device}")
@@ -242,7 +250,7 @@ def _draw_speed(figure, data) -> None:
     figure.set_size_inches(12, 2.4 * rows)
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for panel, (title, times, floor) in zip(panels, data, strict=False):
-        colors = ["tab:orange" if side == "ours" else "tab:blue" for side in times]
+        colors = ["tab:orange" if side.startswith("ours") else "tab:blue" for side in times]
         bars = panel.barh(list(times), list(times.values()), color=colors)
         panel.bar_label(bars, fmt="%.3g", padding=2, fontsize=7)
         panel.axvline(floor, color="black", linestyle="--", linewidth=1, label="floor")
@@ -326,8 +334,8 @@ def main() -> None:
     devices = load()
     for path, text in pages(devices).items():
         path.write_text(text)
-    for device, results in devices.items():
-        draw(results, ROOT / "docs" / "performance", device)
+    for device, pictures in pictures_of(devices).items():
+        draw(pictures, ROOT / "docs" / "performance", device)
 
 
 if __name__ == "__main__":

@@ -145,6 +145,10 @@ def against_eager(row: dict[str, Any]) -> str:
     return ", ".join(f"{name} {us:.4g}" for name, us in row["us"].items())
 
 
+def ours_and_eager(row: dict[str, Any]) -> str:
+    return "/".join(f"{row['us'][side]:.4g}" if side in row["us"] else "-" for side in ("auto", "eager"))
+
+
 def quick_table(found: dict[str, Any]) -> list[str]:
     """The lines that a run of benchmarks.quick prints: at most 60, whatever failed."""
     measured = [row for row in found["rows"] if "us" in row and "case" in row]
@@ -180,8 +184,8 @@ def quick_table(found: dict[str, Any]) -> list[str]:
     block(f"stages, own/cuDNN, µs: {', '.join(map(str, batches))}", stages)
     for bench, title in (("alexnet", "inference"), ("train_step", "training step")):
         lines += [f"{title} {row['case']}, µs: {against_eager(row)}" for row in of(bench)]
-    hosts = [f"{row['case']} {row['pass'].replace('forward+', '+')}: {against_eager(row)}" for row in of("host")]
-    lines += ["host, µs: " + "; ".join(hosts[at : at + 4]) for at in range(0, len(hosts), 4)]
+    hosts = [f"{row['case']}{row['pass'].removeprefix('forward')} {ours_and_eager(row)}" for row in of("host")]
+    lines += ["host, ours/eager, µs: " + ", ".join(hosts[at : at + 5]) for at in range(0, len(hosts), 5)]
     if failed:
         names = [f"{row['case']} {side}: {why}" for row in failed for side, why in row["failed"].items()]
         lines += [f"failed: {len(names)}", *(f"  {name[:150]}" for name in names[:2])]

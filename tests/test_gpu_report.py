@@ -342,7 +342,7 @@ ROW = {"bench": "lrn", "case": "c, batch 128", "dtype": "bfloat16", "layout": "c
         ({"left_out": {"triton": ["a", "b"]}}, 0, "passed", "1 rows, 0 failed, 2 cases left out"),
         ({"bench": "nets", "case": "n", "failed": {"": "why"}}, 1, "failed", "2 rows, 1 failed"),
         ({}, -11, "failed", "1 rows, 0 failed; exit status -11"),
-        ({}, None, "failed", "1 rows, 0 failed; broken off after 480 s"),
+        ({}, None, "failed", "1 rows, 0 failed; broken off after 150 s"),
     ],
     ids=["passed", "budget spent", "a case failed", "crashed", "broken off"],
 )
@@ -356,14 +356,14 @@ def test_rows_on_disk_count_however_the_run_ended(rest, code, status, summary, m
         return code, "log"
 
     monkeypatch.setattr(gpu_report, "run", measure)
-    result = gpu_report.quick(path)
+    result = gpu_report.quick(path, 150)
     assert (result.status, result.summary) == (status, summary)
     assert "2 50%" in capsys.readouterr().out
 
 
 def test_a_run_without_a_row_says_why(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu_report, "run", lambda command, limit: (1, "no module named benchmarks"))
-    result = gpu_report.quick(tmp_path / "quick.jsonl")
+    result = gpu_report.quick(tmp_path / "quick.jsonl", 150)
     assert (result.status, result.details) == ("failed", {"log": ["no module named benchmarks"]})
 
 

@@ -86,9 +86,9 @@ def test_what_has_changed_since_another_measurement_is_no_longer_said(folder):
 def test_each_change_is_of_a_row_that_is_there(device):
     """So that a name that is mistyped does not leave rows unmarked."""
     found = parts.load_parts(report.RESULTS)[device]
-    rows = [*found["rows"], *found["profile"]["details"]["kernels"]]
-    rows += [{"bench": row["operator"], "channels": row["channels"]} for row in found["layers"]["rows"]]
-    rows = [row | {"kernel": row["kernel"].split("<")[0]} if "kernel" in row else row for row in rows]
+    rows = [*found["rows"]]
+    rows += [{"kernel": kernel["kernel"].split("<")[0]} for kernel in found["profile"]["details"]["kernels"]]
+    rows += [{"bench": row["operator"], **{n: row[n] for n in ("channels", "lrn")}} for row in found["layers"]["rows"]]
     for change in parts.changes(found):
         for each in change["rows"]:
             assert any(parts.concerns({"rows": [each]}, row) for row in rows), each

@@ -60,7 +60,7 @@ def place(monkeypatch) -> Iterator[Place]:
         few = [getattr(quick, name)[number] for number in chosen]
         monkeypatch.setattr(quick, name, [replace(sample, input=(1, sample.input[1], 19, 19)) for sample in few])
     monkeypatch.setattr(quick, "FORMS", quick.FORMS[1:])
-    monkeypatch.setattr(quick, "HOST", quick.HOST[-2:])
+    monkeypatch.setattr(quick, "HOST", quick.HOST[-1:])
     monkeypatch.setattr(quick, "family", lambda name: NATIVE)
     monkeypatch.setattr(torch, "cudnn_convolution_relu", lambda *arguments: F.relu(F.conv2d(*arguments)))
     for stem, library in tuning.LIBRARY.items():
@@ -155,6 +155,16 @@ def test_a_spent_budget_says_what_it_left_out(place, one_case, tmp_path):
     assert not (tmp_path / "layers.json").exists()
 
 
+LAYER = ROW | {"bench": "conv_relu", "layer": {"batch": 2}, "us": {"cuda": 2.0}}
+
+
+@pytest.mark.parametrize("broken", [RuntimeError("illegal access"), LAYER | {"us": {}}, None])
+def test_layers_are_replaced_by_whole_runs_alone(broken, place, one_case, tmp_path):
+    one_case(layers=LAYER, gradients=broken or LAYER)
+    quick.measure(tmp_path / "q.jsonl", place, ["layers", "gradients"], 600)
+    assert (tmp_path / "layers.json").exists() == (broken is None)
+
+
 def test_a_side_with_another_result_is_not_timed():
     sides = {"eager": lambda: torch.ones(2, 3), "same": lambda: torch.ones(2, 3), "other": lambda: torch.zeros(2, 3)}
 
@@ -188,7 +198,7 @@ def test_the_table_of_all_cases_fits_a_screen():
             rows.append(quick.labels_of(variant, batch, quick.HALF) | us)
         for batch in (128, 1024):
             rows.append(quick.labels_of(variant, batch, quick.HALF) | quick.LABELS | us)
-    for case in [*(sample.stem for sample in quick.HOST), "tiny net", "tiny net too"]:
+    for case in [*(sample.stem for sample in quick.HOST), "torchvision net, batch 1", "tiny net", "tiny net too"]:
         rows.append({"bench": "host", "case": case, "pass": "forward", "us": {"eager": 1.0, "auto": 1.0}})
     failed = [{"bench": "lrn", "case": str(n), "failed": {"cuda": "why"}} for n in range(9)]
     left_out = {section: ["a case"] for section in SECTIONS}
