@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from alexnet_fast import backends
@@ -120,6 +120,8 @@ class TrainConfig:
     colour: tuple[tuple[float, float, float], ...] = IMAGENET_RGB
     colour_divisor: float = 1.0  # what training images, their mean taken off, are divided by after the noise
     ten_crop: bool = False  # whether the command eval averages over ten crops; evaluations in training take the centre
+    # Which convolutions a GPU has run so far, by form (alexnet_fast.tuning): written by the run, taken when it resumes.
+    choices: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

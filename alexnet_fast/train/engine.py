@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import json
 import math
 import signal
 import time
@@ -21,6 +22,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from alexnet_fast import tuning
 from alexnet_fast.data import NOT_COUNTED, BadImage, Batch, Data, Transform, read_image, training_batches
 from alexnet_fast.data.loader import steps_per_epoch, worker_deaths_named
 from alexnet_fast.data.random import mix
@@ -37,6 +39,13 @@ from alexnet_fast.train.report import Report, read_rows
 from alexnet_fast.train.schedule import learning_rate, plateau
 
 DROPOUT_KEY = 0x64726F70  # keeps the dropout seeds apart from the keys of data/loader.py
+
+
+def agreed(config: TrainConfig, ranks: Ranks) -> dict[str, str]:
+    """Which convolutions all ranks take, by form: those that the run has taken before, then those that were measured
+    on the first rank's device. What is in neither is the shipped table's: nothing is measured in a run."""
+    measured = {form: record.candidate for form, record in tuning.measured(ranks.device).items()}
+    return ranks.gather({**measured, **config.choices})[0]
 
 
 class Stopped(Exception):
@@ -122,6 +131,7 @@ class Trainer:
                 keep_memory()
             stack.enter_context(self._signals())
             stack.enter_context(using(self.config.backend))
+            stack.enter_context(tuning.pinned(agreed(self.config, self.ranks)))
             stack.enter_context(_deterministic())
             stack.enter_context(worker_deaths_named())
             try:
@@ -322,6 +332,7 @@ class Trainer:
         self.split.collect()
         if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
             raise RunError(f"weights are not finite after step {self.state['step']}: lower --lr or lengthen --warmup")
+        self._note_choices()
         if self.report:
             seconds = round(self._seconds(), 2)
             self.state |= {"metrics_bytes": self.report.flushed(), "seconds": seconds, "sent": dict(self.ranks.sent)}
@@ -329,6 +340,18 @@ class Trainer:
                 self.model.state_dict(), momentum, config=self.config, classes=self.data.classes, state=self.state
             )
             self.report.restart_clock()
+
+    def _note_choices(self) -> None:
+        """Adds to the configuration which convolutions were chosen since the last checkpoint, by all ranks."""
+        choices = dict(self.config.choices)
+        for used in reversed(self.ranks.gather(tuning.used())):
+            choices |= used
+        if choices != self.config.choices:
+            self.config = dataclasses.replace(self.config, choices=choices)
+            path = Path(self.config.out, "config.json")
+            if self.ranks.main:
+                record = {**json.loads(path.read_text()), "choices": choices}
+                path.write_text(json.dumps(record, indent=2) + "\n")
 
     def _draw(self) -> None:
         run = Path(self.config.out)
