@@ -290,8 +290,19 @@ def test_a_relu_that_makes_numbers_of_nan_is_not_taken(monkeypatch):
         assert race.run() == "cudnn_epilogue"
         monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
         assert race.run() == "cudnn_epilogue"
-    keeps = Race(monkeypatch, {"cudnn_epilogue": 50, "cudnn_bias_relu": 20})
-    assert keeps.run(batch=7) == "cudnn_bias_relu"
+
+
+def test_fused_bias_and_relu_are_asked_where_they_can_be(monkeypatch):
+    """Of one that keeps NaN: never with groups, nor where results must be deterministic, as torch calls it without, nor
+    beyond 32-bit offsets, nor without cuDNN."""
+    race = Race(monkeypatch, {"cudnn_epilogue": 50, "cudnn_bias_relu": 20})
+    monkeypatch.setattr(tuning, "shipped", lambda form, device: "cudnn_bias_relu")
+    assert race.run() == "cudnn_bias_relu"
+    form = race.form(torch.rand(2, 3, 8, 8))
+    for other in (form._replace(groups=3), form._replace(deterministic=True), form._replace(x=(2**31, 3, 8, 8))):
+        assert tuning.choose(other, race.candidates, (torch.rand(1),)) == "cudnn_epilogue"
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
+    assert race.run() == "cudnn_epilogue"
 
 
 def test_triton_compiles_only_while_the_command_tunes(benchmark, monkeypatch):
@@ -590,19 +601,19 @@ class Small(FusedSequential):
 
 @pytest.mark.parametrize("precision", bench.PRECISIONS)
 def test_tuning_ahead_measures_what_inference_and_training_will_ask(precision, on_cpu, monkeypatch, folder):
-    """As many choices as the bar counts to, less those of the second layer, which is one form in both; and under the
-    forms that calls have afterwards."""
+    """As many choices as the bar counts to, and under the forms that calls have afterwards."""
     monkeypatch.setattr(tuning, "clock", lambda call, device: 1.0)
     net, heard = Small(), []
     bench.tune(net, [2, 3], precision, True, lambda form, record: heard.append((str(form), record.why)))
     assert {why for _, why in heard} == {"measured"}
-    assert len(heard) == len(tuning.measured(CPU)) == 2 * (bench.passes(net, True) - 1)
+    assert len(heard) == len(tuning.measured(CPU)) == 2 * bench.passes(net, True) == 2 * (2 + 3 + 2)
     assert not torch.backends.cudnn.benchmark
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     monkeypatch.setattr(tuning, "clock", None)  # nothing is left to measure
     x = torch.randn(3, 3, 15, 15).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         net.to(bench.PRECISIONS[precision])(x.to(bench.PRECISIONS[precision]))
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     with torch.autocast("cpu", bench.PRECISIONS[precision], enabled=precision != "fp32"):
         net.float()(x).sum().backward()
     console = Console(width=200, file=io.StringIO())
