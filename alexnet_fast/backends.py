@@ -153,6 +153,12 @@ def refuses_here() -> str:
     return ""
 
 
+def exports_plainly() -> bool:
+    """Whether torch.export makes a program and no backend is named: modules that stand for torch's then go into it as
+    torch's operators, which quantizers and other runtimes know. ``with backend("cpu"):`` keeps this package's."""
+    return torch.compiler.is_exporting() and current() in ("auto", "reference")
+
+
 def choose(operator: str, input: Tensor, named: str | None, refusal: str = "", *, cuda_refusal: str = "") -> str:
     """The backend that a call of ``operator`` (a stem, such as ``lrn``) on ``input`` runs on, or ``tuned``.
 

@@ -25,7 +25,7 @@ from rich.table import Table
 from alexnet_fast import _C, AlexNet, __version__, backends, native, tuning
 from alexnet_fast.backends import BackendError
 from alexnet_fast.errors import InputError, RunError
-from alexnet_fast.models import VARIANTS
+from alexnet_fast.models import VARIANTS, AlexNet
 from alexnet_fast.models.variants import ABLATIONS
 from alexnet_fast.terminal import escape_unknown_letters, one_line, say
 from alexnet_fast.train.config import without

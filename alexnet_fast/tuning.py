@@ -20,7 +20,7 @@ Which one is taken; the first that there is:
    nearest row answers, see :func:`shipped`.
 
 A candidate is measured only if its result agrees with the library's within ``TOLERANCES``. One that does not is named
-in a warning, and is not taken by 2 or 3 for any shape.
+in a warning, and is not taken for any shape on that device.
 """
 
 from __future__ import annotations
@@ -207,7 +207,6 @@ _lock = threading.RLock()
 _taken: dict[tuple, str] = {}  # by form, device and switch: what the next call takes
 _used: dict[str, Record] = {}
 _pins: dict[str, str] | None = None
-_wrong: set[tuple[str, str]] = set()  # operators and candidates whose results differed
 _told: set[str] = set()
 _watcher: Callable[[Form, Record], object] | None = None
 
@@ -233,8 +232,10 @@ def _settle(key: tuple, form: Form, candidates: Mapping[str, Call], arguments: t
         record = _pinned_or_measured(form, able, arguments, capturing) or _from_table(form, device)
         name = record.candidate
         lost = ""
-        if name not in able or (record.why != "pinned" and (form.operator, name) in _wrong):
+        if name not in able:
             lost = "it cannot run here"
+        elif _is_wrong(form.operator, name, device):
+            lost = "its results were wrong"
         elif name == "cudnn_bias_relu":
             lost = "a graph is captured" if capturing else loses_nan(able[name], able[library], arguments)
         if lost:
@@ -282,9 +283,13 @@ def _pinned_or_measured(form: Form, candidates: Mapping[str, Call], arguments: t
         record = measure(form, candidates, arguments)
         if record:
             _keep(device, form, record)
-    if record:
-        _wrong.update((form.operator, name) for name, reason in record.refused.items() if reason not in UNSUITED)
     return record if record and record.candidate in candidates else None
+
+
+def _is_wrong(operator: str, name: str, device: torch.device) -> bool:
+    """Whether a measurement on this device, of any shape, has found the candidate's result to be wrong."""
+    records = [record for form, record in measured(device).items() if form.startswith(f"{operator},")]
+    return any(record.refused.get(name, NO_MEMORY) not in UNSUITED for record in records)
 
 
 def _from_table(form: Form, device: torch.device) -> Record:
@@ -324,7 +329,7 @@ def used() -> dict[str, str]:
 
 def forget() -> None:
     """All choices of this process are made anew; files in the cache folder stay."""
-    for kept in (_taken, _used, _files, _wrong):
+    for kept in (_taken, _used, _files):
         kept.clear()
 
 

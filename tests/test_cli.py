@@ -191,6 +191,11 @@ def _too_many_bad(root: Path) -> Path:
     return root
 
 
+def _damaged_metrics(folder: Path) -> Path:
+    (folder / "metrics.jsonl").write_bytes(b'{"kind": "step", "step": 1, "loss": 1, "top1": 0, "lr": 1}\n\0\0\0')
+    return folder
+
+
 # What is typed, given a folder to make things in, and what the one line must say.
 ROWS = {
     "unknown option": (lambda t: ["train", "--nope"], "No such option: --nope"),
@@ -219,7 +224,26 @@ ROWS = {
     "unknown backend": (lambda t: ["train", "--backend", "tpu"], "known are auto, reference, cpu, cuda, triton"),
     "unknown variant": (lambda t: ["train", "--variant", "vgg"], f"known are {', '.join(VARIANTS)}"),
     "a variant that is nearly one": (lambda t: ["train", "--variant", "papr"], "did you mean paper?"),
-    "no ranks": (lambda t: ["train", write_folder(t / "set", 1, 1), "--nproc", 0], "--nproc: expected at least 1"),
+    "no ranks": (
+        lambda t: ["train", write_folder(t / "set", 1, 1), "--nproc", 0],
+        "--nproc: expected from 1 to 1048576, got 0",
+    ),
+    "a number of forty digits": (lambda t: ["train", write_folder(t / "set", 1, 1), "--seed", 10**40], "--seed"),
+    "a folder that cannot be": (
+        lambda t: ["train", write_folder(t / "set", 1, 1), "--out", t / "set" / "train" / "cat" / "000.jpg" / "run"],
+        "--out: cannot write",
+    ),
+    "no tensorboard": (
+        lambda t: ["train", write_folder(t / "set", 1, 1), "--tensorboard", "--out", t / "run"],
+        "--tensorboard: needs tensorboard: pip install tensorboard",
+    ),
+    "curves of a damaged run": (lambda t: ["curves", _damaged_metrics(t)], "metrics.jsonl: line 2: not JSON"),
+    "curves into a folder": (lambda t: ["curves", t, "--out", t], "--out: expected a file named ."),
+    "curves in an unknown format": (lambda t: ["curves", t, "--out", t / "x.zzz"], "--out: expected a file named"),
+    "curves where there is no folder": (
+        lambda t: ["curves", t, "--out", _occupied(t / "run") / "precious" / "x.png"],
+        "--out: cannot write",
+    ),
     "unknown weights": (
         lambda t: ["train", write_folder(t / "set", 1, 1), "--weights", t / "none.safetensors"],
         "--weights: no file",
@@ -242,7 +266,7 @@ ROWS = {
     "eval a damaged one": (lambda t: ["eval", spoiled_run(t / "run", _truncate)], "damaged checkpoint"),
     "eval with no ranks": (
         lambda t: ["eval", spoiled_run(t / "run"), "--nproc", 0],
-        "--nproc: expected at least 1, got 0",
+        "--nproc: expected from 1 to 1048576, got 0",
     ),
     "eval on other classes": (
         lambda t: ["eval", spoiled_run(t / "run"), write_folder(t / "set", 1, 1)],
@@ -263,6 +287,8 @@ def everything(folder: Path) -> dict[str, bytes | None]:
 def test_bad_input_gets_one_line_and_nothing_is_written_or_lost(
     command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: str
 ):
+    if row == "no tensorboard":
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     words, said = ROWS[row]
     words = words(tmp_path)
     monkeypatch.chdir(tmp_path)  # where runs/ would appear
@@ -274,6 +300,16 @@ def test_bad_input_gets_one_line_and_nothing_is_written_or_lost(
     assert ended.err.count("\n") == 1
     assert ended.out == ""
     assert everything(tmp_path) == before
+
+
+def test_a_net_larger_than_the_memory_is_refused(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "sysconf", lambda name: 1 << 16)  # 4 GiB, in pages of 64 KiB
+    ended = command(
+        "train", write_folder(tmp_path / "set", 1, 1), "--num-classes", 1_000_000, "--out", tmp_path / "run"
+    )
+    assert ended.code == 2
+    assert "GB of weights, gradients and momentum, and this machine has 4.3 GB" in ended.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_more_ranks_than_gpus(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

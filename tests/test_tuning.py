@@ -226,6 +226,8 @@ def test_a_candidate_that_is_wrong_is_never_taken_and_named_once(what, benchmark
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert race.run() == "cudnn_epilogue", "the file remembers"
+        monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+        assert race.run(batch=6) == "cudnn_epilogue", "for calls that measure nothing too"
 
 
 @pytest.mark.parametrize("dtype", tuning.TOLERANCES)
@@ -260,7 +262,9 @@ def test_memory_that_does_not_suffice_is_no_fault(benchmark, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert race.run() == "cudnn_epilogue"
-    assert not tuning._wrong
+        monkeypatch.setattr(tuning, "shipped", lambda form, device: "cuda")
+        monkeypatch.setattr(tuning, "_capturing", lambda device: True)
+        assert tuning.choose(race.form(torch.rand(2, 3, 8, 8), 5), race.candidates, (torch.rand(1),)) == "cuda"
 
 
 def test_a_capture_takes_the_table_and_says_nothing(benchmark, monkeypatch):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
+import importlib.util
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from torch import nn
 import alexnet_fast
 from alexnet_fast.data import Data, open_data
 from alexnet_fast.data.loader import steps_per_epoch
+from alexnet_fast.data.records import Count, conform, read_json
 from alexnet_fast.data.sources import kind_of, synthetic_data
 from alexnet_fast.data.stored import StoredImages
 from alexnet_fast.data.transforms import shorter_side
@@ -25,10 +29,10 @@ from alexnet_fast.models.weights import CHECKPOINT, read
 from alexnet_fast.parallel import RESTARTED, Ranks, launch, plan_devices, ranks_given
 from alexnet_fast.terminal import say
 from alexnet_fast.train import checkpoint
-from alexnet_fast.train.checkpoint import Checkpoint
-from alexnet_fast.train.config import TrainConfig, check_choices, resolve, resumed, variant_of
+from alexnet_fast.train.checkpoint import CONFIG, LOCK, Checkpoint, check_writable
+from alexnet_fast.train.config import TrainConfig, check, check_choices, resolve, resumed, variant_of
 from alexnet_fast.train.engine import Trainer
-from alexnet_fast.train.model import build_model
+from alexnet_fast.train.model import build_model, skeleton
 
 
 def train(
@@ -48,9 +52,12 @@ def train(
         resume = _restarted(given)
     if resume is None:
         config, found = _new_run(given, build), None
+    elif checkpoint.unsaved(Path(resume)):
+        config, found = _run_anew(Path(resume), given), None
     else:
         found = checkpoint.find(resume, "last")
-        config = _resumed_run(given, checkpoint.load(found))
+        config = _resumed_run(given, checkpoint.load(found), build)
+    _check_tools(config)
     if not ranks_given():
         plan_devices(config.nproc)
     return launch(train_rank, (config, found, build), config.nproc)
@@ -60,14 +67,42 @@ def train_rank(ranks: Ranks, config: TrainConfig, found: Path | None, build: Cal
     """One rank of :func:`train`, on a configuration that was checked."""
     data = open_run_data(config)
     resumed_from = checkpoint.load(found, verify=False) if found else None
-    console = Console()
-    if ranks.main:
-        run = Path(config.out)
-        run.mkdir(parents=True, exist_ok=True)
-        about = _about(ranks, data)
-        (run / "config.json").write_text(json.dumps({**config.to_json(), "about": about}, indent=2) + "\n")
-        _announce(console, config, ranks, data, found)
-    return Trainer(config, ranks, data, resumed=resumed_from, build=build, console=console).run()
+    console, run = Console(), Path(config.out)
+    with contextlib.ExitStack() as stack:
+        restarts = 0
+        if ranks.main:
+            run.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_locked(run))
+            restarts = _restarts(run, resumed_from)
+            _announce(console, config, ranks, data, found)
+        trainer = Trainer(config, ranks, data, resumed=resumed_from, restarts=restarts, build=build, console=console)
+        if ranks.main:
+            about = {**_about(ranks, data), "restarts": restarts}
+            (run / CONFIG).write_text(json.dumps({**config.to_json(), "about": about}, indent=2) + "\n")
+        return trainer.run()
+
+
+@contextlib.contextmanager
+def _locked(run: Path) -> Iterator[None]:
+    """Refuses a folder that another process is training in. The lock ends with the process, however it ends."""
+    with open(run / LOCK, "w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{run}: another run is writing there") from None
+        yield
+
+
+def _restarts(run: Path, found: Checkpoint | None) -> int:
+    """How often the run has been taken up, this time included. Two times from one checkpoint are two, so the number is
+    in config.json as well, which each start writes.
+    """
+    if found is None:
+        return 0
+    before = 0
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        before = conform(read_json(run / CONFIG)["about"]["restarts"], Count, CONFIG)
+    return max(before, found.state["restarts"]) + 1
 
 
 def _restarted(given: dict[str, Any]) -> str | None:
@@ -94,13 +129,51 @@ def _new_run(given: dict[str, Any], build: Callable[[TrainConfig], nn.Module]) -
         data = open_data(given["data"])
         config = resolve(given, len(data.classes), data.statistics)
         _check_stored(config, data)
+    _check_memory(config, build)
     if config.weights is not None:
         build(config)
     run = Path(config.out)
-    first = int(os.environ.get("RANK", 0)) == 0  # the other ranks of torchrun may find what the first one made
-    if first and os.environ.get(RESTARTED, "0") == "0" and (run.exists() and (not run.is_dir() or any(run.iterdir()))):
+    check_writable(run, "--out")
+    first = os.environ.get("RANK", "0") == "0"  # the other ranks of torchrun may find what the first one made
+    occupied = run.exists() and not checkpoint.unsaved(run) and (not run.is_dir() or any(run.iterdir()))
+    if first and os.environ.get(RESTARTED, "0") == "0" and occupied:
         raise InputError(f"--out: {run} is not an empty folder (to go on with a run: --resume {run})")
     return config
+
+
+def _run_anew(run: Path, given: dict[str, Any]) -> TrainConfig:
+    """What a run was to do that was stopped before its first checkpoint; ``given`` may change what a resume may."""
+    try:
+        record = read_json(run / CONFIG)
+        if isinstance(record, dict):
+            record.pop("about", None)
+        config = TrainConfig.from_json(record, CONFIG)
+    except OSError:
+        raise InputError(f"{run}: no checkpoint there, and no {CONFIG} to start anew from") from None
+    except ValueError as error:
+        raise InputError(f"{run / CONFIG}: damaged: {error}") from None
+    if "out" in given and Path(given.pop("out")).resolve() != run.resolve():
+        raise InputError(f"--out: a resumed run goes on in its own folder, {run.resolve()}")
+    config = dataclasses.replace(resumed(config, given), out=str(run.resolve()))
+    check(config, len(open_run_data(config).classes))
+    return config
+
+
+def _check_tools(config: TrainConfig) -> None:
+    """Raises :class:`InputError` for what a run needs and this machine lacks."""
+    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise InputError("--tensorboard: needs tensorboard: pip install tensorboard")
+
+
+def _check_memory(config: TrainConfig, build: Callable[[TrainConfig], nn.Module]) -> None:
+    """Refuses a net whose weights, gradients and momentum are more than this machine's memory."""
+    needed = 3 * 4 * sum(parameter.numel() for parameter in skeleton(config, build).parameters())
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
+        raise InputError(
+            f"--num-classes: {config.num_classes} outputs at {config.image_size} pixels take {needed / 1e9:.1f} GB of "
+            f"weights, gradients and momentum, and this machine has {memory / 1e9:.1f} GB"
+        )
 
 
 def following_weights(given: dict[str, Any]) -> dict[str, Any]:
@@ -121,7 +194,7 @@ def following_weights(given: dict[str, Any]) -> dict[str, Any]:
     return {"variant": variant, **given} if variant else given
 
 
-def _resumed_run(given: dict[str, Any], found: Checkpoint) -> TrainConfig:
+def _resumed_run(given: dict[str, Any], found: Checkpoint, build: Callable[[TrainConfig], nn.Module]) -> TrainConfig:
     if "out" in given and Path(given.pop("out")).resolve() != found.run:
         raise InputError(f"--out: a resumed run goes on in its own folder, {found.run}")
     config = dataclasses.replace(resumed(found.config, given), out=str(found.run))
@@ -132,6 +205,13 @@ def _resumed_run(given: dict[str, Any], found: Checkpoint) -> TrainConfig:
             f"--resume: DATA has changed: the run had {len(found.classes)} classes and {found.state['sizes']} images, "
             f"{config.data} now has {len(data.classes)} and {sizes}"
         )
+    steps, state = steps_per_epoch(sizes["train"], config.batch_size), found.state
+    if state["position"] > steps or state["step"] != state["epoch"] * steps + state["position"]:
+        raise InputError(
+            f"{found.path}: damaged checkpoint: step {state['step']} is not batch {state['position']} of {steps} "
+            f"in epoch {state['epoch']}"
+        )
+    found.check(skeleton(config, build))
     return config
 
 
@@ -190,5 +270,7 @@ def _announce(console: Console, config: TrainConfig, ranks: Ranks, data: Data, f
         lines += getattr(part, "left_out", ())
     if found:
         lines.append(f"resume {found}")
+    elif (Path(config.out) / CONFIG).exists():
+        lines.append(f"anew   {config.out} was left before its first checkpoint")
     for line in lines:
         say(console, line)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import math
 import signal
@@ -26,6 +25,7 @@ from alexnet_fast import tuning
 from alexnet_fast.data import NOT_COUNTED, BadImage, Batch, Data, Transform, read_image, training_batches
 from alexnet_fast.data.loader import steps_per_epoch, worker_deaths_named
 from alexnet_fast.data.random import mix
+from alexnet_fast.data.records import read_json
 from alexnet_fast.data.stored import CachedImages
 from alexnet_fast.errors import InputError, RunError
 from alexnet_fast.malloc import keep_memory
@@ -65,6 +65,7 @@ class Trainer:
         data: Data,
         *,
         resumed: Checkpoint | None = None,
+        restarts: int = 0,
         build: Callable[[TrainConfig], nn.Module],
         console: Console,
     ):
@@ -74,9 +75,11 @@ class Trainer:
         self.state = {**checkpoint.START, "sizes": {"train": len(data.train), "val": len(data.val)}}
         self.resumed = resumed
         model = build(dataclasses.replace(config, weights=None) if resumed else config)
+        momentum: dict[str, Tensor] = {}
         if resumed:
-            self.state = dict(resumed.state)
-            model.load_state_dict(resumed.model)
+            self.state = {**resumed.state, "restarts": restarts}
+            stored, momentum = resumed.read(model)
+            model.load_state_dict(stored)
         self.split = self._split(model)
         self.model = self.split.whole
         if config.cache == "device":
@@ -84,14 +87,12 @@ class Trainer:
         net = self.split.net
         self.names = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
         self.optimizer = build_optimizer(config, self.names)
-        for name, buffer in (resumed.momentum if resumed else {}).items():
+        for name, buffer in momentum.items():
             parameter = self.names[name]
             own = torch.empty_like(parameter.detach()).copy_(self.split.part(name, buffer))
             self.optimizer.state[parameter]["momentum_buffer"] = own
         self.saver = Saver(Path(config.out))
         ranks.sent.update(self.state["sent"])
-        if resumed:
-            self.state["restarts"] += 1
         self.pending: tuple[Tensor, int, float] | None = None  # sums of the newest step, its images, its lr
         self.bad: dict[str, dict[str, str]] = {"training": {}, "held-out": {}}
         self.new_bad: dict[str, str] = {}
@@ -109,7 +110,6 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             if self.ranks.main:
                 run = Path(self.config.out)
-                stack.enter_context(_locked(run))
                 stack.callback(self.saver.finish)
                 if self.resumed:
                     checkpoint.point(run, "last", self.resumed.path.name)
@@ -142,6 +142,8 @@ class Trainer:
     # ------------------------------------------------------------------------ the course of a run
 
     def _run(self) -> int:
+        if not self.resumed:
+            self._save()  # what a kill in the first steps leaves to go on from
         if self.state["evaluate"]:
             self._end_epoch()
         while self.state["epoch"] < self.config.epochs and self.state["step"] < self._last_step():
@@ -330,9 +332,9 @@ class Trainer:
         momentum = {name: state[p].get("momentum_buffer") for name, p in self.names.items() if p in state}
         momentum = self.split.joined({name: buffer for name, buffer in momentum.items() if buffer is not None})
         self.split.collect()
+        self._note_choices()
         if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
             raise RunError(f"weights are not finite after step {self.state['step']}: lower --lr or lengthen --warmup")
-        self._note_choices()
         if self.report:
             seconds = round(self._seconds(), 2)
             self.state |= {"metrics_bytes": self.report.flushed(), "seconds": seconds, "sent": dict(self.ranks.sent)}
@@ -348,14 +350,15 @@ class Trainer:
             choices |= used
         if choices != self.config.choices:
             self.config = dataclasses.replace(self.config, choices=choices)
-            path = Path(self.config.out, "config.json")
             if self.ranks.main:
-                record = {**json.loads(path.read_text()), "choices": choices}
-                path.write_text(json.dumps(record, indent=2) + "\n")
+                with contextlib.suppress(OSError, ValueError):  # the checkpoint has them too
+                    path = Path(self.config.out, checkpoint.CONFIG)
+                    record = {**read_json(path), "choices": choices}
+                    path.write_text(json.dumps(record, indent=2) + "\n")
 
     def _draw(self) -> None:
         run = Path(self.config.out)
-        pictures.draw_filters(self.model, run / "conv1.png")
+        pictures.draw_filters(self.model, self.state["step"], run / "conv1.png")
         try:
             pictures.draw_curves(read_rows(run), run / "curves.png")
         except ImportError:
@@ -400,17 +403,6 @@ class Trainer:
         self.saver.finish()
         bad = {kind: len(files) for kind, files in self.bad.items()}
         self.report.finished(self.result, self.state, self._seconds(), dict(self.ranks.sent), bad)
-
-
-@contextlib.contextmanager
-def _locked(run: Path) -> Iterator[None]:
-    """Refuses a folder that another process is training in. The lock ends with the process, however it ends."""
-    with open(run / ".lock", "w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"{run}: another run is writing there") from None
-        yield
 
 
 def _readable(path: str) -> bool:

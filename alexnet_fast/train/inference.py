@@ -77,11 +77,13 @@ def _evaluate_rank(ranks: Ranks, config: TrainConfig, path: Path, as_json: bool)
     if as_json:
         print(json.dumps(record))
         return 0
-    table = Table("checkpoint", "loss", "top-1", "top-5", "images")
-    table.add_row(
-        escape(shown(path)), f"{result.loss:.4f}", f"{result.top1:.2%}", f"{result.top5:.2%}", str(result.count)
-    )
+    cells = {"loss": f"{result.loss:.4f}", "top-1": f"{result.top1:.2%}", "top-5": f"{result.top5:.2%}"}
+    if config.num_classes <= 5:  # the first five are all
+        del cells["top-5"]
+    table = Table(*cells, "images")
+    table.add_row(*cells.values(), str(result.count))
     console = Console()
+    say(console, f"checkpoint {path}")
     console.print(table)
     for file, reason in bad.items():
         say(console, f"left out {file}: {reason}")
@@ -131,5 +133,5 @@ def predict(paths: list[Path], weights: str, top: int, backend: str, as_json: bo
 
 def _model(found: Checkpoint, device: torch.device) -> nn.Module:
     model = build_model(dataclasses.replace(found.config, weights=None))
-    model.load_state_dict(found.model)
+    model.load_state_dict(found.read(model)[0])
     return model.to(device, memory_format=torch.channels_last).eval()

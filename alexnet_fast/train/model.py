@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -32,6 +35,12 @@ def build_model(config: TrainConfig) -> nn.Module:
         return alexnet(weights=config.weights, replace_head=new_head, freeze_features=config.freeze_features, **net)
     except (ValueError, OSError) as error:
         raise InputError("--" + " ".join(str(error).split())) from None
+
+
+def skeleton(config: TrainConfig, build: Callable[[TrainConfig], nn.Module] = build_model) -> nn.Module:
+    """The net of ``config`` as names, shapes and dtypes, without memory for its numbers."""
+    with torch.device("meta"):
+        return build(dataclasses.replace(config, weights=None))
 
 
 def kaiming(model: nn.Module) -> None:

@@ -1,5 +1,5 @@
 #include "conv.h"
-#include "epilogue.h"
+#include "operators.h"
 
 namespace alexnet_fast {
 
@@ -8,8 +8,8 @@ namespace {
 
 // ---- This package's own kernels -------------------------------------------------------------------------------------
 
-Tensor conv_relu(const Tensor& input, const Tensor& kernel, std::optional<Tensor> bias, Ints stride, Ints padding,
-                 Ints dilation, int64_t groups, bool allow_tf32) {
+Tensor conv_relu(const Tensor& input, const Tensor& kernel, const std::optional<Tensor>& bias, const Ints& stride,
+                 const Ints& padding, const Ints& dilation, int64_t groups, bool allow_tf32) {
   ConvParams params = conv_params(input, kernel, stride, padding, dilation, groups, allow_tf32, "conv_relu");
   const Tensor x = dense(input, true), weight = dense(kernel, true);
   const std::optional<Tensor> b = set_bias(bias, x, params, "conv_relu");
@@ -26,9 +26,9 @@ Tensor conv_relu(const Tensor& input, const Tensor& kernel, std::optional<Tensor
 
 // output: forward's, or none where grad is masked already. What is not wanted comes back empty.
 std::tuple<Tensor, Tensor, Tensor> conv_relu_backward(const Tensor& grad, const Tensor& input, const Tensor& kernel,
-                                                      std::optional<Tensor> output, Ints stride, Ints padding,
-                                                      Ints dilation, int64_t groups, std::vector<bool> wanted,
-                                                      bool allow_tf32) {
+                                                      const std::optional<Tensor>& output, const Ints& stride,
+                                                      const Ints& padding, const Ints& dilation, int64_t groups,
+                                                      std::vector<bool> wanted, bool allow_tf32) {
   constexpr const char* op = "conv_relu_backward";
   ConvParams params = conv_params(input, kernel, stride, padding, dilation, groups, allow_tf32, op);
   STD_TORCH_CHECK(wanted.size() == 3, op, ": wanted must have three elements");
@@ -73,17 +73,16 @@ STABLE_TORCH_LIBRARY_IMPL(alexnet_fast, ALEXNET_FAST_CUDA_KEY, m) {
 #endif
 
 #ifndef ALEXNET_FAST_HOST_SIMT
-namespace {
 
 // ---- The library's convolutions -------------------------------------------------------------------------------------
 
 // No pooling window, with lrn_size 0: bias and ReLU alone.
-const Ints NONE{0, 0}, ONE{1, 1};
+static const Ints NONE{0, 0}, ONE{1, 1};
 
 // On CPUs oneDNN adds the bias before it rounds. On GPUs torch's bias pass and ReLU pass would be two: the epilogue is
 // one.
-Tensor library_conv_relu(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias, Ints stride, Ints padding,
-                         Ints dilation, int64_t groups) {
+Tensor library_conv_relu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
+                         const Ints& padding, const Ints& dilation, int64_t groups) {
   if (x.is_cpu()) {
     return relu_(library_convolution(x, weight, bias, stride, padding, dilation, groups));
   }
@@ -93,8 +92,9 @@ Tensor library_conv_relu(const Tensor& x, const Tensor& weight, std::optional<Te
 
 // As conv_relu_backward().
 std::tuple<Tensor, Tensor, Tensor> library_conv_relu_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
-                                                              std::optional<Tensor> output, Ints stride, Ints padding,
-                                                              Ints dilation, int64_t groups, std::vector<bool> wanted) {
+                                                              const std::optional<Tensor>& output, const Ints& stride,
+                                                              const Ints& padding, const Ints& dilation, int64_t groups,
+                                                              std::vector<bool> wanted) {
   using torch::stable::detail::from, torch::stable::detail::to;
   STD_TORCH_CHECK(wanted.size() == 3, "conv_relu_backward: wanted must have three elements");
   Tensor masked = grad, dbias = empty1d(x, 0, x.scalar_type());
@@ -123,6 +123,8 @@ std::tuple<Tensor, Tensor, Tensor> library_conv_relu_backward(const Tensor& grad
   };
   return {wanted_or_empty(0), wanted_or_empty(1), wanted[2] ? gradients[2] : dbias};
 }
+
+namespace {
 
 void register_library(torch::stable::detail::StableLibrary& m) {
   m.impl("conv_relu", TORCH_BOX(&library_conv_relu));

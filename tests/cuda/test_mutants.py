@@ -48,7 +48,8 @@ def catcher(mutant: Mutant, program: Path, monkeypatch: pytest.MonkeyPatch) -> s
         try:
             test()
         except host_build.HostFaultError as fault:
-            return f"{name}: {re.search('race|uninitialized|out of bounds|misaligned|divergence', str(fault))[0]}"
+            named = re.search("race|uninitialized|out of bounds|misaligned|divergence|launch", str(fault))
+            return f"{name}: {named[0] if named else str(fault).splitlines()[0]}"  # "exit -11": by a signal
         except AssertionError:
             return f"{name}: wrong result"
     return ""
@@ -63,6 +64,14 @@ def test_mutants_are_caught(tmp_path, monkeypatch, request):
     ]
     assert len(MUTANTS) == 25
     assert sum(map(bool, caught)) >= FEWEST
+
+
+def test_a_death_by_a_signal_is_a_catch(tmp_path, monkeypatch):
+    """host_simt has nothing to say of it: the process is gone."""
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    program.chmod(0o755)
+    assert catcher(MUTANTS[0], program, monkeypatch) == "test_as_exact_as_torch: exit -11"
 
 
 @pytest.mark.parametrize("launcher", sorted({mutant.launcher for mutant in MUTANTS}))
