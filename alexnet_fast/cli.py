@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
-from alexnet_fast import _C, AlexNet, __version__, backends, native, tuning
+from alexnet_fast import _C, __version__, backends, native, tuning
 from alexnet_fast.backends import BackendError
 from alexnet_fast.errors import InputError, RunError
 from alexnet_fast.models import VARIANTS, AlexNet
