@@ -93,7 +93,7 @@ LEVELS = [
     {"reference", "triton_kernels"},
     {"backends", "errors", "malloc", "terminal", "tuning"},
     {"native", "_C"},
-    {"sources"},
+    {"sources", "interrupt"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 # Triton kernels are operators of their own under the pages' schemas: they register by what the pages share, and the

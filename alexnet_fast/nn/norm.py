@@ -40,8 +40,9 @@ class GroupedLocalResponseNorm(nn.LocalResponseNorm):
             return F.local_response_norm(parts, self.size, self.alpha, self.beta, self.k).reshape(input.shape)
         else:  # noqa: RET505  TorchScript leaves out this branch, but nothing that would follow it
             named = "reference" if exports_plainly() else None
-            options = {"groups": self.groups, "backend": named}
-            return local_response_norm(input, self.size, self.alpha, self.beta, self.k, **options)
+            return local_response_norm(
+                input, self.size, self.alpha, self.beta, self.k, groups=self.groups, backend=named
+            )
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, groups={self.groups}"

@@ -208,7 +208,7 @@ def _native(runs: list[tuple[str, list[nn.Module]]], x: Tensor) -> Native | None
     ends: list[tuple[int, int, int]] = [(0, 0, 0)]  # after each run: layers, parameters, copies
     shape = x.shape
     for run, members in runs:
-        planned = _layer(run, members, x, shape, inference) if run != "d" else ([], [], [], shape)
+        planned = _layer(run, members, x, shape, inference)
         if planned is None or 1 + len(parameters) + len(planned[1]) > MOST_TENSORS:
             break
         layers += planned[0]

@@ -2,8 +2,9 @@
 
     OUT/checkpoints/
         step-00000120/
-            model.safetensors        parameters, by state_dict key
-            optimizer.safetensors    momentum, by the same keys
+            model.safetensors        parameters, by state_dict key; their moving average if the run keeps one
+            optimizer.safetensors    momentum, by the same keys; of AdamW exp_avg:KEY and exp_avg_sq:KEY; with a moving
+                                     average weight:KEY, the parameters themselves
             state.json               position, sums, configuration, class names, sha256 of the two files and of itself
         last -> step-00000120        two links, each replaced in one rename
         best -> step-00000096
@@ -37,12 +38,14 @@ from alexnet_fast.data.records import Count, Range, conform, read_json
 from alexnet_fast.errors import InputError, RunError
 from alexnet_fast.train import schedule
 from alexnet_fast.train.config import TrainConfig, check
+from alexnet_fast.train.optimizer import SLOTS
 
 FORMAT = 1
 MODEL, OPTIMIZER = TENSORS = ("model.safetensors", "optimizer.safetensors")
 STATE = "state.json"
 LOCK, CONFIG, METRICS = ".lock", "config.json", "metrics.jsonl"  # in the run's folder
 UNFINISHED = ".unfinished-"
+WEIGHT = "weight:"  # before the keys of the weights themselves in optimizer.safetensors, with --model-ema
 DTYPES = {torch.float32: "F32", torch.float64: "F64"}
 UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError)  # what a damaged checkpoint ends in
 
@@ -71,6 +74,7 @@ class State(TypedDict):
     sums: Sums  # of the epoch
     logged: Sums  # since the last row of metrics.jsonl
     best: Best | None
+    stale: Count  # epochs since
     plateau: Plateau
     metrics_bytes: Count
     seconds: Annotated[float, Range(0)]
@@ -102,6 +106,7 @@ START: State = {
     "sums": [0.0, 0.0, 0.0],
     "logged": [0.0, 0.0, 0.0],
     "best": None,
+    "stale": 0,
     "plateau": schedule.START,
     "metrics_bytes": 0,
     "seconds": 0.0,
@@ -140,24 +145,37 @@ class Checkpoint:
         what they claim is not allocated. ``net`` may be on the meta device.
         """
         wanted = {key: (list(tensor.shape), tensor.dtype) for key, tensor in net.state_dict().items()}
+        prefixes = (*SLOTS[self.config.optimizer], *([WEIGHT] if self.config.model_ema else []))
         try:
             for file in TENSORS:
                 with safe_open(self.path / file, "pt") as stored:
                     keys = list(stored.keys())
                     for key in keys:
-                        if key not in wanted:
+                        prefix, colon, name = key.rpartition(":")
+                        if name not in wanted or prefix + colon not in (prefixes if file == OPTIMIZER else ("",)):
                             raise ValueError(f"{file}: {key} is not in the net")
-                        shape, dtype = wanted[key]
+                        shape, dtype = wanted[name]
                         part = stored.get_slice(key)
                         if part.get_shape() != shape or DTYPES[dtype] != part.get_dtype():
                             raise ValueError(
                                 f"{file}: {key} is {part.get_dtype()} {part.get_shape()}, "
                                 f"the net's is {DTYPES[dtype]} {shape}"
                             )
-                    if file == MODEL and (missing := [key for key in wanted if key not in keys]):
+                    needed = wanted if file == MODEL else self._kept(net)
+                    if missing := [key for key in needed if key not in keys]:
                         raise ValueError(f"{file}: without {', '.join(missing[:3])}")
         except UNREADABLE as error:
             raise _damaged(self.path, error) from None
+
+    def _kept(self, net: nn.Module) -> list[str]:
+        """The keys that optimizer.safetensors has to have."""
+        config, keys = self.config, []
+        if self.state["step"] and (config.optimizer != "sgd" or config.momentum or config.rule != "torch"):
+            trained = [name for name, parameter in net.named_parameters() if parameter.requires_grad]
+            keys += [prefix + name for prefix in SLOTS[config.optimizer] for name in trained]
+        if config.model_ema:
+            keys += [WEIGHT + name for name in net.state_dict()]
+        return keys
 
     def read(self, net: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Parameters and momentum, once they are known to be ``net``'s and finite; raises :class:`InputError`."""
@@ -362,6 +380,8 @@ def _load(path: Path, verify: bool) -> Checkpoint:
         raise ValueError(f"{STATE}: sha256 differs from the one recorded")
     if record.get("format") != FORMAT:
         raise ValueError(f"{STATE}: format {record.get('format')!r}; this version reads {FORMAT}")
+    if isinstance(record.get("state"), dict):
+        record["state"].setdefault("stale", 0)  # of a version that had no --early-stopping
     record = conform(record, Record, STATE)
     config = TrainConfig.from_json(record["config"], f"{STATE}: config")
     check(config, len(record["classes"]))

@@ -11,10 +11,11 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import MISSING, dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from alexnet_fast import backends
-from alexnet_fast.data.records import Count, Range, conform, fields
+from alexnet_fast.data.records import Count, Range, conform, fields, parse_json
 from alexnet_fast.data.shards import MAX_SIZE
 from alexnet_fast.data.sources import Statistics, kind_of
 from alexnet_fast.data.transforms import KINDS
@@ -32,10 +33,13 @@ IMAGENET_RGB = tuple(
     tuple(round(value * deviation, 6) for value, deviation in zip(row, (0.2175, 0.0188, 0.0045), strict=True))
     for row in ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 )
+MAX_CONFIG = 1 << 20  # bytes of a configuration file
+ADAMW_LR = 3e-4  # the rates of the presets are for SGD
 CHOICES = {
     "recipe": tuple(RECIPES),
     "schedule": ("step", "multistep", "plateau", "cosine", "constant"),
     "rule": RULES,
+    "optimizer": ("sgd", "adamw"),
     "transform": KINDS,
     "init": ("variant", "kaiming"),
     "cache": ("none", "device"),
@@ -68,6 +72,7 @@ Steps = Annotated[int, Range(1, 2**53)]
 Epochs = Annotated[float, Range(0, 1e6)]
 Unit = Annotated[float, Range(0, 1)]
 NotNegative = Annotated[float, Range(0)]
+Decay = Annotated[float, Range(0, 1 - 1e-12)]
 Channels = tuple[Unit, Unit, Unit]
 Deviation = Annotated[float, Range(1e-6, 1e3)]
 Part = Annotated[float, Range(-1e3, 1e3)]
@@ -137,8 +142,27 @@ class TrainConfig:
     # What training images, their mean taken off, are divided by after the noise.
     colour_divisor: Annotated[float, Range(1e-6, 1e6)] = 1.0
     ten_crop: bool = False  # whether the command eval averages over ten crops; evaluations in training take the centre
+    exif: bool = True  # whether pictures are turned upright as their EXIF orientation says
+    rotation: Annotated[float, Range(0, 180)] = 0.0  # degrees up to which training images are turned, either way
+    colour_jitter: Unit = 0.0  # up to which share brightness, contrast and saturation of training images are changed
+    mixup: Annotated[float, Range(0, 1e3)] = 0.0  # alpha of the Beta distribution that MixUp draws from; 0: none
+    cutmix: Annotated[float, Range(0, 1e3)] = 0.0  # that of CutMix; with both, each step draws which
+    optimizer: str = "sgd"
+    betas: tuple[Decay, Decay] = (0.9, 0.999)  # of AdamW
+    eps: Annotated[float, Range(1e-30, 1)] = 1e-8  # of AdamW
+    clip_grad: Annotated[float, Range(1e-12)] | None = None  # the norm of all gradients together is cut to this
+    accumulate: Annotated[int, Range(1, 1 << 20)] = 1  # batches whose gradients make a step
+    model_ema: bool = False  # whether evaluations take a moving average of the weights
+    model_ema_decay: Unit = 0.9998  # what each update keeps of it
+    model_ema_steps: Steps = 1  # between updates
+    early_stopping: Steps | None = None  # epochs without a better held-out accuracy after which the run ends
     # Which convolutions a GPU has run so far, by form (alexnet_fast.tuning): written by the run, taken when it resumes.
     choices: Annotated[dict[str, str], Range(0, 10_000)] = field(default_factory=dict)
+
+    @property
+    def step_images(self) -> int:
+        """Images of a step, over all ranks."""
+        return self.batch_size * self.accumulate
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -208,6 +232,8 @@ def resolve(given: dict[str, Any], num_classes: int, statistics: Statistics | No
         # Published weights go with their own mean; nets that see 0..255 minus the set's mean start with this set's.
         if defaults["std"] == PIXEL_STD and given.get("weights") is None:
             defaults["mean"] = statistics.mean
+    if given.get("optimizer") == "adamw" and given.get("recipe") is None:
+        defaults["lr"] = ADAMW_LR
     if given.get("init", defaults.get("init", "variant")) == "variant":
         defaults |= {"init_std": VARIANTS[variant].init_std, "init_bias": VARIANTS[variant].init_bias}
     config = TrainConfig(**{"num_classes": num_classes, **defaults, **given})
@@ -248,6 +274,8 @@ def check(config: TrainConfig, num_classes: int) -> None:
     if config.batch_size < config.nproc:
         raise InputError(f"--batch-size: {config.batch_size} images cannot be shared by {config.nproc} ranks")
     _check_parallel(config)
+    if config.optimizer != "sgd" and config.rule != "torch":
+        raise InputError(f"--rule: {config.rule} is of SGD, and --opt is {config.optimizer}")
     if config.schedule == "multistep" and not config.lr_milestones:
         raise InputError("--lr-milestones: schedule multistep needs them, as in 25,51,79")
 
@@ -267,6 +295,13 @@ def _check_parallel(config: TrainConfig) -> None:
             reason = "hybrid shards linear layers that are whole, and towers that never talk have theirs in parts"
     if reason:
         raise InputError(f"--parallel: {reason} (variant {config.variant})")
+    for name in ("mixup", "cutmix", "clip_grad"):
+        if getattr(config, name) and config.parallel != "ddp":
+            raise InputError(f"{option(name)}: is for --parallel ddp, got {config.parallel}")
+    if config.accumulate > 1 and config.parallel != "ddp":
+        raise InputError(f"{option('accumulate')}: is for --parallel ddp, got {config.parallel}")
+    if config.optimizer != "sgd" and config.hybrid_scheme != "a":
+        raise InputError(f"--opt: {config.optimizer} is for --hybrid-scheme a, got {config.hybrid_scheme}")
     if config.hybrid_scheme != "a" and config.parallel != "hybrid":
         raise InputError(f"--hybrid-scheme: {config.hybrid_scheme} is of --parallel hybrid, got {config.parallel}")
     if config.gradients != "fp32" and config.parallel == "towers":
@@ -293,5 +328,53 @@ def resumed(stored: TrainConfig, given: dict[str, Any]) -> TrainConfig:
     return config
 
 
+# Options that are not called as their fields are.
+CALLED = {"optimizer": "--opt", "betas": "--opt-betas", "eps": "--opt-eps", "accumulate": "--grad-accum-steps"}
+CALLED |= {"data": "DATA", "colour_jitter": "--color-jitter"}
+
+
 def option(name: str) -> str:
-    return "DATA" if name == "data" else "--" + name.replace("_", "-")
+    return CALLED.get(name, "--" + name.replace("_", "-"))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Options from a JSON or YAML file: an object with the fields of :class:`TrainConfig`, or the options' names, null
+    for what is not given. A run's config.json serves too, without its folder. Raises :class:`InputError`.
+    """
+    try:
+        if path.stat().st_size > MAX_CONFIG:
+            raise ValueError(f"more than {MAX_CONFIG} bytes")
+        content = path.read_bytes()
+        record = _yaml(content, path.name) if path.suffix in (".yaml", ".yml") else parse_json(content, path.name)
+        if not isinstance(record, dict):
+            raise ValueError(f"{path.name}: expected an object of options")
+        if "about" in record:
+            record = {name: value for name, value in record.items() if name not in ("about", "out", "choices")}
+        fields = {spelling: name for name in HINTS for spelling in (name, option(name)[2:], name.replace("_", "-"))}
+        given = {}
+        for name, value in record.items():
+            if name not in fields and name != "data":
+                raise ValueError(f"{path.name}: unknown option {name!r}{nearest(name, fields)}")
+            field = fields.get(name, name)
+            if field in given:
+                raise ValueError(f"{path.name}: {name!r} is given twice")
+            if value is not None:
+                given[field] = conform(value, HINTS[field], f"{path.name}: {name}")
+        return given
+    except OSError as error:
+        raise InputError(f"--config: {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise InputError(f"--config: {error}") from None
+
+
+def _yaml(content: bytes, name: str) -> Any:
+    try:
+        import yaml
+    except ImportError:
+        raise InputError("--config: YAML needs PyYAML: pip install pyyaml") from None
+    try:
+        return yaml.safe_load(content)
+    except RecursionError:
+        raise ValueError(f"{name}: nested too deep") from None
+    except (yaml.YAMLError, ValueError, OverflowError, AttributeError, KeyError, TypeError) as error:  # odd tags, dates
+        raise ValueError(f"{name}: not YAML: {error}") from None

@@ -10,7 +10,8 @@ from torch import nn
 
 from alexnet_fast.data.random import mix
 from alexnet_fast.errors import InputError
-from alexnet_fast.models import VARIANTS, alexnet
+from alexnet_fast.models import VARIANTS
+from alexnet_fast.models.alexnet import alexnet
 from alexnet_fast.models.weights import read
 from alexnet_fast.train.config import TrainConfig
 
@@ -30,8 +31,7 @@ def build_model(config: TrainConfig) -> nn.Module:
         _start(model, config)
         return model
     try:
-        head = read(config.weights).state.get("classifier.6.weight")
-        new_head = head is not None and len(head) != config.num_classes
+        new_head = read(config.weights).classes != config.num_classes
         return alexnet(weights=config.weights, replace_head=new_head, freeze_features=config.freeze_features, **net)
     except (ValueError, OSError) as error:
         raise InputError("--" + " ".join(str(error).split())) from None

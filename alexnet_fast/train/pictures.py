@@ -9,6 +9,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
+from alexnet_fast.terminal import shown
+
+NAMED = 50  # classes whose names have room beside a table
 FILTER_PIXEL = 4  # edge of one weight in conv1.png, in pixels
 FILTER_ROWS = 8
 TITLE = 14  # pixels of a line above the filters
@@ -56,6 +59,26 @@ def draw_runs(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
         panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
         panel.legend(loc="lower right" if value == "val_top1" else "upper right")
+    figure.savefig(path, dpi=120)
+
+
+def draw_confusion(counts: Tensor, names: list[str], path: Path) -> None:
+    """How often each label, a row, got each answer, as a share of the label's images; raises ImportError without
+    matplotlib.
+    """
+    from matplotlib.figure import Figure
+
+    shares = (counts / counts.sum(1, keepdim=True).clamp_min(1)).numpy()
+    side = min(20.0, 4 + 0.3 * len(names))
+    figure = Figure(figsize=(side, side), layout="constrained")
+    panel = figure.subplots()
+    picture = panel.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    figure.colorbar(picture, ax=panel, shrink=0.6, label="share of the label's images")
+    panel.set(title="held-out images", xlabel="answer", ylabel="label")
+    if len(names) <= NAMED:
+        shown_names = [shown(name).replace("$", r"\$") for name in names]  # matplotlib sets formulas between dollars
+        panel.set_xticks(range(len(names)), shown_names, rotation=90)
+        panel.set_yticks(range(len(names)), shown_names)
     figure.savefig(path, dpi=120)
 
 

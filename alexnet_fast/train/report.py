@@ -6,6 +6,8 @@ held-out figures), ``stop`` (held-out figures where --max-steps ended the run), 
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import json
 import os
 import time
@@ -14,6 +16,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from alexnet_fast.data.records import Count, fields, parse_json
 from alexnet_fast.errors import InputError
@@ -21,7 +24,7 @@ from alexnet_fast.terminal import say
 from alexnet_fast.train.checkpoint import METRICS, check_writable
 from alexnet_fast.train.config import TrainConfig
 from alexnet_fast.train.evaluate import Evaluation
-from alexnet_fast.train.pictures import draw_runs
+from alexnet_fast.train.pictures import draw_confusion, draw_runs
 
 EVALUATED = {"step": Count, "val_loss": float, "val_top1": float}
 KINDS: dict[str, dict[str, Any]] = {  # what is read again of each kind of row
@@ -101,6 +104,14 @@ def tensorboard_writer(config: TrainConfig, step: int):
     return SummaryWriter(str(Path(config.out) / "tensorboard"), purge_step=step)
 
 
+def write_table(path: Path, columns: list[str], rows: list[list[Any]]) -> None:
+    """A CSV file: a line of names, then the rows."""
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
 class Report:
     """The main rank's. ``steps`` is how many the run is going to make in all, ``step`` where it stands."""
 
@@ -159,7 +170,7 @@ class Report:
             return
         self.row("step", step=step, epoch=epoch, **log, images_per_second=round(rate, 2))
         if not self.bar:
-            seconds = round((self.steps - step) * self.config.batch_size / rate)
+            seconds = round((self.steps - step) * self.config.step_images / rate)
             eta = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
             figures = f"loss {log['loss']:.3f}  lr {log['lr']:.3g}  {rate:.1f} images/s  eta {eta}"
             self.line(f"{name}  step {step}/{self.steps}  {figures}")
@@ -210,6 +221,9 @@ class Report:
             "bad_files": bad,
             "restarts": state["restarts"],
         }
+        rows = [row for row in read_rows(Path(run)) if row["kind"] in ("step", "epoch", "stop")]
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        write_table(Path(run) / "metrics.csv", columns, [[row.get(name, "") for name in columns] for row in rows])
         (Path(run) / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         hits, course = f"{result.top1_count} of {result.count}", f"{state['step']} steps in {seconds:.0f} s"
         self.line(f"held-out accuracy {result.top1:.2%} ({hits}) after {course}")
@@ -220,6 +234,20 @@ class Report:
         restarts = f"; {state['restarts']} restarts" if state["restarts"] else ""
         self.line(f"trained at {rate:.1f} images/s; each rank sent {traffic or 'nothing'}{restarts}")
         self.line(f"pictures {run}/curves.png {run}/conv1.png; checkpoints {run}/checkpoints/best and last")
+
+    def confused(self, counts: Tensor, classes: list[str]) -> None:
+        """confusion.csv and classes.csv of the last evaluation, and confusion.png where matplotlib is installed;
+        ``counts`` int64 (labels, answers).
+        """
+        run, names = Path(self.config.out), classes + [f"class {n}" for n in range(len(classes), len(counts))]
+        write_table(
+            run / "confusion.csv", ["label", *names], [[n, *r] for n, r in zip(names, counts.tolist(), strict=True)]
+        )
+        images, hits = counts.sum(1).tolist(), counts.diagonal().tolist()
+        rows = [[n, i, h, h / i if i else ""] for n, i, h in zip(names, images, hits, strict=True)]
+        write_table(run / "classes.csv", ["class", "images", "hits", "top1"], rows)
+        with contextlib.suppress(ImportError):
+            draw_confusion(counts, names, run / "confusion.png")
 
     def close(self) -> None:
         if self.bar:

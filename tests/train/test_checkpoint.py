@@ -22,7 +22,7 @@ from alexnet_fast.train.config import resolve
 
 CONFIG = resolve({"data": "digits", "out": "x"}, 10)
 MODEL = {"a.weight": torch.randn(3, 4, 5, 5).contiguous(memory_format=torch.channels_last), "a.bias": torch.randn(3)}
-MOMENTUM = {"a.weight": torch.randn(3, 4, 5, 5)}
+MOMENTUM = {"a.weight": torch.randn(3, 4, 5, 5), "a.bias": torch.randn(3)}
 
 
 def save(run: Path, step: int) -> Path:
@@ -232,7 +232,9 @@ class Net(torch.nn.Module):
         ("model", {**MODEL, "a.bias": torch.ones(3, dtype=torch.int64)}, r"a\.bias is I64 \[3\]"),
         ("model", {**MODEL, "a.bias": torch.full((3,), torch.nan)}, "a.bias has numbers that are not finite"),
         ("optimizer", {"a.weight": torch.ones(1)}, r"optimizer.*a\.weight is F32 \[1\]"),
-        ("optimizer", {"a.bias": torch.full((3,), torch.inf)}, "a.bias has numbers that are not finite"),
+        ("optimizer", {"a.weight": MOMENTUM["a.weight"]}, r"optimizer.*without a\.bias"),
+        ("optimizer", {**MOMENTUM, "exp_avg:a.bias": torch.ones(3)}, "exp_avg:a.bias is not in the net"),
+        ("optimizer", {**MOMENTUM, "a.bias": torch.full((3,), torch.inf)}, "a.bias has numbers that are not finite"),
     ],
 )
 def test_tensors_that_are_not_the_nets_are_named(tmp_path: Path, file: str, tensors: dict, said: str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import fcntl
+import io
 import json
 import math
 import multiprocessing
@@ -15,11 +16,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from torch import nn
 
 from alexnet_fast.data import Transform, training_batches
 from alexnet_fast.errors import InputError, RunError
-from alexnet_fast.train import commands
+from alexnet_fast.train import checkpoint, commands
+from alexnet_fast.train.config import resolve
+from alexnet_fast.train.evaluate import Evaluation
+from alexnet_fast.train.report import Report
 from tests.data.pictures import write_folder
 from tests.train import runs
 
@@ -76,6 +81,29 @@ def test_without_matplotlib_one_line_says_so(
     assert capsys.readouterr().out.count("matplotlib is not installed") == 1
     assert not (tmp_path / "run" / "curves.png").exists()
     assert (tmp_path / "run" / "conv1.png").exists()
+
+
+def test_the_bar_is_gone_before_the_summary(tmp_path: Path):
+    screen = io.StringIO()
+    config = resolve({"data": "digits", "out": str(tmp_path)}, 10)
+    report = Report(config, Console(force_terminal=True, file=screen), step=0, steps=3, metrics_bytes=0)
+    report.finished(Evaluation(1.0, 1, 1, 2), dict(checkpoint.START), 1.0, {}, {})
+    report.close()
+    assert "held-out accuracy 50.00%" in screen.getvalue()
+    assert screen.getvalue().rfind("\x1b[2K") < screen.getvalue().find("held-out accuracy")  # the bar's line, erased
+    assert report.bar.live.transient
+
+
+@pytest.mark.parametrize(("classes", "told"), [(5, False), (6, True)])
+def test_among_five_classes_the_first_five_are_not_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture, classes: int, told: bool
+):
+    config = resolve({"data": "/pictures", "out": str(tmp_path)}, classes)
+    report = Report(config, Console(), step=0, steps=3, metrics_bytes=0)
+    row = {"epoch": 0, "step": 1, "val_loss": 1.0, "val_top1": 0.5, "val_top5": 1.0, "count": 4}
+    report.evaluated("stop", row)
+    report.close()
+    assert ("top-5" in capsys.readouterr().out) == told
 
 
 def test_a_set_smaller_than_the_batch_trains(tmp_path: Path):
