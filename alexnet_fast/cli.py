@@ -22,10 +22,10 @@ from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
-from alexnet_fast import _C, AlexNet, __version__, backends, interrupt, native, tuning
+from alexnet_fast import _C, __version__, backends, interrupt, native, tuning
 from alexnet_fast.backends import BackendError
 from alexnet_fast.errors import InputError, RunError, out_of_memory
-from alexnet_fast.models import VARIANTS
+from alexnet_fast.models import VARIANTS, AlexNet
 from alexnet_fast.models.variants import ABLATIONS
 from alexnet_fast.terminal import escape_unknown_letters, one_line, say
 from alexnet_fast.train.config import read_config, without

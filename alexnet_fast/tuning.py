@@ -20,7 +20,7 @@ Which one is taken; the first that there is:
    nearest row answers, see :func:`shipped`.
 
 A candidate is measured only if its result agrees with the library's within ``TOLERANCES``. One that does not is named
-in a warning, and is not taken by 2 or 3 for any shape.
+in a warning, and is not taken for any shape on that device.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ ROUNDS = 9
 REACH = 4  # how many times larger or smaller the sizes of a row may be that speaks for this package's kernels
 AHEAD = 2_000_000  # cycles that the card waits before a timed call, about a millisecond: the host is done by then
 INT32_MAX = 2**31 - 1
+MOST_FORMS = 4096
 
 Call = Callable[..., Any]
 
@@ -82,6 +83,7 @@ class Form(NamedTuple):
     pool: tuple[int, ...] = (0, 0)  # conv_stage: its kernel, 0 for none
     training: bool = False  # conv_stage: whether it writes what backward needs
     tf32: bool = False
+    deterministic: bool = False  # as torch.backends.cudnn.deterministic
 
     def __str__(self) -> str:
         """As in files of the cache folder and in a run's config."""
@@ -90,7 +92,8 @@ class Form(NamedTuple):
         words += [f"padding {_by(self.padding)}", f"dilation {_by(self.dilation)}", f"groups {self.groups}"]
         words += [self.layout, *([f"lrn {self.lrn}"] if self.lrn else [])]
         words += [f"pool {_by(self.pool)}"] if self.pool[0] else []
-        return ", ".join([*words, *["training"] * self.training, *["TF32"] * self.tf32])
+        flags = {"training": self.training, "TF32": self.tf32, "deterministic": self.deterministic}
+        return ", ".join([*words, *[name for name, holds in flags.items() if holds]])
 
 
 def _by(numbers: tuple[int, ...]) -> str:
@@ -204,7 +207,6 @@ _lock = threading.RLock()
 _taken: dict[tuple, str] = {}  # by form, device and switch: what the next call takes
 _used: dict[str, Record] = {}
 _pins: dict[str, str] | None = None
-_wrong: set[tuple[str, str]] = set()  # operators and candidates whose results differed
 _told: set[str] = set()
 _watcher: Callable[[Form, Record], object] | None = None
 
@@ -216,7 +218,7 @@ def run(form: Form, candidates: Mapping[str, Call], arguments: tuple) -> Any:
 
 def choose(form: Form, candidates: Mapping[str, Call], arguments: tuple) -> str:
     """The name of the candidate that is taken for ``form``; ``arguments`` are the call's, its first one a tensor."""
-    key = form, arguments[0].device, torch._C._get_cudnn_benchmark()
+    key = form, arguments[0].device, torch._C._get_cudnn_benchmark(), torch._C._get_cudnn_enabled()
     return _taken.get(key) or _settle(key, form, candidates, arguments)
 
 
@@ -230,12 +232,16 @@ def _settle(key: tuple, form: Form, candidates: Mapping[str, Call], arguments: t
         record = _pinned_or_measured(form, able, arguments, capturing) or _from_table(form, device)
         name = record.candidate
         lost = ""
-        if name not in able or (record.why != "pinned" and (form.operator, name) in _wrong):
+        if name not in able:
             lost = "it cannot run here"
+        elif _is_wrong(form.operator, name, device):
+            lost = "its results were wrong"
         elif name == "cudnn_bias_relu":
             lost = "a graph is captured" if capturing else loses_nan(able[name], able[library], arguments)
         if lost:
             record = Record(library, f"{record.why}, but for {name}: {lost}", record.us, record.refused)
+        if len(_used) >= MOST_FORMS:
+            _taken.clear(), _used.clear()
         if not capturing:
             _taken[key] = record.candidate
         _used[str(form)] = record
@@ -246,12 +252,14 @@ def _settle(key: tuple, form: Form, candidates: Mapping[str, Call], arguments: t
 
 def _able(form: Form, name: str) -> bool:
     """Whether a candidate can be asked at all. With groups, cuDNN's fused bias and ReLU take up to 17 times as long as
-    its convolution alone, and no call of it is split where offsets pass 32 bits."""
+    its convolution alone; torch calls it without asking for determinism, and does not split it where offsets pass 32
+    bits."""
     if name != "cudnn_bias_relu":
         return True
     batch = form.x[0]
     return (
         form.groups == 1
+        and not form.deterministic
         and torch.backends.cudnn.enabled
         and max(prod(form.x), batch * form.weight[0] * prod(form.x[2:])) <= INT32_MAX
     )
@@ -275,9 +283,13 @@ def _pinned_or_measured(form: Form, candidates: Mapping[str, Call], arguments: t
         record = measure(form, candidates, arguments)
         if record:
             _keep(device, form, record)
-    if record:
-        _wrong.update((form.operator, name) for name, reason in record.refused.items() if reason not in UNSUITED)
     return record if record and record.candidate in candidates else None
+
+
+def _is_wrong(operator: str, name: str, device: torch.device) -> bool:
+    """Whether a measurement on this device, of any shape, has found the candidate's result to be wrong."""
+    records = [record for form, record in measured(device).items() if form.startswith(f"{operator},")]
+    return any(record.refused.get(name, NO_MEMORY) not in UNSUITED for record in records)
 
 
 def _from_table(form: Form, device: torch.device) -> Record:
@@ -317,7 +329,7 @@ def used() -> dict[str, str]:
 
 def forget() -> None:
     """All choices of this process are made anew; files in the cache folder stay."""
-    for kept in (_taken, _used, _files, _wrong):
+    for kept in (_taken, _used, _files):
         kept.clear()
 
 
@@ -416,11 +428,11 @@ def _largest_difference(a: Tensor, b: Tensor) -> float:
 
 
 def loses_nan(call: Call, library: Call, arguments: tuple) -> str:
-    """Whether ``call`` makes a number of an image of NaN, as ReLUs in convolutions of libraries may: a run that has
-    diverged would look alive. Or whether it fails."""
-    image = torch.full_like(arguments[0][:1], torch.nan)
+    """How ``call`` fails of images that are NaN all over, or makes numbers of them, as ReLUs in convolutions of
+    libraries may: a run that has diverged would look alive. '' where it does neither."""
     try:
-        alike = torch.equal(call(image, *arguments[1:]).isnan(), library(image, *arguments[1:]).isnan())
+        images = torch.full_like(arguments[0], torch.nan)
+        alike = torch.equal(call(images, *arguments[1:]).isnan(), library(images, *arguments[1:]).isnan())
     except torch.OutOfMemoryError:
         return NO_MEMORY
     except RuntimeError as error:

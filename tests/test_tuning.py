@@ -7,6 +7,7 @@ import errno
 import importlib
 import io
 import json
+import os
 import sys
 import warnings
 from functools import partial
@@ -19,11 +20,16 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import nn
 
-from alexnet_fast import FusedSequential, backends, bench, cli, ops, tuning
+from alexnet_fast import FusedSequential, backends, bench, cli, fuse, ops, tuning
 from alexnet_fast.ops import Pool
 from alexnet_fast.ops.registry import NATIVE
+from alexnet_fast.parallel import Ranks, launch
+from alexnet_fast.train import checkpoint, commands
+from alexnet_fast.train.config import TrainConfig, resolve
+from alexnet_fast.train.engine import agreed
 from alexnet_fast.tuning import LIBRARY, Form, Record
 from benchmarks import choices
+from tests.train import runs
 
 FILES = sorted(choices.RESULTS.glob("*/layers.json"))
 CPU = torch.device("cpu")
@@ -220,6 +226,8 @@ def test_a_candidate_that_is_wrong_is_never_taken_and_named_once(what, benchmark
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert race.run() == "cudnn_epilogue", "the file remembers"
+        monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+        assert race.run(batch=6) == "cudnn_epilogue", "for calls that measure nothing too"
 
 
 @pytest.mark.parametrize("dtype", tuning.TOLERANCES)
@@ -254,7 +262,9 @@ def test_memory_that_does_not_suffice_is_no_fault(benchmark, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert race.run() == "cudnn_epilogue"
-    assert not tuning._wrong
+        monkeypatch.setattr(tuning, "shipped", lambda form, device: "cuda")
+        monkeypatch.setattr(tuning, "_capturing", lambda device: True)
+        assert tuning.choose(race.form(torch.rand(2, 3, 8, 8), 5), race.candidates, (torch.rand(1),)) == "cuda"
 
 
 def test_a_capture_takes_the_table_and_says_nothing(benchmark, monkeypatch):
@@ -284,8 +294,19 @@ def test_a_relu_that_makes_numbers_of_nan_is_not_taken(monkeypatch):
         assert race.run() == "cudnn_epilogue"
         monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
         assert race.run() == "cudnn_epilogue"
-    keeps = Race(monkeypatch, {"cudnn_epilogue": 50, "cudnn_bias_relu": 20})
-    assert keeps.run(batch=7) == "cudnn_bias_relu"
+
+
+def test_fused_bias_and_relu_are_asked_where_they_can_be(monkeypatch):
+    """Of one that keeps NaN: never with groups, nor where results must be deterministic, as torch calls it without, nor
+    beyond 32-bit offsets, nor without cuDNN."""
+    race = Race(monkeypatch, {"cudnn_epilogue": 50, "cudnn_bias_relu": 20})
+    monkeypatch.setattr(tuning, "shipped", lambda form, device: "cudnn_bias_relu")
+    assert race.run() == "cudnn_bias_relu"
+    form = race.form(torch.rand(2, 3, 8, 8))
+    for other in (form._replace(groups=3), form._replace(deterministic=True), form._replace(x=(2**31, 3, 8, 8))):
+        assert tuning.choose(other, race.candidates, (torch.rand(1),)) == "cudnn_epilogue"
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
+    assert race.run() == "cudnn_epilogue"
 
 
 def test_triton_compiles_only_while_the_command_tunes(benchmark, monkeypatch):
@@ -388,7 +409,11 @@ TUNED = {
 }
 
 
+ran: list[str] = []  # of this package's kernels
+
+
 def _native(name: str, *arguments):
+    ran.append(f"{name} {arguments[-1]}" if name == "conv_relu_backward" else name)
     return getattr(NATIVE, name)(*arguments)
 
 
@@ -397,6 +422,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch):
     """``auto`` chooses convolutions of CPU tensors too; on_cpu(operator=candidate, ...) sets what the table answers.
     The CPU's operators stand in for all candidates."""
     answers = {}
+    ran.clear()
     with torch.library._scoped_library("alexnet_fast", "IMPL") as library:
         for name, tuned in TUNED.items():
             library.impl(f"{name}_tuned", tuned, "CPU")
@@ -447,6 +473,11 @@ def test_every_choice_computes_the_operator(stem, forward, gradients, on_cpu):
         torch.testing.assert_close(a.grad, b.grad)
     chosen = {form.split(",")[0]: name for form, name in tuning.used().items()}
     assert chosen == {stem: forward, "conv_backward_input": of_input, "conv_backward_weight": of_weight}
+    with_bias = stem == "conv_relu"  # whose bias has its gradient from the convolution's
+    wanted = [name == "cuda" for name in gradients]
+    passes = [f"conv_relu_backward {[*wanted, with_bias and of_input == 'cuda']}"] if any(wanted) else []
+    forwards = {"cuda": [stem], "cuda_epilogue": ["conv_relu"]}
+    assert ran == forwards.get(forward, []) + passes
 
 
 def test_a_gradient_that_is_not_wanted_is_not_chosen(on_cpu):
@@ -497,6 +528,69 @@ def test_an_empty_batch_needs_no_choice(on_cpu, benchmark):
     assert tuning.used() == {}
 
 
+# ---- Training --------------------------------------------------------------------------------------------------------
+
+
+def _fused_net(config: TrainConfig) -> nn.Module:
+    return fuse(runs.small_net(config))
+
+
+def _train(out: Path, resume: bool = False, **given) -> None:
+    words = given if resume else runs.options(out, {"max_steps": 6, "checkpoint_steps": 3, **given})
+    assert commands.train(words, str(out) if resume else None, _fused_net) == 0
+
+
+def test_a_resumed_run_takes_what_it_has_taken(on_cpu, benchmark, monkeypatch, tmp_path):
+    """Though the table, and what was measured since, would choose otherwise: its bits are an undisturbed run's. And
+    nothing is measured in a run, with the switch on."""
+
+    def ours(*arguments):  # in other bits than the library's
+        y, *kept = NATIVE.conv_stage(*arguments)
+        return y * 1.001, *kept
+
+    monkeypatch.setitem(PAGES["conv_stage"].FORWARDS, "cuda", ours)
+    on_cpu(conv_stage="cuda", conv_backward_weight="cuda")
+    _train(tmp_path / "whole")
+    _train(tmp_path / "run", max_steps=3)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    stored = checkpoint.load(checkpoint.find(tmp_path / "run", "last")).config
+    assert config["choices"] == stored.choices
+    assert {form.split(",")[0]: name for form, name in stored.choices.items() if "10x3x" in form} == {
+        "conv_stage": "cuda",
+        "conv_backward_weight": "cuda",
+    }
+    on_cpu(conv_stage="cudnn_epilogue", conv_backward_weight="cudnn")
+    kept = dict.fromkeys(stored.choices, Record("cudnn_epilogue", "measured", {}, {}))
+    monkeypatch.setattr(tuning, "measured", lambda device: kept)
+    monkeypatch.setattr(tuning, "clock", None)
+    _train(tmp_path / "run", resume=True, max_steps=6)
+    runs.assert_same_bits(tmp_path / "run", tmp_path / "whole")
+    resumed = checkpoint.load(checkpoint.find(tmp_path / "run", "last")).config
+    assert {form: resumed.choices[form] for form in stored.choices} == stored.choices
+
+
+def _agree(ranks: Ranks, out: str) -> int:
+    """Each rank's folder says that another candidate was measured fastest; of one form only the second's speaks."""
+    os.environ["ALEXNET_FAST_CACHE"] = f"{out}/cache-{ranks.rank}"
+    ones, weight = [(1, 1)] * 3, (4, 3, 3, 3)
+    forms = [Form("conv_relu", torch.bfloat16, (n, 3, 9, 9), weight, *ones, 1, "contiguous") for n in (1, 2)]
+    for form in forms[: 1 + ranks.rank]:
+        tuning._keep(CPU, form, Record(["cuda", "triton"][ranks.rank], "measured", {}, {}))
+    candidates = dict.fromkeys(("cudnn_epilogue", "cuda", "triton"))
+    config = resolve({"data": "digits", "out": out}, 10)
+    with tuning.pinned(agreed(config, ranks)):
+        chosen = [tuning.choose(form, candidates, (torch.rand(1),)) for form in forms]
+    Path(out, f"{ranks.rank}.json").write_text(json.dumps(chosen))
+    return 0
+
+
+def test_ranks_agree(tmp_path):
+    """On the first one's choices, and where it has none, on the table's."""
+    assert launch(_agree, (str(tmp_path),), 2) == 0
+    chosen = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert chosen[0] == chosen[1] == ["cuda", "cudnn_epilogue"]
+
+
 # ---- The command -----------------------------------------------------------------------------------------------------
 
 
@@ -511,19 +605,19 @@ class Small(FusedSequential):
 
 @pytest.mark.parametrize("precision", bench.PRECISIONS)
 def test_tuning_ahead_measures_what_inference_and_training_will_ask(precision, on_cpu, monkeypatch, folder):
-    """As many choices as the bar counts to, less those of the second layer, which is one form in both; and under the
-    forms that calls have afterwards."""
+    """As many choices as the bar counts to, and under the forms that calls have afterwards."""
     monkeypatch.setattr(tuning, "clock", lambda call, device: 1.0)
     net, heard = Small(), []
     bench.tune(net, [2, 3], precision, True, lambda form, record: heard.append((str(form), record.why)))
     assert {why for _, why in heard} == {"measured"}
-    assert len(heard) == len(tuning.measured(CPU)) == 2 * (bench.passes(net, True) - 1)
+    assert len(heard) == len(tuning.measured(CPU)) == 2 * bench.passes(net, True) == 2 * (2 + 3 + 2)
     assert not torch.backends.cudnn.benchmark
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     monkeypatch.setattr(tuning, "clock", None)  # nothing is left to measure
     x = torch.randn(3, 3, 15, 15).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         net.to(bench.PRECISIONS[precision])(x.to(bench.PRECISIONS[precision]))
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     with torch.autocast("cpu", bench.PRECISIONS[precision], enabled=precision != "fp32"):
         net.float()(x).sum().backward()
     console = Console(width=200, file=io.StringIO())

@@ -129,6 +129,7 @@ def form(operator: str, x: Tensor, weight: Tensor, stride, padding, dilation, gr
     return Form(
         *(operator, x.dtype, tuple(x.shape), tuple(weight.shape), tuple(stride), tuple(padding), tuple(dilation)),
         *(groups, layout, lrn, tuple(pool), training, x.dtype == torch.float32 and allows_tf32()),
+        torch._C._get_cudnn_deterministic(),
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -156,6 +156,8 @@ class TrainConfig:
     model_ema_decay: Unit = 0.9998  # what each update keeps of it
     model_ema_steps: Steps = 1  # between updates
     early_stopping: Steps | None = None  # epochs without a better held-out accuracy after which the run ends
+    # Which convolutions a GPU has run so far, by form (alexnet_fast.tuning): written by the run, taken when it resumes.
+    choices: Annotated[dict[str, str], Range(0, 10_000)] = field(default_factory=dict)
 
     @property
     def step_images(self) -> int:
@@ -171,7 +173,8 @@ class TrainConfig:
 
         Raises ValueError, from ``where`` on, for anything else.
         """
-        defaults = {field.name: field.default for field in dataclasses.fields(cls) if field.default is not MISSING}
+        own = dataclasses.fields(cls)
+        defaults = {field.name: field.default for field in own if field.default is not MISSING} | {"choices": {}}
         known = fields({**defaults, **record} if isinstance(record, dict) else record, HINTS, where)
         _check_known(known)
         config = cls(**known)
@@ -346,7 +349,7 @@ def read_config(path: Path) -> dict[str, Any]:
         if not isinstance(record, dict):
             raise ValueError(f"{path.name}: expected an object of options")
         if "about" in record:
-            record = {name: value for name, value in record.items() if name not in ("about", "out")}
+            record = {name: value for name, value in record.items() if name not in ("about", "out", "choices")}
         fields = {spelling: name for name in HINTS for spelling in (name, option(name)[2:], name.replace("_", "-"))}
         given = {}
         for name, value in record.items():

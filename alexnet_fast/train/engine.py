@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
 import os
 import signal
@@ -21,9 +22,11 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from alexnet_fast import tuning
 from alexnet_fast.data import NOT_COUNTED, BadImage, Batch, Data, Transform, read_image, training_batches
 from alexnet_fast.data.loader import steps_per_epoch, worker_deaths_named
 from alexnet_fast.data.random import mix
+from alexnet_fast.data.records import read_json
 from alexnet_fast.data.stored import CachedImages
 from alexnet_fast.errors import InputError, RunError
 from alexnet_fast.malloc import keep_memory
@@ -40,6 +43,13 @@ from alexnet_fast.train.schedule import learning_rate, plateau
 SAME_SIGNAL = 0.2  # seconds in which a second signal is the first: some programs send to a process and to its group
 CONFUSION_CLASSES = 1000  # of more the table is too large to be looked at
 DROPOUT_KEY = 0x64726F70  # keeps the dropout seeds apart from the keys of data/loader.py
+
+
+def agreed(config: TrainConfig, ranks: Ranks) -> dict[str, str]:
+    """Which convolutions all ranks take, by form: those that the run has taken before, then those that were measured
+    on the first rank's device. What is in neither is the shipped table's: nothing is measured in a run."""
+    measured = {form: record.candidate for form, record in tuning.measured(ranks.device).items()}
+    return ranks.gather({**measured, **config.choices})[0]
 
 
 class Stopped(Exception):
@@ -137,6 +147,7 @@ class Trainer:
                 keep_memory()
             stack.enter_context(self._signals())
             stack.enter_context(using(self.config.backend))
+            stack.enter_context(tuning.pinned(agreed(self.config, self.ranks)))
             stack.enter_context(_deterministic())
             stack.enter_context(worker_deaths_named())
             try:
@@ -377,6 +388,7 @@ class Trainer:
             kept |= {prefix + name: value for name, value in own.items()}
         if self.state["step"]:  # before the first step the whole net is what it was built as
             self.split.collect()
+        self._note_choices()
         weights = self.model.state_dict()
         if self.average:
             kept |= {WEIGHT + name: value for name, value in weights.items()}
@@ -388,6 +400,19 @@ class Trainer:
             self.state |= {"metrics_bytes": self.report.flushed(), "seconds": seconds, "sent": dict(self.ranks.sent)}
             self.saver.start(weights, kept, config=self.config, classes=self.data.classes, state=self.state)
             self.report.restart_clock()
+
+    def _note_choices(self) -> None:
+        """Adds to the configuration which convolutions were chosen since the last checkpoint, by all ranks."""
+        choices = dict(self.config.choices)
+        for used in reversed(self.ranks.gather(tuning.used())):
+            choices |= used
+        if choices != self.config.choices:
+            self.config = dataclasses.replace(self.config, choices=choices)
+            if self.ranks.main:
+                with contextlib.suppress(OSError, ValueError):  # the checkpoint has them too
+                    path = Path(self.config.out, checkpoint.CONFIG)
+                    record = {**read_json(path), "choices": choices}
+                    path.write_text(json.dumps(record, indent=2) + "\n")
 
     def _draw(self) -> None:
         run = Path(self.config.out)
