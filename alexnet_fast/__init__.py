@@ -4,6 +4,7 @@ from alexnet_fast import interrupt as interrupt  # before all that takes seconds
 from alexnet_fast import native as native  # it finds the _C that the others import
 from alexnet_fast import ops, reference
 from alexnet_fast.backends import BackendError, backend
+from alexnet_fast.graphs import graphed_step
 from alexnet_fast.models import AlexNet
 from alexnet_fast.models.alexnet import alexnet
 from alexnet_fast.nn import FusedSequential, fuse, fusion_report, pack
@@ -17,6 +18,7 @@ __all__ = [
     "backend",
     "fuse",
     "fusion_report",
+    "graphed_step",
     "ops",
     "pack",
     "reference",

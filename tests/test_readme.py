@@ -9,13 +9,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS, LOOPS, NETS = (
+BLOCKS, *PAGES = (
     re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    for text in (README, *((ROOT / "docs" / name).read_text() for name in ("training.md", "models.md")))
+    for text in (README, *((ROOT / "docs" / name).read_text() for name in ("training.md", "models.md", "graphs.md")))
 )
 
 
-@pytest.mark.parametrize("code", BLOCKS + LOOPS + NETS, ids=lambda code: code.splitlines()[-1][:40])
+@pytest.mark.parametrize(
+    "code", BLOCKS + [code for page in PAGES for code in page], ids=lambda code: code.splitlines()[-1][:40]
+)
 def test_code_runs(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})

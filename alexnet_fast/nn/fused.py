@@ -216,15 +216,12 @@ def pools_nothing(module: nn.Module, x: object) -> bool:
 
 def _looked_at() -> int:
     """Whether this thread is in a state in which operators are seen one by one, or computed otherwise."""
-    return (
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._is_any_autocast_enabled()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._is_tracing()
-    )
+    return dispatch_modes() or function_modes() or autocasts() or transforms() or traces()
 
 
+dispatch_modes, function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
+autocasts, transforms = torch._C._is_any_autocast_enabled, torch._C._are_functorch_transforms_active
+traces = torch._C._is_tracing
 Is = _C.Is
 # What _one_by_one() and _kind() read that is not a module's.
 EVERYWHERE = [
@@ -258,6 +255,7 @@ class Plan:
 
     def __init__(self, modules: dict[str, nn.Module]) -> None:
         self.modules, self.guard = modules, _C.Guard()
+        self.holds = self.guard.holds
         members = tuple(modules.values())
         self.guard.add(Is.values, modules, None, members)
         for entry in EVERYWHERE:
@@ -274,6 +272,8 @@ class Plan:
                 self._append("d", part[2:], False)
             else:
                 self._append(run, part, fixed)
+        only = self.parts[0] if len(self.parts) == 1 else None
+        self.carry_out = only if type(only) is Segment else self._one_after_another
 
     def _watch(self, module: nn.Module) -> None:
         cls, own = type(module), module.__dict__
@@ -321,7 +321,7 @@ class Plan:
         else:
             self.parts.append(Segment([(run, members)], _call))
 
-    def __call__(self, x: Any) -> Any:
+    def _one_after_another(self, x: Any) -> Any:
         for part in self.parts:
             x = part(x) if type(part) is Segment else _call(*part, x, packed.inference_dtype(x))
         return x
@@ -373,11 +373,11 @@ class FusedSequential(nn.Sequential):
         if torch.compiler.is_compiling() or _looked_at():
             return self._as_it_is(input)
         plan = self.__dict__.get("_plan")
-        if plan is None or plan.modules is not self._modules or not plan.guard.holds():
+        if plan is None or plan.modules is not self._modules or not plan.holds():
             if _one_by_one():
                 return super().forward(input)
             plan = self.__dict__["_plan"] = Plan(self._modules)
-        return plan(input)
+        return plan.carry_out(input)
 
     def _as_it_is(self, input: Any) -> Any:
         """By what the modules are now, one operator at a time."""

@@ -33,7 +33,7 @@ MOST_TENSORS = 63  # input and parameters: the bits of `wanted`
 # The result, then what run_backward takes as `kept`; nothing at all if the tensors are not of the form that the run was
 # planned for.
 LIBRARY.define("run(Tensor x, Tensor[] parameters, int number, int wanted) -> Tensor[]")
-# weights: of the layers from the first one on that takes part. The gradients that are wanted.
+# weights, kept: as in csrc/bindings/run.cpp. The gradients that are wanted.
 LIBRARY.define("run_backward(Tensor dy, Tensor x, Tensor[] weights, Tensor[] kept, int number, int wanted) -> Tensor[]")
 for _name in ("run", "run_backward"):
     LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")
@@ -88,7 +88,7 @@ class Native:
             if not packed.is_newest(copy, weight, owner):
                 return None
         if gradients and (x.requires_grad or any(p.requires_grad for p in parameters)):
-            return Node.apply(self, x, *parameters)
+            return apply(self, x, *parameters)
         results = RUN(x, parameters, self.number, 0)
         return results[0] if results else None
 
@@ -106,7 +106,7 @@ class Native:
             count = (1 + layer.bias) if layer.kind in ("conv", "linear") else 0
             if first is None and any(needs[1 + parameter : 1 + parameter + count]):
                 first = i
-            if first is not None and count:
+            if first is not None and count and (layer.kind == "conv" or i > first or needs[0]):
                 weights.append(parameter)
             parameter += count
         bits = sum(1 << place for place in places)
@@ -135,19 +135,23 @@ class Node(Function):
         x, kept = (saved[weights], weights + 1) if wanted.saves_input else (dy, weights)
         found = RUN_BACKWARD(dy, x, saved[:weights], saved[kept:], native.number, wanted.bits)
         if torch.is_grad_enabled():
-            found = Last.apply(dy, *found)
+            found = Last.apply(len(found), *found, dy, *saved)
         gradients: list[Tensor | None] = [None] * (2 + len(native.parameters))
         for place, gradient in zip(wanted.places, found, strict=True):
             gradients[place] = gradient
         return tuple(gradients)
 
 
+# Function.apply, but for what it does under the transforms of torch.func.
+apply = super(Function, Node).apply
+
+
 class Last(Function):
-    """Gradients that were computed where a graph of them was asked for (``create_graph=True``)."""
+    """Gradients, where a graph of them was asked for (``create_graph=True``), and what they were computed from."""
 
     @staticmethod
-    def forward(ctx, dy: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
-        return tuple(gradient.view_as(gradient) for gradient in gradients)
+    def forward(ctx, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(gradient.view_as(gradient) for gradient in tensors[:count])
 
     @staticmethod
     def backward(ctx, *_):

@@ -138,21 +138,36 @@ std::tuple<Tensor, Tensor, Tensor> library_conv_relu_backward(const Tensor& grad
                                                 output->size(3), wanted[2], 0, 0, 0, 0, 1, NONE, ONE, NONE);
     wanted[2] = false;
   }
-  const bool transposed = false, mask[] = {wanted[0], wanted[1], wanted[2]};
-  std::array<StableIValue, 11> stack{from(masked),
-                                     from(x),
-                                     from(weight),
-                                     from(std::make_optional(Ints{weight.size(0)})),
-                                     from(stride),
-                                     from(padding),
-                                     from(dilation),
-                                     from(transposed),
-                                     from(Ints{0, 0}),
-                                     from(groups),
-                                     from(torch::headeronly::HeaderOnlyArrayRef<bool>(mask, 3))};
-  call_torch("aten::convolution_backward", stack);
+  const bool transposed = false;
+  std::array<AtenTensorHandle, 3> handles{};
+  if (x.is_cpu()) {
+    const int64_t none[] = {0, 0}, channels = weight.size(0);
+    const int64_t* bias_size = &channels;
+    const int32_t mask[] = {wanted[0], wanted[1], wanted[2]};
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_convolution_backward(
+        masked.get(), x.get(), weight.get(), &bias_size, 1, stride.data(), stride.size(), padding.data(),
+        padding.size(), dilation.data(), dilation.size(), transposed, none, 2, groups, mask, 3, &handles[0],
+        &handles[1], &handles[2]));
+  } else {
+    const bool mask[] = {wanted[0], wanted[1], wanted[2]};
+    std::array<StableIValue, 11> stack{from(masked),
+                                       from(x),
+                                       from(weight),
+                                       from(std::make_optional(Ints{weight.size(0)})),
+                                       from(stride),
+                                       from(padding),
+                                       from(dilation),
+                                       from(transposed),
+                                       from(Ints{0, 0}),
+                                       from(groups),
+                                       from(torch::headeronly::HeaderOnlyArrayRef<bool>(mask, 3))};
+    call_torch("aten::convolution_backward", stack);
+    for (size_t i = 0; i < 3; ++i) {
+      handles[i] = to<AtenTensorHandle>(stack[i]);
+    }
+  }
   const bool channels_last = result_is_channels_last(x, weight);
-  const Tensor gradients[] = {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2])};
+  const Tensor gradients[] = {Tensor(handles[0]), Tensor(handles[1]), Tensor(handles[2])};
   const auto wanted_or_empty = [&](int at) {
     return wanted[at] ? dense(gradients[at], channels_last) : empty1d(x, 0, x.scalar_type());
   };

@@ -40,17 +40,18 @@ int64_t partial_rows([[maybe_unused]] const Tensor& dy, const EpilogueParams& pa
   return 2 * cpu::kernels().epilogue_bwd.items(params);
 }
 
-// total[c] = sum over rows of partial[row][c], in double and in the order of the rows.
-template <class Acc>
-void add_rows(const Tensor& partial, Tensor& total) {
+// db[c] = sum over rows of partial[row][c], in double and in the order of the rows.
+template <class Acc, class Out>
+void add_rows(const Tensor& partial, Tensor& db) {
   const int64_t rows = partial.size(0), channels = partial.size(1);
   const Acc* in = static_cast<const Acc*>(partial.const_data_ptr());
-  double* out = static_cast<double*>(total.mutable_data_ptr());
-  std::fill_n(out, channels, 0.0);
-  for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t c = 0; c < channels; ++c) {
-      out[c] += in[row * channels + c];
+  Out* const out = static_cast<Out*>(db.mutable_data_ptr());
+  for (int64_t c = 0; c < channels; ++c) {
+    double sum = 0;
+    for (int64_t row = 0; row < rows; ++row) {
+      sum += in[row * channels + c];
     }
+    out[c] = static_cast<Out>(sum);
   }
 }
 
@@ -81,7 +82,7 @@ std::tuple<Tensor, Tensor, Tensor> epilogue(const Tensor& input, const std::opti
   Tensor y = empty(z, out_shape, z.scalar_type(), channels_last);
   const bool keep_code = training && pooling, keep_r = training && lrn_size != 0;
   Tensor code = keep_code ? empty(z, out_shape, ScalarType::Byte, channels_last) : empty1d(z, 0, ScalarType::Byte);
-  Tensor r = keep_r ? torch::stable::empty_like(z) : empty1d(z, 0, z.scalar_type());
+  Tensor r = keep_r ? empty(z, shape, z.scalar_type(), channels_last) : empty1d(z, 0, z.scalar_type());
   std::optional<Tensor> b;
   if (bias) {
     STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == shape[1] && bias->device() == z.device(),
@@ -147,19 +148,26 @@ std::tuple<Tensor, Tensor> epilogue_backward(const Tensor& grad, const Tensor& c
   if (want_bias) {
     const std::array<int64_t, 2> size{partial_rows(dy, params), shape[1]};
     const ScalarType accumulate = params.dtype == DType::f64 ? ScalarType::Double : ScalarType::Float;
-    partial = torch::stable::empty({size.data(), size.size()}, accumulate, std::nullopt, dy.device());
+    const std::array<int64_t, 2> strides{shape[1], 1};
+    partial = empty_strided(dy, 2, size.data(), strides.data(), accumulate);
     params.db_partial = partial.mutable_data_ptr();
     params.db = db.mutable_data_ptr();
   }
   launch("epilogue_backward", dy, params, cpu::kernels().epilogue_bwd, ALEXNET_FAST_CUDA_LAUNCHER(epilogue_bwd));
   if (want_bias && runs_cpu_kernels(dy)) {
-    Tensor total = empty1d(dy, shape[1], ScalarType::Double);
-    if (params.dtype == DType::f64) {
-      add_rows<double>(partial, total);
-    } else {
-      add_rows<float>(partial, total);
+    switch (params.dtype) {
+      case DType::f32:
+        add_rows<float, float>(partial, db);
+        break;
+      case DType::f64:
+        add_rows<double, double>(partial, db);
+        break;
+      default: {  // rounded once, from double, by torch
+        Tensor total = empty1d(dy, shape[1], ScalarType::Double);
+        add_rows<float, double>(partial, total);
+        torch::stable::copy_(db, total);
+      }
     }
-    torch::stable::copy_(db, total);
   }
   return {dz, db};
 }

@@ -111,8 +111,8 @@ class Run {
       const Layer& layer = layers_[i];
       const bool training = i >= first;
       x = apply(layer, x, parameters, training, code, r);
+      if (keeps_output(i, first, wanted)) results.push_back(x);
       if (training) {
-        if (keeps_output(i, wanted)) results.push_back(x);
         if (layer.pools()) results.push_back(code);
         if (layer.convolves() && layer.normalizes()) results.push_back(r);
       }
@@ -121,7 +121,8 @@ class Run {
     return results;
   }
 
-  // x: the input, or any tensor if it was not kept. weights: of the layers from the first one on that gets a gradient.
+  // x: the input, or any tensor if it was not kept. weights: of the layers from the first one on that gets a gradient,
+  // but not of a linear layer whose input gets none.
   // The gradients that are wanted, in order.
   std::vector<Tensor> backward(Tensor dy, const Tensor& x, const std::vector<Tensor>& weights,
                                const std::vector<Tensor>& kept, Wanted wanted) const {
@@ -130,11 +131,12 @@ class Run {
     std::vector<const Tensor*> weight_of(last);
     auto next = kept.begin();
     auto weight = weights.begin();
-    for (size_t i = first; i < last; ++i) {
-      if (keeps_output(i, wanted)) outputs[i] = *next++;
+    for (size_t i = 0; i < last; ++i) {
+      if (keeps_output(i, first, wanted)) outputs[i] = *next++;
+      if (i < first) continue;
       if (layers_[i].pools()) codes[i] = *next++;
       if (layers_[i].convolves() && layers_[i].normalizes()) rs[i] = *next++;
-      if (layers_[i].has_weight()) weight_of[i] = &*weight++;
+      if (layers_[i].convolves() || (layers_[i].has_weight() && (i > first || wanted(0)))) weight_of[i] = &*weight++;
     }
     for (size_t i = last; i-- > first;) {
       const Layer& layer = layers_[i];
@@ -170,7 +172,7 @@ class Run {
           } else if (want_bias) {
             dbias = sum_of_rows(dy);
           }
-          if (want_weight) gradients[layer.parameter] = product(torch::stable::transpose(dy, 0, 1), in);
+          if (want_weight) gradients[layer.parameter] = product(transposed(dy), in);
           if (want_x) dy = product(dy, *weight_of[i]);
           break;
         }
@@ -226,8 +228,10 @@ class Run {
     return layer.convolves() || layer.kind == Kind::lrn || (layer.kind == Kind::linear && wanted(layer.parameter));
   }
 
-  bool keeps_output(size_t i, Wanted wanted) const {
-    return layers_[i].masks_by_output() || (i + 1 < layers_.size() && keeps_input(i + 1, wanted));
+  // Layer `first` and those after it take part in backward.
+  bool keeps_output(size_t i, size_t first, Wanted wanted) const {
+    return (i >= first && layers_[i].masks_by_output()) ||
+           (i + 1 >= first && i + 1 < layers_.size() && keeps_input(i + 1, wanted));
   }
 
   static Tensor apply(const Layer& layer, const Tensor& x, const std::vector<Tensor>& parameters, bool training,
@@ -252,9 +256,7 @@ class Run {
       case Kind::onednn_linear:
         return onednn_linear(x, weight(), bias, layer.relu);
       case Kind::linear: {
-        std::array<StableIValue, 3> stack{from(x), from(weight()), from(bias)};
-        call_torch("aten::linear", stack);
-        y = to<Tensor>(stack[0]);
+        y = linear(x, weight(), bias);
         return layer.relu ? relu_(y) : y;
       }
       case Kind::flatten:
@@ -283,10 +285,42 @@ class Run {
     return torch::stable::sum(x, torch::headeronly::IntHeaderOnlyArrayRef(&rows, 1));
   }
 
+  static Tensor transposed(const Tensor& x) {
+    const int64_t size[] = {x.size(1), x.size(0)}, strides[] = {x.stride(1), x.stride(0)};
+    AtenTensorHandle view = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(x.get(), 2, size, strides, x.storage_offset(), &view));
+    return Tensor(view);
+  }
+
+  static Tensor unwritten(const Tensor& like, int64_t rows, int64_t columns) {
+    const int64_t size[] = {rows, columns}, strides[] = {columns, 1};
+    return empty_strided(like, 2, size, strides, like.scalar_type());
+  }
+
   static Tensor product(const Tensor& a, const Tensor& b) {
-    std::array<StableIValue, 2> stack{from(a), from(b)};
-    call_torch("aten::mm", stack);
-    return to<Tensor>(stack[0]);
+    if (!a.is_cpu()) {
+      std::array<StableIValue, 2> stack{from(a), from(b)};
+      call_torch("aten::mm", stack);
+      return to<Tensor>(stack[0]);
+    }
+    const Tensor y = unwritten(a, a.size(0), b.size(1));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(y.get(), a.get(), b.get()));
+    return y;
+  }
+
+  static Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+    if (!x.is_cpu()) {
+      std::array<StableIValue, 3> stack{from(x), from(weight), from(bias)};
+      call_torch("aten::linear", stack);
+      return to<Tensor>(stack[0]);
+    }
+    if (!bias) {
+      return product(x, transposed(weight));
+    }
+    const Tensor y = unwritten(x, x.size(0), weight.size(0));
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        aoti_torch_cpu_addmm_out(y.get(), bias->get(), x.get(), transposed(weight).get(), 1, 1));
+    return y;
   }
 
   std::vector<Layer> layers_;
