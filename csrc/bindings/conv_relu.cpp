@@ -1,5 +1,5 @@
 #include "conv.h"
-#include "epilogue.h"
+#include "operators.h"
 
 namespace alexnet_fast {
 
@@ -24,15 +24,15 @@ Tensor run_conv_relu(const char* op, int64_t (*workspace_bytes)(const ConvParams
   return in_layout(y, result_is_channels_last(input, kernel));
 }
 
-Tensor conv_relu(const Tensor& input, const Tensor& kernel, std::optional<Tensor> bias, Ints stride, Ints padding,
-                 Ints dilation, int64_t groups, bool allow_tf32) {
+Tensor conv_relu(const Tensor& input, const Tensor& kernel, const std::optional<Tensor>& bias, const Ints& stride,
+                 const Ints& padding, const Ints& dilation, int64_t groups, bool allow_tf32) {
   return run_conv_relu("conv_relu", &cuda::conv_relu_fwd_workspace_bytes, &cuda::conv_relu_fwd, input, kernel, bias,
                        stride, padding, dilation, groups, allow_tf32);
 }
 
 // Refuses what it does not take, and every card but those of compute capability 9.0.
-Tensor conv_relu_sm90(const Tensor& input, const Tensor& kernel, std::optional<Tensor> bias, Ints stride, Ints padding,
-                      Ints dilation, int64_t groups) {
+Tensor conv_relu_sm90(const Tensor& input, const Tensor& kernel, const std::optional<Tensor>& bias, const Ints& stride,
+                      const Ints& padding, const Ints& dilation, int64_t groups) {
   return run_conv_relu("conv_relu_sm90", &cuda::sm90::conv_relu_fwd_workspace_bytes, &cuda::sm90::conv_relu_fwd, input,
                        kernel, bias, stride, padding, dilation, groups, false);
 }
@@ -79,17 +79,18 @@ std::tuple<Tensor, Tensor, Tensor> run_conv_relu_backward(const char* op, int64_
 }
 
 std::tuple<Tensor, Tensor, Tensor> conv_relu_backward(const Tensor& grad, const Tensor& input, const Tensor& kernel,
-                                                      std::optional<Tensor> output, Ints stride, Ints padding,
-                                                      Ints dilation, int64_t groups, std::vector<bool> wanted,
-                                                      bool allow_tf32) {
+                                                      const std::optional<Tensor>& output, const Ints& stride,
+                                                      const Ints& padding, const Ints& dilation, int64_t groups,
+                                                      std::vector<bool> wanted, bool allow_tf32) {
   return run_conv_relu_backward("conv_relu_backward", &cuda::conv_relu_bwd_workspace_bytes, &cuda::conv_relu_bwd, grad,
                                 input, kernel, output, stride, padding, dilation, groups, wanted, allow_tf32);
 }
 
 // As conv_relu_sm90. The bias's gradient it refuses as well.
 std::tuple<Tensor, Tensor, Tensor> conv_relu_backward_sm90(const Tensor& grad, const Tensor& input,
-                                                           const Tensor& kernel, std::optional<Tensor> output,
-                                                           Ints stride, Ints padding, Ints dilation, int64_t groups,
+                                                           const Tensor& kernel, const std::optional<Tensor>& output,
+                                                           const Ints& stride, const Ints& padding,
+                                                           const Ints& dilation, int64_t groups,
                                                            std::vector<bool> wanted) {
   return run_conv_relu_backward("conv_relu_backward_sm90", &cuda::sm90::conv_relu_bwd_workspace_bytes,
                                 &cuda::sm90::conv_relu_bwd, grad, input, kernel, output, stride, padding, dilation,
@@ -107,17 +108,16 @@ STABLE_TORCH_LIBRARY_IMPL(alexnet_fast, ALEXNET_FAST_CUDA_KEY, m) {
 #endif
 
 #ifndef ALEXNET_FAST_HOST_SIMT
-namespace {
 
 // ---- The library's convolutions -------------------------------------------------------------------------------------
 
 // No pooling window, with lrn_size 0: bias and ReLU alone.
-const Ints NONE{0, 0}, ONE{1, 1};
+static const Ints NONE{0, 0}, ONE{1, 1};
 
 // On CPUs oneDNN adds the bias before it rounds. On GPUs torch's bias pass and ReLU pass would be two: the epilogue is
 // one.
-Tensor library_conv_relu(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias, Ints stride, Ints padding,
-                         Ints dilation, int64_t groups) {
+Tensor library_conv_relu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
+                         const Ints& padding, const Ints& dilation, int64_t groups) {
   if (x.is_cpu()) {
     return relu_(library_convolution(x, weight, bias, stride, padding, dilation, groups));
   }
@@ -127,8 +127,9 @@ Tensor library_conv_relu(const Tensor& x, const Tensor& weight, std::optional<Te
 
 // As conv_relu_backward().
 std::tuple<Tensor, Tensor, Tensor> library_conv_relu_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
-                                                              std::optional<Tensor> output, Ints stride, Ints padding,
-                                                              Ints dilation, int64_t groups, std::vector<bool> wanted) {
+                                                              const std::optional<Tensor>& output, const Ints& stride,
+                                                              const Ints& padding, const Ints& dilation, int64_t groups,
+                                                              std::vector<bool> wanted) {
   using torch::stable::detail::from, torch::stable::detail::to;
   STD_TORCH_CHECK(wanted.size() == 3, "conv_relu_backward: wanted must have three elements");
   Tensor masked = grad, dbias = empty1d(x, 0, x.scalar_type());
@@ -157,6 +158,8 @@ std::tuple<Tensor, Tensor, Tensor> library_conv_relu_backward(const Tensor& grad
   };
   return {wanted_or_empty(0), wanted_or_empty(1), wanted[2] ? gradients[2] : dbias};
 }
+
+namespace {
 
 void register_library(torch::stable::detail::StableLibrary& m) {
   m.impl("conv_relu", TORCH_BOX(&library_conv_relu));

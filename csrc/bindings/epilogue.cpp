@@ -1,6 +1,6 @@
-#include "epilogue.h"
-
 #include <algorithm>
+
+#include "operators.h"
 
 namespace alexnet_fast {
 namespace {
@@ -56,9 +56,10 @@ void add_rows(const Tensor& partial, Tensor& total) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> epilogue(const Tensor& input, std::optional<Tensor> bias, int64_t lrn_size,
-                                            double alpha, double beta, double k, int64_t lrn_groups, Ints pool_kernel,
-                                            Ints pool_stride, Ints pool_padding, bool ceil_mode, bool training) {
+std::tuple<Tensor, Tensor, Tensor> epilogue(const Tensor& input, const std::optional<Tensor>& bias, int64_t lrn_size,
+                                            double alpha, double beta, double k, int64_t lrn_groups,
+                                            const Ints& pool_kernel, const Ints& pool_stride, const Ints& pool_padding,
+                                            bool ceil_mode, bool training) {
   check_4d(input, "epilogue", "z");
   const bool channels_last = is_channels_last(input);
   const Tensor z = dense(input, channels_last);
@@ -101,8 +102,9 @@ std::tuple<Tensor, Tensor, Tensor> epilogue(const Tensor& input, std::optional<T
 
 std::tuple<Tensor, Tensor> epilogue_backward(const Tensor& grad, const Tensor& codes, const Tensor& kept,
                                              int64_t height, int64_t width, bool want_bias, int64_t lrn_size,
-                                             double alpha, double beta, double k, int64_t lrn_groups, Ints pool_kernel,
-                                             Ints pool_stride, Ints pool_padding) {
+                                             double alpha, double beta, double k, int64_t lrn_groups,
+                                             const Ints& pool_kernel, const Ints& pool_stride,
+                                             const Ints& pool_padding) {
   check_4d(grad, "epilogue_backward", "dy");
   const bool pooling = pool_kernel[0] != 0, reads_r = lrn_size != 0 || !pooling;
   const bool channels_last = is_channels_last(reads_r ? kept : codes);

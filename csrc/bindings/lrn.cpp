@@ -1,4 +1,4 @@
-#include "torch_compat.h"
+#include "operators.h"
 
 namespace alexnet_fast {
 namespace {
@@ -16,6 +16,8 @@ LrnParams make_params(const Tensor& x, bool channels_last, int64_t size, double 
   params.lrn = lrn;
   return params;
 }
+
+}  // namespace
 
 Tensor lrn(const Tensor& input, int64_t size, double alpha, double beta, double k, int64_t groups) {
   check_4d(input, "lrn", "x");
@@ -48,6 +50,8 @@ Tensor lrn_backward(const Tensor& grad, const Tensor& input, int64_t size, doubl
   }
   return dx;
 }
+
+namespace {
 
 void register_all(torch::stable::detail::StableLibrary& m) {
   m.impl("lrn", TORCH_BOX(&lrn));
