@@ -6,7 +6,8 @@
 //   bulk store  Reads shared memory when it is issued or when it is waited for, which is drawn.
 //   wgmma       Reads its operands then or then as well; its sums are NaN until they are waited for.
 //
-// Descriptors, boxes and swizzles are decoded from the bits that the kernel made. Reports come from the build `threads`:
+// Descriptors, boxes and swizzles are decoded from the bits that the kernel made. Reports come from the build
+// `threads`:
 //
 //   race           reading what has not landed; writing or loading over what a product or a store may still read, or
 //                  what was read by a thread whose release the writer has not waited for; a thread's writes read by a

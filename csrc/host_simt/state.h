@@ -45,9 +45,7 @@ extern Times* known;  // of each thread of the block
 
 void begin_clocks(bool run);
 inline uint32_t now() { return clocks_run ? known[running.thread].of[running.thread] : 0; }
-inline bool knows(uint16_t agent, uint32_t time) {
-  return clocks_run && known[running.thread].of[agent] >= time;
-}
+inline bool knows(uint16_t agent, uint32_t time) { return clocks_run && known[running.thread].of[agent] >= time; }
 // What the running thread knows is known to whoever joins `to`; what it does next is not.
 void release(Times& to);
 void join_threads(unsigned first, unsigned count);  // as a barrier among them does
@@ -60,8 +58,8 @@ struct Record {
   uint32_t read_epoch, read_warp_epoch;
   uint32_t write_time, read_time;  // as clocks.cpp has it
   uint16_t writer;                 // a thread, or what else has a time
-  uint16_t reader;       // the last one, or kMany in its warp since its last __syncwarp()
-  uint16_t reader_warp;  // kMany: of several warps since the last barrier
+  uint16_t reader;                 // the last one, or kMany in its warp since its last __syncwarp()
+  uint16_t reader_warp;            // kMany: of several warps since the last barrier
   bool written_atomically;
   uint8_t flying;            // 1: a cp.async to this byte has not landed; 2: a bulk copy has not
   bool read_by_other_block;  // of this launch, besides the last reader's

@@ -73,7 +73,7 @@ def test_planted_fault_is_reported(fault):
         run_program([words(kind), fault, "right"])
     with pytest.raises(HostFaultError, match=f"host_simt: ({FAULTS[fault]})") as report:
         run_program([words("threads"), fault, "wrong"])
-    assert re.search(r"thread \(|row \d+, column \d+", str(report.value))
+    assert re.search(r"thread(s from)? \(|row \d+, column \d+", str(report.value))
 
 
 # ---- Shapes ----------------------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 // Bulk tensor copies (TMA, sm_90): one thread asks, the card moves a box of a tensor between global and shared memory.
 //
 // A tensor map says how the tensor lies in memory and what a box is. It is made on the host and given to a kernel as
-// part of a __grid_constant__ parameter. Axes come fastest first. Boxes lie in shared memory line by line, a line of the
-// fastest axis being at most 128 bytes; with the 128-byte swizzle the 16-byte chunk c of the line at shared address a
-// is at chunk c ^ (a / 128 % 8), so a box begins at a multiple of 1024.
+// part of a __grid_constant__ parameter. Axes come fastest first. Boxes lie in shared memory line by line, a line of
+// the fastest axis being at most 128 bytes; with the 128-byte swizzle the 16-byte chunk c of the line at shared address
+// a is at chunk c ^ (a / 128 % 8), so a box begins at a multiple of 1024.
 //
 //   tiled    a box of fixed extent anywhere; elements outside of the tensor are zeros, and are not stored
 //   im2col   of (channels, width, height, images): so many pixels in succession, from a first one on. They walk through
@@ -127,9 +127,7 @@ __device__ __forceinline__ void bulk_wait_read() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kInFlight) : "memory");
 }
 
-__device__ __forceinline__ void async_proxy_fence() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
+__device__ __forceinline__ void async_proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 #else
 

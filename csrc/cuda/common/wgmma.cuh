@@ -25,8 +25,8 @@ enum class Major { depth, pixels };
 // Bits 0-13: address / 16; 16-29: bytes to the next 64 rows / 16; 32-45: bytes between groups of eight lines / 16;
 // 62-63: 1, the 128-byte swizzle (PTX ISA, "Matrix Descriptor Format").
 __device__ __forceinline__ uint64_t matrix_descriptor(const void* lines, uint32_t leading = 16) {
-  return (shared_address(lines) & 0x3ffff) >> 4 | static_cast<uint64_t>(leading >> 4) << 16 | uint64_t{1024 >> 4} << 32 |
-         uint64_t{1} << 62;
+  return (shared_address(lines) & 0x3ffff) >> 4 | static_cast<uint64_t>(leading >> 4) << 16 |
+         uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
 }
 
 template <Major kMajor>

@@ -14,11 +14,13 @@
 // (add_splits): nothing depends on which block ends first. Roles, ring and barriers are the forward kernel's.
 //
 // What it should do, computed, not measured; nothing of this file has run on a card. A stage takes 768 cycles of
-// products and 40 KB out of L2, 53 bytes a cycle; at the forward kernel's guess of 40 bytes L2 binds, at 75% of the
-// matrix rate, 585 of 779 TFLOP/s. With whole waves of tiles and runs, and 8 bytes a weight and run for their results,
-// at batch 128 (us; cuDNN's measured times in brackets): conv2 103 (132), conv3 51 (59), conv4 67 (62), conv5 46 (58).
-// 48 channels of a group fill three quarters of a block of 64: the 2012 conv2, 64 output channels more than it has rows
-// for and all, is left to be measured. dx as forward with the channels exchanged.
+// products and 40 KB out of L2, 1024 cycles at the forward kernel's guess of 40 bytes a cycle: L2 binds, at 75% of the
+// matrix rate. At batch 128 and 1.44 GHz, by choose_runs(), in us (cuDNN's measured times in brackets):
+//
+//   conv2 153 (132)   conv3 66 (59)   conv4 84 (62)   conv5 55 (58)   2012: conv2 153 (332)   conv4 80   conv5 42 (111)
+//
+// conv2's 192 output channels fill three quarters of two tiles' rows, and 48 channels of a group three quarters of a
+// block: rows of 192 and blocks of 48 are what to write next. dx is as forward with the channels exchanged.
 #include "cuda/common/conv_sm90.cuh"
 #include "launchers.h"
 
