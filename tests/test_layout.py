@@ -23,9 +23,9 @@ STEMS = sorted({page.stem for page in (PACKAGE / "ops").glob("*.py")} - SHARED_P
 # torch's library, and the rest epilogue's; images get no gradient.
 PASSES = {"conv_relu": (), "conv_stage": (), "linear_relu_dropout": (), "augment": ("fwd",)}
 UNSAMPLED = {"augment"}  # bytes in, no gradient: its tests share nothing with the others'
-# Files of csrc/ that are no operator's: the optimizer's step, packed weights, successions of operators with what guards
-# their plans, and what kernels or module start by.
-OTHERS = {"sgd", "packed", "run", "guard", "dispatch", "module", "runtime", "conv_prepare"}
+# Files that are no operator's: the optimizer's step, packed weights, successions of layers with their guard, what
+# kernels or module start by, LRN in ONNX.
+OTHERS = {"sgd", "packed", "dispatch", "module", "runtime", "conv_prepare", "onnx", "run", "guard"}
 
 # ---- One stem, fixed places ----------------------------------------------------------------------------------------
 
@@ -92,9 +92,9 @@ LEVELS = [
     {"nn"},
     {"ops"},
     {"reference", "triton_kernels"},
-    {"backends", "errors", "malloc", "terminal"},
+    {"backends", "errors", "malloc", "terminal", "tuning"},
     {"native", "_C"},
-    {"sources"},
+    {"sources", "interrupt"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 # Triton kernels are operators of their own under the pages' schemas: they register by what the pages share, and the

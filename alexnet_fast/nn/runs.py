@@ -87,7 +87,7 @@ class Native:
         for copy, weight, owner in self.copies:
             if not packed.is_newest(copy, weight, owner):
                 return None
-        if gradients and (x.requires_grad or any(p.requires_grad for p in parameters)):
+        if gradients and (x.requires_grad or True in [p.requires_grad for p in parameters]):
             return apply(self, x, *parameters)
         results = RUN(x, parameters, self.number, 0)
         return results[0] if results else None
@@ -212,7 +212,7 @@ def _native(runs: list[tuple[str, list[nn.Module]]], x: Tensor) -> Native | None
     ends: list[tuple[int, int, int]] = [(0, 0, 0)]  # after each run: layers, parameters, copies
     shape = x.shape
     for run, members in runs:
-        planned = _layer(run, members, x, shape, inference) if run != "d" else ([], [], [], shape)
+        planned = _layer(run, members, x, shape, inference)
         if planned is None or 1 + len(parameters) + len(planned[1]) > MOST_TENSORS:
             break
         layers += planned[0]

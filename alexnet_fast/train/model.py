@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
 from alexnet_fast.data.random import mix
 from alexnet_fast.errors import InputError
-from alexnet_fast.models import VARIANTS, alexnet
+from alexnet_fast.models import VARIANTS
+from alexnet_fast.models.alexnet import alexnet
 from alexnet_fast.models.weights import read
 from alexnet_fast.train.config import TrainConfig
 
@@ -27,11 +31,16 @@ def build_model(config: TrainConfig) -> nn.Module:
         _start(model, config)
         return model
     try:
-        head = read(config.weights).state.get("classifier.6.weight")
-        new_head = head is not None and len(head) != config.num_classes
+        new_head = read(config.weights).classes != config.num_classes
         return alexnet(weights=config.weights, replace_head=new_head, freeze_features=config.freeze_features, **net)
     except (ValueError, OSError) as error:
         raise InputError("--" + " ".join(str(error).split())) from None
+
+
+def skeleton(config: TrainConfig, build: Callable[[TrainConfig], nn.Module] = build_model) -> nn.Module:
+    """The net of ``config`` as names, shapes and dtypes, without memory for its numbers."""
+    with torch.device("meta"):
+        return build(dataclasses.replace(config, weights=None))
 
 
 def kaiming(model: nn.Module) -> None:

@@ -65,7 +65,7 @@ class Kernel:
 
     def dynamic(self, mask: bool = False) -> int:
         """Bytes of shared memory that a launch asks for: the most there is, but for convolutions without ``mask``."""
-        if self.family == "lrn_pool_fwd":
+        if self.family.startswith("lrn_pool_fwd"):
             return 40 * KB  # kTileBytes
         if not self.family.startswith("conv_") or "Tile" not in self.name:
             return 0
