@@ -33,7 +33,7 @@ class Cuda:
         return result
 
     def record(self, run: Run) -> Run:
-        """What repeats the work of ``run()``, which is recorded and not done."""
+        """What repeats the work of ``run()``, which is recorded and not done, in the memory that it has then."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self.device), torch.cuda.graph(graph):
             run()
@@ -131,11 +131,12 @@ class GraphedStep:
     def _record(self, input: Tensor, target: Tensor) -> Recorded | None:
         recorded = Recorded(input.detach().clone(), target.detach().clone(), lambda: None)
 
-        def run() -> None:
+        def run() -> list[Tensor | None]:
             self.optimizer.zero_grad()  # to None: backward then writes gradients, and adds nothing up
             loss = self.loss(self.net(recorded.input), recorded.target)
             loss.backward()
             recorded.loss = loss.detach()
+            return [parameter.grad for parameter in self._parameters()]
 
         replay = self._try("net", run)
         if replay is None:

@@ -23,9 +23,9 @@ STEMS = sorted({page.stem for page in (PACKAGE / "ops").glob("*.py")} - SHARED_P
 # torch's library, and the rest epilogue's; images get no gradient.
 PASSES = {"conv_relu": (), "conv_stage": (), "linear_relu_dropout": (), "augment": ("fwd",)}
 UNSAMPLED = {"augment"}  # bytes in, no gradient: its tests share nothing with the others'
-# Files that are no operator's: the optimizer's step, packed weights, successions of operators with what guards their
-# plans, what kernels or module start by, LRN in ONNX.
-OTHERS = {"sgd", "packed", "run", "guard", "dispatch", "module", "runtime", "conv_prepare", "onnx"}
+# Files that are no operator's: the optimizer's step, packed weights, successions of layers with their guard, what
+# kernels or module start by, LRN in ONNX.
+OTHERS = {"sgd", "packed", "dispatch", "module", "runtime", "conv_prepare", "onnx", "run", "guard"}
 
 # ---- One stem, fixed places ----------------------------------------------------------------------------------------
 

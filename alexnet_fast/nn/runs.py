@@ -87,7 +87,7 @@ class Native:
         for copy, weight, owner in self.copies:
             if not packed.is_newest(copy, weight, owner):
                 return None
-        if gradients and (x.requires_grad or any(p.requires_grad for p in parameters)):
+        if gradients and (x.requires_grad or True in [p.requires_grad for p in parameters]):
             return apply(self, x, *parameters)
         results = RUN(x, parameters, self.number, 0)
         return results[0] if results else None
