@@ -23,7 +23,7 @@
 // through its windows in a loop, 2.25 on average, and found their place by itself. Now, for AlexNet's LRN and window in
 // 16 bits (common/lrn_pool_bwd.cuh): sm_90's loop has 1,161 instructions for the 32 elements of a patch, 36 each, of
 // which the gather takes 12. 3.0 TB/s leave 46 for 4.75 bytes, 4.3 TB/s leave 32: bytes bind on an H100, and
-// instructions on an H200. 92 registers and 12 KB of shared memory a block of 128 threads: five blocks, 31% of the
+// instructions on an H200. 96 registers and 12 KB of shared memory a block of 128 threads: five blocks, 31% of the
 // warps, with the next pixel's 512 bytes a warp always under way: 10 KB a multiprocessor, beside up to 48 KB of
 // windows. Predicted, not measured: 2.3 TB/s.
 #include "cuda/common/lrn_bwd.cuh"
