@@ -219,6 +219,7 @@ ROWS = {
         lambda t: ["train", write_folder(t / "set", 1, 1), "--image-size", 40],
         f"takes at least {VARIANTS['torchvision'].min_image_size}, got 40",
     ),
+    "no folder": (lambda t: ["train", write_folder(t / "set", 1, 1), "--out", ""], "--out: expected a folder, got ''"),
     "occupied folder": (
         lambda t: ["train", write_folder(t / "set", 1, 1), "--out", _occupied(t / "run")],
         "is not an empty folder",

@@ -195,6 +195,8 @@ def _new_run(given: dict[str, Any], build: Callable[[TrainConfig], nn.Module]) -
     _check_memory(config, build)
     if config.weights is not None:
         build(config)
+    if not config.out:
+        raise InputError("--out: expected a folder, got ''")
     run = Path(config.out)
     check_writable(run, "--out")
     first = os.environ.get("RANK", "0") == "0"  # the other ranks of torchrun may find what the first one made

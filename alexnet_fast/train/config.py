@@ -86,7 +86,7 @@ class TrainConfig:
     """
 
     data: Text
-    out: Text
+    out: Annotated[str, Range(0, 4096)]  # '' for what writes nothing
     num_classes: Annotated[int, Range(1, 1_000_000)]
     image_size: Side
     epochs: Annotated[int, Range(1, 1_000_000)]
