@@ -55,8 +55,9 @@ def main() -> None:
     # Right: against PyTorch's own, in a wider type; its gradient against differences; its registration by opcheck.
     x = torch.randn(1000, dtype=torch.float64, requires_grad=True)
     torch.testing.assert_close(swish(x), F.hardswish(x))
-    assert torch.autograd.gradcheck(swish, (x,))
-    torch.library.opcheck(torch.ops.examples.swish.default, (x.detach().requires_grad_(),))
+    few = x.detach()[:20].requires_grad_()
+    assert torch.autograd.gradcheck(swish, (few,))
+    torch.library.opcheck(torch.ops.examples.swish.default, (few,))
     # At the edges, where formulas break: NaN stays, the ends are flat and steep, an empty tensor is one.
     edges = torch.tensor([float("nan"), -3.0, 3.0, -100.0, 100.0])
     torch.testing.assert_close(swish(edges), F.hardswish(edges), equal_nan=True)

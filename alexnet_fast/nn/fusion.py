@@ -120,7 +120,7 @@ def fusion_report(model: nn.Module, x: Any = None) -> list[Row]:
             rows.update(_planned(module, names))
     if x is not None:
         rows.update(_seen(model, x, rows))
-    table = [Row(names[module], type(module).__name__, *rows[module]) for module in names if module in rows]
+    table = [Row(names[module], module._get_name(), *rows[module]) for module in names if module in rows]
     _print(table)
     return table
 
