@@ -202,6 +202,9 @@ def table(found: list[Kernel]) -> list[str]:
         line = f"{family:22}{span([kernel.threads for kernel in rows]):>8}{span(shared, KB):>6}"
         for architecture in MULTIPROCESSORS:
             here = [kernel for kernel in rows if kernel.architecture == architecture]
+            if not here:  # Hopper's kernels are for it alone
+                line += " " * 24
+                continue
             line += f"{span([k.registers for k in here]):>10}{span([k.blocks for k in here]):>7}"
             line += f"{span([100 * k.occupancy for k in here]):>7}"
         lines.append(line)
