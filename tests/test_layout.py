@@ -147,7 +147,7 @@ SOURCES = [file for file in CSRC.rglob("*") if file.suffix in {".h", ".cpp", ".c
 
 @pytest.mark.parametrize("file", sorted(SOURCES), ids=lambda file: str(file.relative_to(CSRC)))
 def test_headers(file):
-    """torch is for the bindings, of torch only what its stable ABI offers, with the C functions that AOTInductor's compiled
+    """torch is for the bindings, of torch only what its stable ABI offers, with the C functions that AOTInductor's
     models call, which keep their signatures too; kernels do not reach into the bindings."""
     included = re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)', file.read_text(), re.MULTILINE)
     if file.parent.name == "bindings":
