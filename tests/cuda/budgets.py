@@ -116,7 +116,7 @@ def wanted_instructions(kernel: Kernel) -> list[str]:
     if kernel.family == "conv_fold_image":
         return [r"STG\.E\.128"]
     maxima = []
-    of_two, of_three = r"HMNMX2(\.BF16_V2)?\.NAN", r"VIMNMX3\.S16"  # sm_90 has these, where there is no sign
+    of_two, of_three = r"HMNMX2(\.BF16_V2)?\.NAN", r"VIMNMX3\.S16x2\.RELU"  # sm_90 has these, where there is no sign
     if kernel.family == "pool_fwd_packed":
         maxima = [of_two, of_three] if "Rectified" in kernel.name and kernel.architecture == 90 else [of_two]
     if kernel.family == "lrn_pool_fwd_packed":

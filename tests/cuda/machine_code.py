@@ -72,9 +72,7 @@ class Kernel:
         """Bytes of shared memory that a launch asks for: the most there is, but for convolutions without ``mask``."""
         if self.family.startswith("lrn_pool_fwd"):
             return 40 * KB  # kTileBytes
-        if (
-            self.hopper
-        ):  # stages of 128-byte lines, two pieces of 2 KB for each of eight warps, and the first one's place
+        if self.hopper:  # stages of 128-byte lines, two pieces of 2 KB for each of eight warps, the first one's place
             if self.family == "sm90::conv_weight_gradient":
                 return 5 * 5 * 8 * KB + KB  # five stages of five boxes
             _, height, columns, stages = map(int, re.findall(r"\d+(?=[,>])", self.name)[-4:])
