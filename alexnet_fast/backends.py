@@ -53,6 +53,7 @@ AUTO = {
         "conv_stage": "cpu",
         "linear_relu_dropout": "reference",
         "augment": "cpu",
+        "lpips_layer": "cpu",
         "sgd": "cpu",
     },
     "cuda": {
@@ -65,6 +66,7 @@ AUTO = {
         "conv_stage, few channels": "library",
         "linear_relu_dropout": "triton",
         "augment": "triton",
+        "lpips_layer": "cuda",
         "sgd": "triton",
     },
 }

@@ -1,4 +1,4 @@
-"""Python in README and in docs/training.md runs as it stands, block by block, and README's links lead somewhere."""
+"""Python in README and in docs runs as it stands, block by block, and README's links lead somewhere."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS, LOOPS = (
+BLOCKS, LOOPS, USES = (
     re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    for text in (README, (ROOT / "docs" / "training.md").read_text())
+    for text in (README, *((ROOT / "docs" / name).read_text() for name in ("training.md", "uses.md")))
 )
 
 
-@pytest.mark.parametrize("code", BLOCKS + LOOPS, ids=lambda code: code.splitlines()[-1][:40])
+@pytest.mark.parametrize("code", BLOCKS + LOOPS + USES, ids=lambda code: code.splitlines()[-1][:40])
 def test_code_runs(code):
     exec(compile(code, "README.md", "exec"), {})
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alexnet_fast.models.features import fully_convolutional
 from alexnet_fast.models.variants import VARIANTS, Conv, Layer, Relu, SpatialLRN, ZeroPad
 from alexnet_fast.models.weights import AlexNet_Weights, read
 from alexnet_fast.nn import FusedSequential, GroupedLinear, GroupedLocalResponseNorm, SpatialResponseNorm
@@ -109,6 +110,10 @@ class AlexNet(nn.Module):
             if isinstance(x, Tensor) and (reason := self._refusal(x)):
                 raise ValueError(reason) from error
             raise
+
+    def fully_convolutional(self) -> nn.Sequential:
+        """See :func:`alexnet_fast.models.features.fully_convolutional`."""
+        return fully_convolutional(self)
 
     def _refusal(self, x: Tensor) -> str:
         """What of an image a net as it was built cannot take; '' for nothing, and where ``features`` was changed: users

@@ -54,7 +54,7 @@ def evaluate_checkpoint(path: str, data: str | None, options: dict[str, Any], as
 
 def _evaluate_rank(ranks: Ranks, config: TrainConfig, path: Path, as_json: bool) -> int:
     found = checkpoint.load(path, verify=False)
-    model = _model(found, ranks.device)
+    model = model_of(found, ranks.device)
     split = open_run_data(config).val
     with using(config.backend), worker_deaths_named():
         result, bad = evaluate(model, split, config, ranks, ten_crop=config.ten_crop)
@@ -96,7 +96,7 @@ def predict(paths: list[Path], weights: str, top: int, backend: str, as_json: bo
     check_choices({"backend": backend})
     found = checkpoint.load(checkpoint.find(weights, "best", "last"))
     device = torch.device(plan_devices(1))
-    model = _model(found, device)
+    model = model_of(found, device)
     transform = Transform(found.config.transform, found.config.image_size)
     names = found.classes + [f"class {number}" for number in range(len(found.classes), found.config.num_classes)]
     predictions, bad = [], []
@@ -129,7 +129,8 @@ def predict(paths: list[Path], weights: str, top: int, backend: str, as_json: bo
     return 0
 
 
-def _model(found: Checkpoint, device: torch.device) -> nn.Module:
+def model_of(found: Checkpoint, device: torch.device) -> nn.Module:
+    """The net of a checkpoint, for inference."""
     model = build_model(dataclasses.replace(found.config, weights=None))
     model.load_state_dict(found.model)
     return model.to(device, memory_format=torch.channels_last).eval()

@@ -1,6 +1,6 @@
 #include "epilogue.h"
 
-#include <algorithm>
+#include "sums.h"
 
 namespace alexnet_fast {
 namespace {
@@ -38,20 +38,6 @@ int64_t partial_rows([[maybe_unused]] const Tensor& dy, const EpilogueParams& pa
   }
 #endif
   return 2 * cpu::kernels().epilogue_bwd.items(params);
-}
-
-// total[c] = sum over rows of partial[row][c], in double and in the order of the rows.
-template <class Acc>
-void add_rows(const Tensor& partial, Tensor& total) {
-  const int64_t rows = partial.size(0), channels = partial.size(1);
-  const Acc* in = static_cast<const Acc*>(partial.const_data_ptr());
-  double* out = static_cast<double*>(total.mutable_data_ptr());
-  std::fill_n(out, channels, 0.0);
-  for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t c = 0; c < channels; ++c) {
-      out[c] += in[row * channels + c];
-    }
-  }
 }
 
 }  // namespace
@@ -143,21 +129,13 @@ std::tuple<Tensor, Tensor> epilogue_backward(const Tensor& grad, const Tensor& c
   // threads.
   Tensor partial;
   if (want_bias) {
-    const std::array<int64_t, 2> size{partial_rows(dy, params), shape[1]};
-    const ScalarType accumulate = params.dtype == DType::f64 ? ScalarType::Double : ScalarType::Float;
-    partial = torch::stable::empty({size.data(), size.size()}, accumulate, std::nullopt, dy.device());
+    partial = empty2d(dy, partial_rows(dy, params), shape[1], accumulation(dy));
     params.db_partial = partial.mutable_data_ptr();
     params.db = db.mutable_data_ptr();
   }
   launch("epilogue_backward", dy, params, cpu::kernels().epilogue_bwd, ALEXNET_FAST_CUDA_LAUNCHER(epilogue_bwd));
   if (want_bias && runs_cpu_kernels(dy)) {
-    Tensor total = empty1d(dy, shape[1], ScalarType::Double);
-    if (params.dtype == DType::f64) {
-      add_rows<double>(partial, total);
-    } else {
-      add_rows<float>(partial, total);
-    }
-    torch::stable::copy_(db, total);
+    torch::stable::copy_(db, add_rows(partial));
   }
   return {dz, db};
 }

@@ -64,6 +64,11 @@ BUDGETS = [
     Budget(r"conv_fold_image<\w+, 2, false>", 32, 0, (8, 6, 6, 8), 480),
     Budget("conv_fold_image<", 40, 0, (6, 6, 6, 6), 760),
     Budget("(conv_fold_kernel|conv_transpose|conv_sum)", 40, 5 * KB, (6, 6, 6, 6)),
+    # A block shares three numbers of 64 pixels for both images, NCHW two for each thread as well.
+    Budget("lpips_fwd<", 64, 6 * KB, (4, 4, 4, 4)),
+    Budget("lpips_bwd<", 80, 7 * KB, (3, 3, 3, 3)),
+    Budget("lpips_weight<", 64, 9 * KB, (4, 4, 4, 4)),
+    Budget("lpips_average<", 32, 0, (6, 6, 6, 6)),
     Budget("add_rows<", 32, 4 * KB, (2, 1, 1, 2)),
     # The larger tiles: two blocks on cards with the shared memory for it. 128 x 192 has 256 threads, and one block.
     Budget(r"conv_relu_fwd<ConvTile<TensorCores<\w+>, 128, 128,", 224, 99 * KB, (2, 1, 1, 2)),
@@ -102,6 +107,8 @@ def wanted_instructions(kernel: Kernel) -> list[str]:
         return wanted + ([] if kernel.family == "conv_weight_gradient" else [r"STG\.E\.128"])
     if kernel.family == "conv_fold_image":
         return [r"STG\.E\.128"]
+    if kernel.family in ("lpips_fwd", "lpips_weight"):  # which write a number a pixel, or a channel
+        return [rf"LDG?\.E\.{8 * kernel.vector}(\.CONSTANT)?"] if kernel.vector == 16 else []
     maxima = []
     if kernel.family == "pool_fwd_packed":  # of two elements each, and of three where sm_90 knows that there is no sign
         maxima = [r"VIMNMX3\.S16"] if "Rectified" in kernel.name and kernel.architecture == 90 else []

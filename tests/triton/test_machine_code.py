@@ -53,7 +53,11 @@ def names(rows: list[dict]) -> list[str]:
 @pytest.mark.parametrize("architecture", SHARED)
 def test_every_kernel_is_compiled(architecture, compiled):
     kernels = {row["kernel"] for row in compiled[architecture]}
-    both = [f"{stem}.{way}_kernel" for stem in ("lrn", "max_pool", "epilogue") for way in ("forward", "backward")]
+    both = [
+        f"{stem}.{way}_kernel"
+        for stem in ("lrn", "lpips_layer", "max_pool", "epilogue")
+        for way in ("forward", "backward")
+    ]
     once = ["augment.forward_kernel", "linear_relu_dropout.forward_kernel", "sgd.kernel"]
     assert kernels == {*both, *once, "conv_relu.conv_kernel", "conv_relu.weight_kernel"}
 
