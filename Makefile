@@ -10,8 +10,7 @@
 # One uses the Python that is there, and no network:
 #
 #   make gpu-report   build the CUDA kernels, test and check them on the card, write benchmarks/results/<card>/
-#                     (STEP=build, tests, triton, sanitize or one of the bench-… that -m benchmarks.gpu_report -h lists:
-#                     that alone)
+#                     (STEP=quick: what 90 seconds show; or another of those that -m benchmarks.gpu_report -h lists)
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -1,6 +1,7 @@
 """Builds the one extension, alexnet_fast._C.
 
-Torch-free sources are compiled here, file by file: csrc/cpu/*.cpp once per instruction set, csrc/cuda/*.cu by nvcc.
+Torch-free sources are compiled here, file by file: csrc/cpu/*.cpp once per instruction set, csrc/cuda/*.cu by nvcc, and
+csrc/cuda/sm90/*.cu for that one architecture.
 csrc/bindings/*.cpp alone include torch, and of torch only its stable ABI, so one build serves torch 2.11 and newer.
 
 ALEXNET_FAST_CUDA = auto (default: CUDA kernels if nvcc is found) | 0 (without) | 1 (nvcc is required)
@@ -31,6 +32,7 @@ AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefe
 ISAS = {"baseline": []} | ({"avx2": AVX2, "avx512": AVX512} if platform.machine() == "x86_64" else {})
 
 ARCHITECTURES = ["80", "86", "89", "90"]
+HOPPER = "90a"  # with wgmma, for compute capability 9.0 and no other
 COMMON = ["-std=c++17", "-O3", "-Icsrc"]
 HOST = [*COMMON, "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-fno-math-errno", "-fno-trapping-math"]
 
@@ -73,8 +75,10 @@ class Build(build_ext):
             targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
             targets += [f"-gencode=arch=compute_{ARCHITECTURES[-1]},code=compute_{ARCHITECTURES[-1]}"]
             strict = ["-Werror=all-warnings", "-Xptxas=-warn-spills,-Werror", "-Xcompiler=-fPIC,-fvisibility=hidden"]
-            names = f'-DALEXNET_FAST_ARCHITECTURES="{" ".join(f"sm_{a}" for a in ARCHITECTURES)}"'
+            names = f'-DALEXNET_FAST_ARCHITECTURES="{" ".join(f"sm_{a}" for a in [*ARCHITECTURES, HOPPER])}"'
             jobs += [(s, "cuda", [nvcc, *COMMON, *strict, *targets, names]) for s in glob("csrc/cuda/*.cu")]
+            targets = [f"-gencode=arch=compute_{HOPPER},code=sm_{HOPPER}"]
+            jobs += [(s, "cuda", [nvcc, *COMMON, *strict, *targets]) for s in glob("csrc/cuda/sm90/*.cu")]
         jobs.sort(key=lambda job: -Path(job[0]).stat().st_size)
 
         # For the one file that answers questions about the build: the others need not be compiled anew with each edit.
@@ -87,7 +91,11 @@ class Build(build_ext):
             source, variant, command = job
             target = Path(self.build_temp, variant, source).with_suffix(".o")
             target.parent.mkdir(parents=True, exist_ok=True)
-            subprocess.run([*command, "-c", source, "-o", str(target)], check=True)
+            done = subprocess.run([*command, "-c", source, "-o", str(target)], stderr=subprocess.PIPE, text=True)
+            sys.stderr.write(done.stderr)
+            # ptxas only mentions it where it lets every wgmma wait for the one before (C7510 and its like).
+            if done.returncode != 0 or re.search(r"\(C75\d\d\)", done.stderr):
+                sys.exit(f"alexnet_fast: {source} does not compile as it should")
             return str(target)
 
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:

@@ -4,7 +4,8 @@
 ``cpu``        C++ of this package; convolutions through the oneDNN that torch carries
 ``cuda``       CUDA C++ of this package, convolutions included, where it was built with nvcc and torch sees a GPU
 ``triton``     Triton kernels of this package; on a CPU through its interpreter (TRITON_INTERPRET=1)
-``auto``       the fastest of them for the operator and the device, by the table ``AUTO``
+``auto``       the fastest of them for the operator and the device, by the table ``AUTO``; for convolutions on GPUs also
+               for the shape, and with cuDNN among them, by alexnet_fast/tuning.py
 
 The choice, first wins: an operator's ``backend=`` argument, ``with alexnet_fast.backend(name):``, the environment
 variable ALEXNET_FAST_BACKEND, ``auto``. A named backend never falls back: it raises :class:`BackendError` and says why.
@@ -33,17 +34,14 @@ DTYPES = {
     "cpu": (torch.float32, torch.float64, *HALF),
     "cuda": (torch.float32, *HALF),
     "triton": (torch.float32, *HALF),
-    "library": (torch.float32, *HALF),
+    "tuned": (torch.float32, *HALF),
 }
 
-# What ``auto`` takes, per device type and operator. "conv_relu, few channels" and the like are rows for fewer than 8
-# input channels a group, as a net's first layer has; without one, the operator's own row holds for them too. What
-# changes here at run time counts after forget().
-# "library": the convolution that torch carries (cuDNN), then ``cuda``'s epilogue; it has no name for callers.
+# What ``auto`` takes, per device type and operator. What changes here at run time counts after forget().
+# "tuned": what alexnet_fast/tuning.py chooses for the shape; it has no name for callers.
 #
-# cpu: measured by `pytest benchmarks`. cuda: the pointwise kernels move fewer bytes. Convolutions are left to cuDNN:
-# benchmarks/results/nvidia-h100-80gb-hbm3/layers.json has it ahead in most layers. It is not in the first one at
-# batches of 128 and more, but one block an image is slow at few.
+# cpu: measured by `pytest benchmarks`. cuda: the pointwise kernels move fewer bytes. Which convolution is fastest,
+# cuDNN's or ours, in one kernel or two, depends on shape and batch (benchmarks/results/*/layers.json).
 AUTO = {
     "cpu": {
         "lrn": "cpu",
@@ -60,10 +58,8 @@ AUTO = {
         "lrn": "cuda",
         "max_pool": "cuda",
         "epilogue": "cuda",
-        "conv_relu": "library",
-        "conv_relu, few channels": "library",
-        "conv_stage": "library",
-        "conv_stage, few channels": "library",
+        "conv_relu": "tuned",
+        "conv_stage": "tuned",
         "linear_relu_dropout": "triton",
         "augment": "triton",
         "lpips_layer": "cuda",
@@ -159,21 +155,24 @@ def refuses_here() -> str:
     return ""
 
 
-def choose(
-    operator: str, input: Tensor, named: str | None, refusal: str = "", *, cuda_refusal: str = "", kind: str = ""
-) -> str:
-    """The backend that a call of ``operator`` (a stem, such as ``lrn``) on ``input`` runs on, or ``library``.
+def exports_plainly() -> bool:
+    """Whether torch.export makes a program and no backend is named: modules that stand for torch's then go into it as
+    torch's operators, which quantizers and other runtimes know. ``with backend("cpu"):`` keeps this package's."""
+    return torch.compiler.is_exporting() and current() in ("auto", "reference")
+
+
+def choose(operator: str, input: Tensor, named: str | None, refusal: str = "", *, cuda_refusal: str = "") -> str:
+    """The backend that a call of ``operator`` (a stem, such as ``lrn``) on ``input`` runs on, or ``tuned``.
 
     ``named`` is the call's ``backend=``. ``refusal`` says what in its arguments only the reference covers, if anything,
-    ``cuda_refusal`` what the CUDA kernels do not; ``kind`` names the row of ``AUTO`` for arguments like these.
+    ``cuda_refusal`` what the CUDA kernels do not.
     """
     name = current() if named is None else named
     device = input.device.type
     refusal = refuses_here() or refusal
     if name == "auto":
-        rows = AUTO.get(device, {})
-        name = rows.get(f"{operator}, {kind}") or rows.get(operator, "reference")
-        native = name in ("cuda", "library")
+        name = AUTO.get(device, {}).get(operator, "reference")
+        native = name in ("cuda", "tuned")
         absent = (native and _build["cuda"] is None) or (name == "triton" and not _triton)
         if refusal or (native and cuda_refusal) or absent or input.dtype not in DTYPES[name]:
             return "reference"

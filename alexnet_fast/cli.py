@@ -1,5 +1,5 @@
 """``alexnet-fast train [DATA] | eval | predict IMAGE… | features IMAGE… | prepare SRC DST | curves RUN… | bench |
-doctor``
+tune | doctor``
 
 Exit codes: 0 done; 1 the run broke off; 2 the input cannot be used (one line on standard error says why); 130 and 143
 stopped by Ctrl-C or SIGTERM, after a checkpoint.
@@ -20,15 +20,16 @@ import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
-from alexnet_fast import _C, __version__, backends, native
+from alexnet_fast import _C, __version__, backends, interrupt, native, tuning
 from alexnet_fast.backends import BackendError
-from alexnet_fast.errors import InputError, RunError
-from alexnet_fast.models import VARIANTS
+from alexnet_fast.errors import InputError, RunError, out_of_memory
+from alexnet_fast.models import VARIANTS, AlexNet
 from alexnet_fast.models.variants import ABLATIONS
-from alexnet_fast.terminal import escape_unknown_letters, one_line
-from alexnet_fast.train.config import without
+from alexnet_fast.terminal import escape_unknown_letters, one_line, say
+from alexnet_fast.train.config import read_config, without
 from alexnet_fast.train.recipes import RECIPES
 
 app = typer.Typer(
@@ -40,7 +41,11 @@ app = typer.Typer(
 
 SCHEDULES = "step, multistep, plateau, cosine or constant"
 DATA_HELP = "digits, fashion-mnist:DIR, or a folder: train/CLASS/* and val/CLASS/*, or what prepare wrote"
+NET_HELP = "a run's folder (its best checkpoint), one of its checkpoints, a file of weights, a URL of one, or DEFAULT"
 BACKEND_HELP = ", ".join(("auto", *backends.NAMES))
+# Parameters of the command whose fields in TrainConfig have other names.
+FIELDS = {"opt": "optimizer", "opt_betas": "betas", "opt_eps": "eps", "grad_accum_steps": "accumulate"}
+FIELDS |= {"color_jitter": "colour_jitter"}
 IMAGES, NET, RUN, RANKS = "Images", "Net", "Run", "Ranks and loading"
 
 
@@ -56,6 +61,21 @@ def _numbers(help: str, panel: str | None = None) -> Any:
             raise typer.BadParameter(f"expected numbers separated by commas, got {text!r}") from None
 
     return typer.Option(help=help, rich_help_panel=panel, show_default=False, parser=parse, metavar="NUMBERS")
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        print(f"alexnet-fast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="say it, and end")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -89,13 +109,44 @@ def train(
     weight_decay: Annotated[
         float | None, _option("of SGD (digits 5e-4, folders 1e-4)", "--weight-decay", "--wd")
     ] = None,
-    label_smoothing: Annotated[float | None, _option("share of the target spread over all classes (0)")] = None,
+    opt: Annotated[str | None, _option("sgd or adamw (sgd)", "--opt", "--optimizer")] = None,
+    opt_betas: Annotated[str | None, _numbers("of adamw (0.9,0.999)")] = None,
+    opt_eps: Annotated[float | None, _option("of adamw (1e-8)")] = None,
+    clip_grad: Annotated[
+        float | None, _option("cut the norm of all gradients together to this", "--clip-grad", "--clip-grad-norm")
+    ] = None,
+    grad_accum_steps: Annotated[int | None, _option("batches of --batch-size whose gradients make a step (1)")] = None,
+    early_stopping: Annotated[
+        int | None, _option("epochs without a better held-out accuracy that end the run", "--early-stopping")
+    ] = None,
+    model_ema: Annotated[
+        bool | None, _option("evaluate and keep a moving average of the weights", "--model-ema")
+    ] = None,
+    model_ema_decay: Annotated[float | None, _option("what each of its updates keeps (0.9998)")] = None,
+    model_ema_steps: Annotated[int | None, _option("steps between its updates (1)")] = None,
+    label_smoothing: Annotated[
+        float | None, _option("share of the target spread over all classes (0)", "--label-smoothing", "--smoothing")
+    ] = None,
     transform: Annotated[str | None, _option("crop, resized-crop or shift (folders crop)", panel=IMAGES)] = None,
     colour_noise: Annotated[
         float | None, _option("deviation of noise along RGB's principal components (0)", panel=IMAGES)
     ] = None,
     colour_divisor: Annotated[
         float | None, _option("what training images are divided by after the noise (1)", panel=IMAGES)
+    ] = None,
+    rotation: Annotated[float | None, _option("degrees that images are turned by at most (0)", panel=IMAGES)] = None,
+    color_jitter: Annotated[
+        float | None,
+        _option("share that brightness, contrast, saturation change by at most (0)", panel=IMAGES),
+    ] = None,
+    mixup: Annotated[
+        float | None, _option("alpha of MixUp, 0 for none (0)", "--mixup", "--mixup-alpha", panel=IMAGES)
+    ] = None,
+    cutmix: Annotated[
+        float | None, _option("alpha of CutMix, 0 for none (0)", "--cutmix", "--cutmix-alpha", panel=IMAGES)
+    ] = None,
+    exif: Annotated[
+        bool | None, _option("turn pictures upright as their EXIF says (yes)", "--exif/--no-exif", panel=IMAGES)
     ] = None,
     mean: Annotated[str | None, _numbers("R,G,B in 0..1, taken off (the variant's)", panel=IMAGES)] = None,
     std: Annotated[str | None, _numbers("R,G,B in 0..1, divided by (the variant's)", panel=IMAGES)] = None,
@@ -138,6 +189,14 @@ def train(
     keep_checkpoints: Annotated[int | None, _option("the newest so many are kept, and the best (2)", panel=RUN)] = None,
     log_steps: Annotated[int | None, _option("steps between rows of metrics.jsonl (10)", panel=RUN)] = None,
     seed: Annotated[int | None, _option("of everything drawn (0)", panel=RUN)] = None,
+    seeds: Annotated[
+        str | None,
+        _option("as in 0,1,2: a run for each below --out, with mean and deviation of the accuracy", panel=RUN),
+    ] = None,
+    config: Annotated[
+        Path | None, _option("options in a JSON or YAML file, such as a run's config.json", panel=RUN)
+    ] = None,
+    dry_run: Annotated[bool, _option("say what would be trained, and end", "--dry-run", panel=RUN)] = False,
     tensorboard: Annotated[
         bool | None, _option("TensorBoard logs in the output folder", "--tensorboard", panel=RUN)
     ] = None,
@@ -165,17 +224,26 @@ def train(
     max_bad: Annotated[float | None, _option("share of a set's files that may be unusable (0.05)", panel=RANKS)] = None,
 ) -> None:
     """Train AlexNet. Defaults follow DATA; config.json in the output folder holds them all."""
-    given = {name: value for name, value in locals().items() if value is not None and name != "resume"}
+    words = {name: value for name, value in locals().items() if value is not None}
     from alexnet_fast.train import train as run
+    from alexnet_fast.train import train_seeds
 
-    taken = [name for name in ABLATIONS if given.pop(name.replace("-", "_"), False)]
+    for name in ("resume", "seeds", "config", "dry_run"):
+        words.pop(name, None)
+    for name, field in FIELDS.items():
+        if name in words:
+            words[field] = words.pop(name)
+    taken = [name for name in ABLATIONS if words.pop(name.replace("-", "_"), False)]
+    given = {**(read_config(config) if config else {}), **words}
     given = without(given, taken) if taken else given
-    raise typer.Exit(run(given, resume))
+    if seeds is not None:
+        raise typer.Exit(train_seeds(given, seeds, resume, dry_run))
+    raise typer.Exit(run(given, resume, dry_run=dry_run))
 
 
 @app.command("eval")
 def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help="a run's folder (its best checkpoint), or one of its checkpoints")],
+    checkpoint: Annotated[str, typer.Argument(help=NET_HELP)],
     data: Annotated[str | None, typer.Argument(help=f"{DATA_HELP} (the run's own)", show_default=False)] = None,
     batch_size: Annotated[int | None, _option("images at a time, over all ranks", "--batch-size", "-b")] = None,
     workers: Annotated[int | None, _option("loader processes a rank", "--workers", "-j")] = None,
@@ -200,15 +268,18 @@ def evaluate(
 @app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(help="picture files")],
-    weights: Annotated[str, _option("a run's folder (its best checkpoint), or one of its checkpoints")],
+    weights: Annotated[str, _option(NET_HELP)],
     top: Annotated[int, typer.Option(min=1, help="classes to name for each picture")] = 5,
     backend: Annotated[str | None, _option(f"{BACKEND_HELP} (auto)")] = None,
+    exif: Annotated[
+        bool | None, _option("turn pictures upright as their EXIF says (as the run)", "--exif/--no-exif")
+    ] = None,
     as_json: Annotated[bool, _option("print JSON", "--json")] = False,
 ) -> None:
     """The likeliest classes of pictures, with their probabilities."""
     from alexnet_fast.train import predict as run
 
-    raise typer.Exit(run(images, weights, top, backend or backends.current(), as_json))
+    raise typer.Exit(run(images, weights, top, backend or backends.current(), as_json, exif))
 
 
 @app.command()
@@ -235,6 +306,7 @@ def prepare(
     shard_size: Annotated[int, _option("files of SRC in a shard (1000)")] = 1000,
     workers: Annotated[int | None, _option("processes (as many as cores)", "--workers", "-j")] = None,
     max_bad: Annotated[float, _option("share of a set's files that may be unusable (0.05)")] = 0.05,
+    exif: Annotated[bool, _option("turn pictures upright as their EXIF says (yes)", "--exif/--no-exif")] = True,
     check: Annotated[bool, _option("verify the folder, changing nothing", "--check")] = False,
 ) -> None:
     """Decode pictures once, into shards that train and eval take for DATA. A run that was killed goes on.
@@ -247,7 +319,7 @@ def prepare(
         raise typer.Exit(commands.check(Path(target or source), workers))
     if target is None:
         raise InputError("prepare: expected SRC and DST, or --check DST")
-    options = {"size": size, "shard_size": shard_size, "workers": workers, "max_bad": max_bad}
+    options = {"size": size, "shard_size": shard_size, "workers": workers, "max_bad": max_bad, "exif": exif}
     raise typer.Exit(commands.prepare(Path(source), Path(target), **options))
 
 
@@ -332,6 +404,59 @@ def bench(
 
 
 @app.command()
+def tune(
+    variant: Annotated[str, _option(f"{', '.join(VARIANTS)} (torchvision)")] = "torchvision",
+    batch: Annotated[str, _option("images at a time, as in 1,128,1024 (128)", "--batch", "--batch-size", "-b")] = "128",
+    training: Annotated[bool, _option("training steps too", "--train")] = False,
+    precision: Annotated[str, _option("fp32, fp16 or bf16 (bf16)")] = "bf16",
+) -> None:
+    """Measure which convolutions are fastest on this GPU, and keep that for cudnn.benchmark and for train."""
+    from alexnet_fast.bench import PRECISIONS, passes
+    from alexnet_fast.bench import tune as measure
+
+    for name, value, known in (("--variant", variant, VARIANTS), ("--precision", precision, PRECISIONS)):
+        if value not in known:
+            raise InputError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+    batches = [int(part) if part.isdecimal() else 0 for part in batch.split(",")]
+    if min(batches) < 1:
+        raise InputError(f"--batch: expected positive numbers separated by commas, got {batch!r}")
+    if reason := backends.missing("cuda"):
+        raise InputError(f"tune: there is nothing to measure: {reason}")
+    device = torch.device("cuda", torch.cuda.current_device())
+    net = AlexNet(variant=variant).to(device)
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), transient=True) as bar:
+        task = bar.add_task("measuring", total=len(batches) * passes(net, training))
+
+        def heard(form: tuning.Form, _record: tuning.Record) -> None:
+            bar.update(task, advance=1, description=form.operator)
+
+        measure(net, batches, precision, training, heard)
+        bar.update(task, completed=len(batches) * passes(net, training))
+    _show_measured(Console(), device)
+
+
+def _show_measured(console: Console, device: torch.device) -> None:
+    """What ``auto`` has measured on a device, why that was taken, and where it is kept."""
+    records = tuning.measured(device)
+    if not records:
+        say(console, f"tuned: on {tuning.device_name(device)} nothing was measured: {_table_answers()}")
+        return
+    table = Table("convolution", "auto takes", "µs", "of", title=escape(str(tuning.file_of(device))))
+    for form, record in records.items():
+        others = [f"{name} {us:g}" for name, us in record.us.items() if name != record.candidate]
+        others += [f"{name}: {reason}" for name, reason in record.refused.items()]
+        cells = form, record.candidate, f"{record.us.get(record.candidate, 0):g}", "\n".join(others)
+        table.add_row(*map(escape, cells))
+    console.print(table)
+    say(console, f"They count with torch.backends.cudnn.benchmark and in train; else {_table_answers()}.")
+
+
+def _table_answers() -> str:
+    devices = dict.fromkeys(row.device for row in tuning.table())
+    return f"the nearest of {len(tuning.table())} shapes answers, measured on {', '.join(devices)}"
+
+
+@app.command()
 def doctor(as_json: Annotated[bool, _option("print JSON", "--json")] = False) -> None:
     """What is installed, what was built, and which backends work here."""
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
@@ -347,9 +472,11 @@ def doctor(as_json: Annotated[bool, _option("print JSON", "--json")] = False) ->
     facts |= {f"built: {name}": value for name, value in _C.build_info().items()}
     facts["compiled module"] = native.describe()
     report = backends.report()
+    measured = {name: tuning.measured(torch.device("cuda", number)) for number, name in enumerate(gpus)}
     if as_json:
         states = {status.name: {"available": status.available, "reason": status.reason} for status in report}
-        print(json.dumps({"facts": facts, "backends": states, "auto": backends.AUTO}, default=str))
+        tuned = {name: {form: one._asdict() for form, one in records.items()} for name, records in measured.items()}
+        print(json.dumps({"facts": facts, "backends": states, "auto": backends.AUTO, "tuned": tuned}, default=str))
         return
     console = Console()
     about = Table(show_header=False)
@@ -364,6 +491,10 @@ def doctor(as_json: Annotated[bool, _option("print JSON", "--json")] = False) ->
     for operator in dict.fromkeys(name for rows in backends.AUTO.values() for name in rows):
         chosen.add_row(operator, *(rows.get(operator, "") for rows in backends.AUTO.values()))
     console.print(chosen)
+    for number in range(len(gpus)):
+        _show_measured(console, torch.device("cuda", number))
+    if not gpus:
+        say(console, f"tuned: {_table_answers()}")
 
 
 def _version(name: str) -> str:
@@ -375,6 +506,7 @@ def _version(name: str) -> str:
 
 def main() -> None:
     """The command's entry point: turns errors into one line and an exit code."""
+    interrupt.main_has_begun()
     escape_unknown_letters()
     usage_error = typer.BadParameter.__base__  # of every misuse of the command line; typer exports it under no name
     try:
@@ -383,13 +515,20 @@ def main() -> None:
         code = _fail(2, error.format_message() or "no command given; see alexnet-fast --help")
     except (InputError, BackendError) as error:
         code = _fail(2, error)
-    except (RunError, OSError) as error:
+    except (RunError, OSError, torch.distributed.DistError) as error:
         code = _fail(1, error)
+    except (MemoryError, RuntimeError) as error:
+        if (said := out_of_memory(error)) is None:
+            raise
+        code = _fail(1, said)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     sys.exit(code)
 
 
 def _fail(code: int, error: object) -> int:
-    print(f"error: {one_line(error)}", file=sys.stderr)
+    # Before ranks have met, all that torchrun started on a machine say the same: the first says it.
+    local_rank = os.environ.get("LOCAL_RANK", "0")
+    if not local_rank.isdigit() or int(local_rank) == 0 or torch.distributed.is_initialized():
+        print(f"error: {one_line(error)}", file=sys.stderr)
     return code

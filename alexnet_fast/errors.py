@@ -9,3 +9,13 @@ class InputError(ValueError):
 
 class RunError(RuntimeError):
     """A run broke off through no fault of its input. Commands print ``error: <message>`` and exit with 1."""
+
+
+def out_of_memory(error: BaseException) -> RunError | None:
+    """What to say where ``error`` is Python's or torch's for want of memory; None where it is another."""
+    text = str(error)
+    allocators = ("out of memory", "can't allocate memory", "not enough memory")
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(part in text for part in allocators)):
+        reason = f" ({text.splitlines()[0]})" if text else ""
+        return RunError(f"out of memory{reason}; a smaller --batch-size or --image-size takes less")
+    return None

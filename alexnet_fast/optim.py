@@ -23,6 +23,16 @@ LIBRARY.define(
 torch.library.register_fake("alexnet_fast::sgd_", lambda *_: None, lib=LIBRARY)
 
 
+def is_sharded(x: Tensor) -> bool:
+    """Whether ``x`` is a DTensor, as FSDP2 makes of parameters."""
+    return hasattr(x, "placements") and hasattr(x, "to_local")
+
+
+def _local(x: Tensor) -> Tensor:
+    """What this rank holds of ``x``: a step moves each element by itself."""
+    return x.to_local() if is_sharded(x) else x
+
+
 class Row(NamedTuple):
     """One parameter. With a 16-bit ``copy``, the gradient has its dtype, and ``weight`` is the float32 master."""
 
@@ -120,7 +130,7 @@ class SGD(torch.optim.SGD):
 
     Which implementation runs is chosen as for the operators (:mod:`alexnet_fast.backends`). Parameters that no kernel
     covers (float64, neither contiguous nor channels_last) are stepped by plain PyTorch. Sparse gradients are made
-    dense.
+    dense. Of sharded parameters (FSDP2, DTensor) each rank steps its part, and the state is sharded alike.
 
     Raises:
         ValueError: an argument is wrong; the message names it.
@@ -170,13 +180,15 @@ class SGD(torch.optim.SGD):
             velocity = state.get("momentum_buffer")
             if velocity is None:
                 velocity = torch.zeros_like(weight)
-            elif velocity.stride() != weight.stride():  # torch gives it the gradient's
+            elif _local(velocity).stride() != _local(weight).stride():  # torch gives it the gradient's
                 velocity = torch.empty_like(weight).copy_(velocity)
             state["momentum_buffer"] = velocity
         grad = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
-        if grad.stride() != parameter.stride():
+        if is_sharded(parameter) and grad.placements != parameter.placements:
+            grad = grad.redistribute(placements=parameter.placements)
+        if _local(grad).stride() != _local(parameter).stride():
             grad = torch.empty_like(parameter).copy_(grad)
-        return Row(weight, grad, velocity, parameter if half else None)
+        return Row(*[t if t is None else _local(t) for t in (weight, grad, velocity, parameter if half else None)])
 
     @staticmethod
     def _step(rows: list[Row], rule: Rule) -> None:

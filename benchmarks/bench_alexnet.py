@@ -15,7 +15,8 @@ from .cases import NO_GPU
 from .timing import agreed, row_of, short
 
 gpu_only = pytest.mark.skipif(bool(NO_GPU), reason=NO_GPU)
-CASES = [("cpu", 1), ("cpu", 32), *(pytest.param("cuda", batch, marks=gpu_only) for batch in (1, 128, 1024))]
+GPU_BATCHES = (1, 128, 1024)
+CASES = [("cpu", 1), ("cpu", 32), *(pytest.param("cuda", batch, marks=gpu_only) for batch in GPU_BATCHES)]
 
 
 @cache
@@ -35,6 +36,23 @@ def net_bytes_and_flops(net: AlexNet, x: torch.Tensor) -> tuple[int, int]:
     return elements * x.itemsize, counter.get_total_flops()
 
 
+def on_device(variant: str, device: str, dtype: torch.dtype) -> AlexNet:
+    """A copy in channels_last for inference; its peer in torch's modules shares its parameters."""
+    net = copy.deepcopy(net_of(variant)).eval().requires_grad_(False)
+    return net.to(device, dtype).to(memory_format=torch.channels_last)
+
+
+def labels_of(variant: str, batch: int, dtype: torch.dtype) -> dict[str, str]:
+    return {
+        "bench": "alexnet",
+        "case": f"{variant}, batch {batch}",
+        "dtype": short(dtype),
+        "layout": "channels_last",
+        "pass": "forward",
+        "backend": "auto",
+    }
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=short)
 @pytest.mark.parametrize(("device", "batch"), CASES)
 @pytest.mark.parametrize("variant", ["torchvision", "paper"])
@@ -42,7 +60,7 @@ def test_alexnet(benchmark, keep, missing, variant, device, batch, dtype):
     truth_net = copy.deepcopy(net_of(variant)).eval().requires_grad_(False)
     images = torch.randn(batch, 3, truth_net.variant.image_size, truth_net.variant.image_size)
     last, gpu = torch.channels_last, device == "cuda"
-    ours = copy.deepcopy(truth_net).to(device, dtype).to(memory_format=last)
+    ours = on_device(variant, device, dtype)
     x = images.to(device, dtype).contiguous(memory_format=last)
     torch.backends.cudnn.benchmark = True
     plain_last = peers.plain(ours)
@@ -59,15 +77,7 @@ def test_alexnet(benchmark, keep, missing, variant, device, batch, dtype):
         sides = {"ours": lambda: ours(x), **made}
         missing |= {f"{name} ({short(dtype)})": reason for name, reason in made.items() if isinstance(reason, str)}
         sides = {name: torch.inference_mode()(call) for name, call in agreed(sides, truth, {}).items()}
-    labels = {
-        "bench": "alexnet",
-        "case": f"{variant}, batch {batch}",
-        "dtype": short(dtype),
-        "layout": "channels_last",
-        "pass": "forward",
-        "backend": "auto",
-    }
-    row = row_of(benchmark, sides, labels, device, seconds=2, least=4)
+    row = row_of(benchmark, sides, labels_of(variant, batch, dtype), device, seconds=2, least=4)
     if row:
         row["bytes"], row["flops"] = net_bytes_and_flops(ours, x)
     keep(row)

@@ -10,13 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alexnet_fast import AlexNet
+
 from . import peers
-from .bench_alexnet import net_bytes_and_flops, net_of
+from .bench_alexnet import labels_of, net_bytes_and_flops, net_of
 from .cases import devices
 from .memory import peak_bytes, saved_activations
 from .timing import row_of, short
 
 BATCH = {"cpu": 8, "cuda": 128}
+LABELS = {"bench": "train_step", "pass": "forward+backward"}
 
 
 def step_of(net: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor, classes: Tensor) -> Callable[[], Tensor]:
@@ -32,20 +35,32 @@ def step_of(net: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor, classes
     return step
 
 
+def net_and_batch(variant: str, device: str, dtype: torch.dtype, batch: int) -> tuple[AlexNet, Tensor, Tensor]:
+    """A net whose steps can be compared with another's, as it drops nothing; images and classes."""
+    net = copy.deepcopy(net_of(variant)).to(device, dtype).to(memory_format=torch.channels_last)
+    for module in net.classifier:
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    side = net.variant.image_size
+    x = torch.randn(batch, 3, side, side, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
+    return net, x, torch.randint(0, 1000, (batch,), device=device)
+
+
+def step_bytes_and_flops(net: AlexNet, x: Tensor) -> tuple[int, int]:
+    """Weights are read twice, gradients written and read once, the momentum and the weights read and written by SGD."""
+    bytes_moved, flops = net_bytes_and_flops(net, x)
+    parameters = sum(p.numel() for p in net.parameters()) * x.itemsize
+    return bytes_moved + 7 * parameters, 3 * flops
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=short)
 @devices
 @pytest.mark.parametrize("variant", ["torchvision", "paper"])
 def test_train_step(benchmark, keep, missing, variant, device, dtype):
-    last, batch = torch.channels_last, BATCH[device]
-    ours = copy.deepcopy(net_of(variant)).to(device, dtype).to(memory_format=last)
-    for module in ours.classifier:
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0  # the sides' losses can be compared
+    batch = BATCH[device]
+    ours, x, classes = net_and_batch(variant, device, dtype, batch)
     theirs, other = (copy.deepcopy(ours) for _ in range(2))
     plain, twin = peers.plain(theirs), peers.plain(other)
-    side = ours.variant.image_size
-    x = torch.randn(batch, 3, side, side, device=device).to(dtype).contiguous(memory_format=last)
-    classes = torch.randint(0, 1000, (batch,), device=device)
     torch.backends.cudnn.benchmark = True
     torch._dynamo.reset()
     mode = "max-autotune-no-cudagraphs" if device == "cuda" else None
@@ -66,21 +81,11 @@ def test_train_step(benchmark, keep, missing, variant, device, dtype):
             del sides[name]
     for name, values in losses.items():
         assert values == pytest.approx(losses["ours"], rel=2e-3 if dtype == torch.float32 else 2e-2), name
-    labels = {
-        "bench": "train_step",
-        "case": f"{variant}, batch {batch}",
-        "dtype": short(dtype),
-        "layout": "channels_last",
-        "pass": "forward+backward",
-        "backend": "auto",
-    }
+    labels = labels_of(variant, batch, dtype) | LABELS
     row = row_of(benchmark, sides, labels, device, seconds=1.5, least=4)
     if row is None:
         return
-    bytes_moved, flops = net_bytes_and_flops(ours, x)
-    # Weights are read twice, gradients written and read once, the momentum and the weights read and written by SGD.
-    parameters = sum(p.numel() for p in ours.parameters()) * x.itemsize
-    row |= {"bytes": bytes_moved + 7 * parameters, "flops": 3 * flops}
+    row["bytes"], row["flops"] = step_bytes_and_flops(ours, x)
     row["peak"] = {name: peak_bytes(sides[name], device) for name in ("ours", "eager channels_last")}
     row["saved"] = {
         "ours": saved_activations(lambda: ours(x), ours),

@@ -13,39 +13,67 @@ from .results import timed
 FLUSH_BYTES = 2**28
 
 
+class Clock:
+    """Seconds of a call on the card, between two CUDA events."""
+
+    def __init__(self) -> None:
+        self.scratch = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
+        self.events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        # Bytes that leave nothing in the L2 of what was touched before them.
+        self.rotation = 3 * torch.cuda.get_device_properties(0).L2_cache_size
+
+    def cold(self, call: Callable[[], object]) -> float:
+        """Nothing of its tensors is in the L2."""
+        self.scratch.zero_()
+        return self._between_events(call)
+
+    def warm(self, call: Callable[[], object]) -> float:
+        """After another call on the same tensors."""
+        call()
+        return self._between_events(call)
+
+    def _between_events(self, call: Callable[[], object]) -> float:
+        self.events[0].record()
+        call()
+        self.events[1].record()
+        self.events[1].synchronize()
+        return self.events[0].elapsed_time(self.events[1]) / 1e3
+
+    def captured(self, call: Callable[[], object]) -> Callable[[], object] | None:
+        return captured(call)
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize()
+
+
+def rounds_of(
+    seconds_of: Callable[[Callable[[], object]], float],
+    calls: dict[str, Callable[[], object]],
+    seconds: float,
+    least: int = 10,
+    most: int = 100,
+) -> dict[str, list[float]]:
+    """Times of each call, interleaved, for about ``seconds`` in all."""
+    first = [seconds_of(call) for call in calls.values()]
+    rounds = max(least, min(most, int(seconds / max(sum(first), 1e-6))))
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            times[name].append(seconds_of(call))
+    return times
+
+
 def event_times(sides: dict[str, Callable[[], object]], seconds: float) -> dict[str, Any]:
     """Of each side and peer, interleaved: ``ms`` and ``ratio`` cold, the L2 overwritten before each call; ``warm``, one
     call after the other on the same tensors; ``graph``, warm replays without launch costs, where the side can be
     captured."""
-    scratch = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-
-    def seconds_of(call: Callable[[], object], cold: bool) -> float:
-        if cold:
-            scratch.zero_()
-        else:
-            call()
-        events[0].record()
-        call()
-        events[1].record()
-        events[1].synchronize()
-        return events[0].elapsed_time(events[1]) / 1e3
-
-    def rounds_of(calls: dict[str, Callable[[], object]], cold: bool) -> dict[str, list[float]]:
-        first = {name: seconds_of(call, cold) for name, call in calls.items()}
-        rounds = max(10, min(100, int(seconds / 3 / max(sum(first.values()), 1e-6))))
-        times: dict[str, list[float]] = {name: [] for name in calls}
-        for _ in range(rounds):
-            for name, call in calls.items():
-                times[name].append(seconds_of(call, cold))
-        return times
-
+    clock, third = Clock(), seconds / 3
     on_stream = {name: call for name, call in sides.items() if name != "JAX"}  # XLA has streams of its own
-    result = timed(rounds_of(on_stream, cold=True))
-    result["warm"] = timed(rounds_of(on_stream, cold=False))
+    result = timed(rounds_of(clock.cold, on_stream, third))
+    result["warm"] = timed(rounds_of(clock.warm, on_stream, third))
     graphs = {name: graph for name, call in on_stream.items() if (graph := captured(call))}
     if "ours" in graphs:
-        result["graph"] = timed(rounds_of(graphs, cold=False))
+        result["graph"] = timed(rounds_of(clock.warm, graphs, third))
     return result
 
 

@@ -5,11 +5,16 @@
 Steps, in their order; without arguments all of them run:
 
 ``build``     compiles the extension in place, with nvcc
+``quick``     a minute and a half of benchmarks.quick: every kernel, layer and net, and no peer that has to be compiled.
+              Its rows are lines of quick-<time>.jsonl as they come; those of layers also replace layers.json
 ``tests``     every test marked ``gpu``, but Triton's; a process a core with pytest-xdist. Each failure is a
               line of tests-failures.jsonl when it happens, with its traceback in tests-failures.txt
 ``triton``    tests/triton likewise, whose kernels then run on the card instead of in Triton's interpreter, untuned but
               for the tests of tuning
 ``sanitize``  compute-sanitizer's four tools over one forward and backward pass of every operator
+``peers``     whole nets in the hands of torch.compile and JAX, likewise, into peers-<time>.jsonl
+``profile``   Nsight Compute, where it is installed, over one call of each kernel: time, traffic,
+              instructions, occupancy, registers
 ``bench-…``   the GPU's cases of benchmarks/: bench-pointwise, bench-conv and bench-stage, each with the batch, -128 or
               -1024; bench-other, bench-net, bench-train. Rows of one commit collect in results.json beside the
               steps' files, and are printed at the end
@@ -44,8 +49,9 @@ from pathlib import Path
 
 import torch
 
-from . import machine
-from .tables import short_table
+from . import machine, profile
+from .results import load_lines
+from .tables import quick_table, short_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path("benchmarks", "results")
@@ -150,8 +156,8 @@ def build() -> Result:
     return Result("passed", f"CUDA {info['cuda']}", info)
 
 
-def outcome(status: int | None) -> str:
-    return f"broken off after {LIMIT} s" if status is None else f"exit status {status}"
+def outcome(status: int | None, limit: float = LIMIT) -> str:
+    return f"broken off after {limit} s" if status is None else f"exit status {status}"
 
 
 def processes() -> list[str]:
@@ -208,15 +214,15 @@ def junit_result(status: int | None, report: str, log: str) -> Result:
     return Result("passed" if status == 0 and passed else "failed", summary, details)
 
 
-def find_sanitizer() -> str | None:
+def find_tool(name: str) -> str | None:
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     path = os.pathsep.join([os.environ.get("PATH", ""), f"{home}/bin", f"{home}/compute-sanitizer"])
-    return shutil.which("compute-sanitizer", path=path)
+    return shutil.which(name, path=path)
 
 
 def sanitize() -> Result:
     """Only this package's kernels are watched: torch's own hold data that initcheck finds uninitialized."""
-    if (sanitizer := find_sanitizer()) is None:
+    if (sanitizer := find_tool("compute-sanitizer")) is None:
         return Result("not run", "compute-sanitizer is not in PATH, nor in CUDA_HOME")
     tools = {}
     for tool in SANITIZERS:
@@ -250,12 +256,54 @@ def bench(*stems: str, batch: int | None = None) -> Result:
     return run_pytest(*files, "-k", names, "--benchmark-only", "--results", str(RESULTS))
 
 
+# ---- Times in little time --------------------------------------------------------------------------------------------
+
+
+def quick(path: Path, limit: float, *arguments: str) -> Result:
+    """Rows are on disk when they are measured, so that a crash or the limit leaves those until then."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    status, log = run([sys.executable, "-m", "benchmarks.quick", str(path), *arguments], limit)
+    if not path.exists():
+        return Result("failed", outcome(status, limit), {"log": tail(log)})
+    found = load_lines(path)
+    print(*quick_table(found), sep="\n", flush=True)
+    failed = {row["case"]: row["failed"] for row in found["rows"] if "failed" in row}
+    left_out = found.get("left_out", {})
+    summary = f"{len(found['rows'])} rows, {len(failed)} failed"
+    if left_out:
+        summary += f", {sum(map(len, left_out.values()))} cases left out"
+    if status not in (0, 1):
+        summary += f"; {outcome(status, limit)}"
+    details = {"rows": path.name, "failed": failed, "left_out": left_out} | ({"log": tail(log)} if status != 0 else {})
+    return Result("passed" if status == 0 else "failed", summary, details)
+
+
+def profiled() -> Result:
+    if (ncu := find_tool("ncu")) is None:
+        return Result("not run", "ncu, Nsight Compute, is not in PATH, nor in CUDA_HOME")
+    status, log = run(profile.command(ncu), LIMIT)
+    kernels = profile.kernels_of(log)
+    if not kernels:
+        errors = [line for line in log.splitlines() if line.startswith("==ERROR==")]
+        return Result("failed", errors[0] if errors else outcome(status), {"log": tail(log)})
+    print(*profile.table(kernels), sep="\n", flush=True)
+    details = {"method": profile.METHOD, "kernels": kernels} | ({} if status == 0 else {"log": tail(log)})
+    return Result("passed" if status == 0 else "failed", f"{len(kernels)} kernels", details)
+
+
+def stamped(folder: Path, step: str) -> Path:
+    return folder / f"{step}-{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}.jsonl"
+
+
 # A step is given the folder of its card.
 STEPS: dict[str, Callable[[Path], Result]] = {
     "build": lambda _: build(),
+    "quick": lambda folder: quick(stamped(folder, "quick"), 150),
     "tests": lambda folder: run_tests(folder / "tests-failures.jsonl", "tests", "-m", "gpu", "--ignore=tests/triton"),
     "triton": lambda folder: run_tests(folder / "triton-failures.jsonl", "tests/triton", ALEXNET_FAST_TUNE="0"),
     "sanitize": lambda _: sanitize(),
+    "peers": lambda folder: quick(stamped(folder, "peers"), LIMIT, "peers", "--budget", str(LIMIT - 90)),
+    "profile": lambda _: profiled(),
     "bench-pointwise-128": lambda _: bench("lrn", "max_pool", "epilogue", batch=128),
     "bench-pointwise-1024": lambda _: bench("lrn", "max_pool", "epilogue", batch=1024),
     "bench-conv-128": lambda _: bench("conv_relu", batch=128),

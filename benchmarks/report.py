@@ -1,4 +1,4 @@
-"""python -m benchmarks.report: tables and pictures from benchmarks/results/*/results.json, and from nothing else.
+"""python -m benchmarks.report: tables and pictures from the files in benchmarks/results, and from nothing else.
 
 Writes what stands between the markers in README.md and docs/performance.md, and docs/performance/DEVICE-*.png. Each
 picture carries the SHA-256 of the data that it shows, so that a test can tell whether it is of the committed results.
@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .tables import LOSES, best_peer, floor_ms, name_of
+from . import parts
+from .tables import LOSES, best_peer, floor_ms, name_of, split_batch, table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -34,11 +33,6 @@ def load(folder: Path = RESULTS) -> dict[str, Results]:
 
 
 # ---- Tables ---------------------------------------------------------------------------------------------------------
-
-
-def table(head: list[str], lines: Iterable[list[str]]) -> str:
-    rows = [head, ["---", *["---:"] * (len(head) - 1)], *lines]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def _time(row: Results, side: str) -> str:
@@ -148,28 +142,34 @@ def about(results: Results) -> str:
     return text
 
 
-def performance_text(devices: dict[str, Results]) -> str:
-    """What docs/performance.md has between its markers."""
-    parts = []
+def performance_text(devices: dict[str, Results], measured: dict[str, parts.Parts] | None = None) -> str:
+    """What docs/performance.md has between its markers. ``measured``: by the steps that take little time."""
+    texts = []
     for device, results in devices.items():
         pictures = [f"![{title} on {device}](performance/{device}-{kind}.png)\n" for kind, title in PICTURES.items()]
-        parts += [f"## {device}\n", about(results), *pictures]
-        parts += ["### Nets\n", nets_table(results), "### Operators\n", operators_table(results)]
-        parts += ["### Memory\n", memory_table(results)]
-        parts += ["### Training batches from disk\n", feed_table(results)]
-        parts += ["### Calls on a tiny tensor\n", calls_table(results)]
+        texts += [f"## {device}\n", about(results), *pictures]
+        texts += ["### Nets\n", nets_table(results), "### Operators\n", operators_table(results)]
+        texts += ["### Memory\n", memory_table(results)]
+        texts += ["### Training batches from disk\n", feed_table(results)]
+        texts += ["### Calls on a tiny tensor\n", calls_table(results)]
         if any(row["bench"] == HOST for row in results["rows"]):  # files of earlier commits have none
-            parts += ["### Host time of a tiny net\n", host_table(results)]
-    return "\n".join(parts) or NONE
+            texts += ["### Host time of a tiny net\n", host_table(results)]
+    for device, found in (measured or {}).items():
+        if device not in devices:
+            texts += [f"## {device}\n", f"![{PICTURES['speed']} on {device}](performance/{device}-speed.png)\n"]
+        texts += parts.parts_text(found)
+    return "\n".join(texts) or NONE
 
 
-def readme_text(devices: dict[str, Results]) -> str:
+def readme_text(devices: dict[str, Results], measured: dict[str, parts.Parts] | None = None) -> str:
     """README's tables: whole nets alone."""
-    parts = []
+    texts = []
     for device, results in devices.items():
-        parts += [about(results), nets_table(results)]
-        parts += [f"{LOSES}: a peer is faster.\n", f"![Speed on {device}](docs/performance/{device}-speed.png)\n"]
-    return "\n".join(parts) or NONE
+        texts += [about(results), nets_table(results)]
+        texts += [f"{LOSES}: a peer is faster.\n", f"![Speed on {device}](docs/performance/{device}-speed.png)\n"]
+    for found in (measured or {}).values():
+        texts += [parts.about(found), parts.nets_table(found), parts.marks(found, tuple(parts.NETS))]
+    return "\n".join(texts) or NONE
 
 
 def between(page: str, text: str) -> str:
@@ -187,12 +187,6 @@ PICTURES = {
     "roofline": "Roofline",
     "memory": "Memory",
 }
-
-
-def split_batch(name: str) -> tuple[str, int]:
-    """A row's name without its batch, and the batch; 0 where there is none."""
-    found = re.search(r", batch (\d+)", name)
-    return (name.replace(found[0], "", 1), int(found[1])) if found else (name, 0)
 
 
 def picture_data(results: Results) -> dict[str, Any]:
@@ -229,15 +223,21 @@ def picture_data(results: Results) -> dict[str, Any]:
     }
 
 
+def pictures_of(devices: dict[str, Results]) -> dict[str, dict[str, Any]]:
+    """The data of each device's pictures."""
+    quick = {device: {"speed": parts.speed_data(found)} for device, found in parts.load_parts(RESULTS).items()}
+    return quick | {device: picture_data(results) for device, results in devices.items()}
+
+
 def digest(data: Any) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
-def draw(results: Results, folder: Path, device: str) -> None:
+def draw(pictures: dict[str, Any], folder: Path, device: str) -> None:
     from matplotlib.figure import Figure
 
     folder.mkdir(parents=True, exist_ok=True)
-    for kind, data in picture_data(results).items():
+    for kind, data in pictures.items():
         figure = Figure(layout="constrained")
         DRAW[kind](figure, data)
         figure.suptitle(f"{PICTURES[kind]}: {device}")
@@ -250,7 +250,7 @@ def _draw_speed(figure, data) -> None:
     figure.set_size_inches(12, 2.4 * rows)
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for panel, (title, times, floor) in zip(panels, data, strict=False):
-        colors = ["tab:orange" if side == "ours" else "tab:blue" for side in times]
+        colors = ["tab:orange" if side.startswith("ours") else "tab:blue" for side in times]
         bars = panel.barh(list(times), list(times.values()), color=colors)
         panel.bar_label(bars, fmt="%.3g", padding=2, fontsize=7)
         panel.axvline(floor, color="black", linestyle="--", linewidth=1, label="floor")
@@ -322,7 +322,11 @@ DRAW = {"speed": _draw_speed, "operators": _draw_operators, "roofline": _draw_ro
 
 def pages(devices: dict[str, Results], root: Path = ROOT) -> dict[Path, str]:
     """Each rendered page as it has to be."""
-    texts = {root / "README.md": readme_text(devices), root / "docs" / "performance.md": performance_text(devices)}
+    measured = parts.load_parts(RESULTS)
+    texts = {
+        root / "README.md": readme_text(devices, measured),
+        root / "docs" / "performance.md": performance_text(devices, measured),
+    }
     return {path: between(path.read_text(), text) for path, text in texts.items()}
 
 
@@ -330,8 +334,8 @@ def main() -> None:
     devices = load()
     for path, text in pages(devices).items():
         path.write_text(text)
-    for device, results in devices.items():
-        draw(results, ROOT / "docs" / "performance", device)
+    for device, pictures in pictures_of(devices).items():
+        draw(pictures, ROOT / "docs" / "performance", device)
 
 
 if __name__ == "__main__":

@@ -46,3 +46,43 @@ def write(path: Path, header: dict[str, Any], rows: list[dict[str, Any]], missin
     body = ",\n".join(json.dumps(row) for row in merged.values())
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("{\n" + "\n".join(lines) + f'\n"rows": [\n{body}\n]\n}}\n')
+
+
+def load_lines(path: Path) -> dict[str, Any]:
+    """A file of :mod:`benchmarks.quick`: what was measured on what, ``rows``, and, where the run came to its end,
+    ``left_out``. A line that was broken off counts for nothing."""
+    found: dict[str, Any] = {"rows": []}
+    for text in path.read_text().splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            break
+        if "bench" in line:
+            found["rows"].append(line)
+        else:
+            found |= line
+    return found
+
+
+def merged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each case, with the sides of all that are of it."""
+    found: dict[tuple, dict[str, Any]] = {}
+    for row in rows:
+        case = tuple(row.get(name) for name in KEY)
+        before = found.get(case, {})
+        both = {part: before.get(part, {}) | row.get(part, {}) for part in ("us", "failed", "peak", "missing")}
+        found[case] = before | row | {part: value for part, value in both.items() if value}
+    return [*found.values()]
+
+
+def write_layers(path: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """layers.json: of each layer and way to compute it one row, from which ``auto``'s table is made."""
+    head = {"date": about["date"], "device": about["machine"].get("gpu", about["machine"]["processor"])}
+    head |= {name: about[name] for name in ("versions", "commit", "method")}
+    lines = []
+    for row in rows:
+        if "layer" in row:
+            named = {"operator": row["bench"], "dtype": row["dtype"], **row["layer"]}
+            lines += [json.dumps(named | {"candidate": side, "us": us}) for side, us in row["us"].items()]
+    body = ",\n".join(lines)
+    path.write_text(f'{{"about": {json.dumps(head, indent=1)},\n"rows": [\n{body}\n]}}\n')

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
+from .results import merged
+
 LOSES = "†"  # marks rows where a peer is faster
+
+
+def table(head: list[str], lines: Iterable[list[str]]) -> str:
+    rows = [head, ["---", *["---:"] * (len(head) - 1)], *lines]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def floor_ms(row: dict[str, Any], ceilings: dict[str, float]) -> float | None:
@@ -78,4 +87,108 @@ def short_table(results: dict[str, Any]) -> list[str]:
         share = f"{100 * floor / ours:.0f}%" if floor else ""
         what = f"{name_of(row)} {row['dtype']} {row['layout']} {row['pass']}"
         lines.append(f"{what:90} {ours:9.4f} ms {ratio:6.2f}x {name:20} floor {share}")
+    return lines
+
+
+# ---- benchmarks.quick ------------------------------------------------------------------------------------------------
+
+PASSES = ("forward", "forward, training", "backward")
+LIBRARY = ("cudnn", "cudnn_bias_relu", "cudnn_epilogue")
+
+
+def split_batch(name: str) -> tuple[str, int]:
+    """A row's name without its batch, and the batch; 0 where there is none."""
+    found = re.search(r", batch (\d+)", name)
+    return (name.replace(found[0], "", 1), int(found[1])) if found else (name, 0)
+
+
+def own_side(us: dict[str, float]) -> str:
+    """This package's own kernels among the sides of a layer, or its choice among those of a net; '' if neither."""
+    return next((name for name in ("cuda", "cpu", "auto") if name in us), "")
+
+
+def library_side(us: dict[str, float]) -> str:
+    """cuDNN's fastest way with all that the layer computes; of a gradient, cuDNN's."""
+    whole = {name: us[name] for name in LIBRARY[1:] if name in us} or {n: us[n] for n in LIBRARY[:1] if n in us}
+    return min(whole, key=whole.get) if whole else ""
+
+
+def cells(rows: list[dict[str, Any]], batches: list[int], passes: tuple[str, ...], text) -> dict[str, list[str]]:
+    """``text`` of each row, by name, in columns of batch and pass."""
+    columns = [(batch, what) for batch in batches for what in passes]
+    lines: dict[str, list[str]] = {}
+    for row in rows:
+        name, batch = split_batch(row["case"])
+        line = lines.setdefault(name, [""] * len(columns))
+        if (batch, row["pass"]) in columns:
+            line[columns.index((batch, row["pass"]))] = text(row)
+    return lines
+
+
+def heads(batches: list[int], passes: tuple[str, ...]) -> str:
+    names = ", ".join(what.replace("forward, ", "") for what in passes)
+    return "; ".join(f"{names} at {batch}" for batch in batches)
+
+
+def against_copy(row: dict[str, Any]) -> str:
+    us = row["us"]
+    own = us.get(own_side(us))
+    return f"{own:.4g} {100 * us['copy'] / own:.0f}%" if own and "copy" in us else ""
+
+
+def against_library(row: dict[str, Any]) -> str:
+    us = row["us"]
+    return "/".join(f"{us[side]:.4g}" if side else "-" for side in (own_side(us), library_side(us)))
+
+
+def against_eager(row: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {us:.4g}" for name, us in row["us"].items())
+
+
+def ours_and_eager(row: dict[str, Any]) -> str:
+    return "/".join(f"{row['us'][side]:.4g}" if side in row["us"] else "-" for side in ("auto", "eager"))
+
+
+def quick_table(found: dict[str, Any]) -> list[str]:
+    """The lines that a run of benchmarks.quick prints: at most 60, whatever failed."""
+    measured = [row for row in found["rows"] if "us" in row and "case" in row]
+    failed = [row for row in found["rows"] if "failed" in row]
+    rows = merged(measured)
+    batches = sorted({batch for row in rows if (batch := split_batch(row["case"])[1]) > 1})[:2]
+    about = found.get("machine", {})
+    lines = [f"{about.get('gpu', about.get('processor', ''))}, commit {found.get('commit', 'unknown')}"]
+    lines[0] += "".join(f", {name} {value:g}" for name, value in found.get("ceilings", {}).items())
+
+    def block(head: str, named: dict[str, list[str]]) -> None:
+        if named:
+            lines.append(head)
+            lines.extend(f"{name[:52]:52}" + "".join(f"{cell:>13}" for cell in line) for name, line in named.items())
+
+    def of(*benches: str) -> list[dict[str, Any]]:
+        return [row for row in rows if row["bench"] in benches]
+
+    alone = [
+        row
+        | {"case": f"{row['bench']} {row['case']} {row['dtype'][:5]} {'NHWC' if 'last' in row['layout'] else 'NCHW'}"}
+        for row in of("lrn", "max_pool", "epilogue")
+    ]
+    block(
+        f"kernels alone, µs and a copy's share: {heads(batches, PASSES)}", cells(alone, batches, PASSES, against_copy)
+    )
+    gradients = {"conv_backward_input": "dx", "conv_backward_weight": "dw", "conv_relu": "forward"}
+    convolutions = [row | {"pass": gradients[row["bench"]]} for row in of(*gradients)]
+    passes = ("forward", "dx", "dw")
+    columns = cells(convolutions, batches, passes, against_library)
+    block(f"convolutions, own/cuDNN, µs: {heads(batches, passes)}", columns)
+    stages = cells(of("conv_stage"), batches, ("forward",), against_library)
+    block(f"stages, own/cuDNN, µs: {', '.join(map(str, batches))}", stages)
+    for bench, title in (("alexnet", "inference"), ("train_step", "training step")):
+        lines += [f"{title} {row['case']}, µs: {against_eager(row)}" for row in of(bench)]
+    hosts = [f"{row['case']}{row['pass'].removeprefix('forward')} {ours_and_eager(row)}" for row in of("host")]
+    lines += ["host, ours/eager, µs: " + ", ".join(hosts[at : at + 5]) for at in range(0, len(hosts), 5)]
+    if failed:
+        names = [f"{row['case']} {side}: {why}" for row in failed for side, why in row["failed"].items()]
+        lines += [f"failed: {len(names)}", *(f"  {name[:150]}" for name in names[:2])]
+    if left_out := found.get("left_out"):
+        lines.append("left out: " + ", ".join(f"{len(names)} of {section}" for section, names in left_out.items()))
     return lines

@@ -146,9 +146,14 @@ def drawn(sample: Sample, dtype: torch.dtype, layout: str, device: str) -> dict[
     """The tensor arguments; of more than ``DRAWN`` images, so many and their repetitions."""
     batch, *image = sample.input
     data = replace(sample, input=(min(batch, DRAWN), *image)).data(dtype)
-    data = {name: tensor.to(device) for name, tensor in data.items()}
-    data["input"] = data["input"].repeat(-(-batch // DRAWN), 1, 1, 1)[:batch]
-    return {name: relayout(tensor, layout) for name, tensor in data.items()}
+    return formed({name: tensor.to(device) for name, tensor in data.items()}, batch, dtype, layout)
+
+
+def formed(data: dict[str, Tensor], batch: int, dtype: torch.dtype, layout: str) -> dict[str, Tensor]:
+    """``data`` with its images repeated up to ``batch``, in another dtype and layout."""
+    images = data["input"]
+    data = data | {"input": images.repeat(-(-batch // len(images)), 1, 1, 1)[:batch]}
+    return {name: relayout(tensor.to(dtype), layout) for name, tensor in data.items()}
 
 
 def race(

@@ -66,6 +66,20 @@ const char* build();  // "13.0 sm_80 sm_86 …": nvcc's version and the architec
 ALEXNET_FAST_CUDA_LAUNCHERS(X)
 #undef X
 
+// The same for one architecture: csrc/cuda/sm90 is for compute capability 9.0. On other cards, and for what they do not
+// cover, these launchers return cudaErrorNotSupported before anything is enqueued.
+#define ALEXNET_FAST_CUDA_SM90_LAUNCHERS(X) \
+  X(conv_relu_fwd, ConvParams)              \
+  X(conv_relu_bwd, ConvParams)
+
+namespace sm90 {
+#define X(name, Params)                         \
+  int name(const Params& params, void* stream); \
+  int64_t name##_workspace_bytes(const Params& params);
+ALEXNET_FAST_CUDA_SM90_LAUNCHERS(X)
+#undef X
+}  // namespace sm90
+
 // name##_workspace_bytes: what the launcher wants at Params::workspace. It depends on shapes and on the alignment of
 // the other pointers.
 #define ALEXNET_FAST_CUDA_WORKSPACES(X) \

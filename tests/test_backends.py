@@ -154,17 +154,12 @@ CONVOLUTIONS = {
 }
 
 
-@pytest.mark.parametrize("channels", [3, 8])
 @pytest.mark.parametrize("stem", CONVOLUTIONS)
-def test_convolutions_by_name_are_our_own_and_by_auto_torchs(stem, channels, on_gpu, operators, monkeypatch):
-    """Until a GPU has measured. A row for few channels decides for those alone."""
-    x, weight = on_gpu(1, channels, 9, 9), on_gpu(4, channels, 3, 3)
+def test_convolutions_by_name_are_our_own_and_by_auto_chosen(stem, on_gpu, operators):
+    x, weight = on_gpu(1, 8, 9, 9), on_gpu(4, 8, 3, 3)
     call = CONVOLUTIONS[stem]
     assert operators(lambda x: call(x, weight, "cuda"), x) == [f"{stem}_cuda"]
-    assert operators(lambda x: call(x, weight, None), x) == [stem]
-    monkeypatch.setitem(backends.AUTO["cuda"], f"{stem}, few channels", "cuda")
-    backends.forget()
-    assert operators(lambda x: call(x, weight, None), x) == [f"{stem}_cuda" if channels == 3 else stem]
+    assert operators(lambda x: call(x, weight, None), x) == [f"{stem}_tuned"]
 
 
 def test_pointwise_operators_are_our_own(on_gpu, operators):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from alexnet_fast import backends, cli
+from alexnet_fast import __version__, backends, cli
 from alexnet_fast.models import VARIANTS
 from alexnet_fast.train import checkpoint
 from alexnet_fast.train.config import resolve
@@ -90,8 +91,9 @@ def test_eval_prints_exact_counts(trained: tuple[Path, subprocess.CompletedProce
     assert (record["count"], record["step"], record["bad_files"]) == (11, 2, {})
     assert record["top1"] == last["val_top1"]
     assert record["loss"] == pytest.approx(last["val_loss"], rel=1e-4)
-    table = command("eval", run / "checkpoints" / "last").out
-    assert f"{record['top1']:.2%}" in table
+    printed = command("eval", run / "checkpoints" / "last").out
+    assert f"{record['top1']:.2%}" in printed
+    assert f"checkpoint {record['checkpoint']}\n" in printed  # whole, on a line of its own, whatever the width
 
 
 def test_predict_names_classes_with_probabilities(trained: tuple[Path, subprocess.CompletedProcess], command, tmp_path):
@@ -141,6 +143,10 @@ def test_transfer_learning_replaces_the_head_and_freezes_features(
     shutil.rmtree(tmp_path / "run")
 
 
+def test_version(command):
+    assert command("--version") == (0, f"alexnet-fast {__version__}\n", "")
+
+
 def test_doctor_says_which_backends_work_and_why_others_do_not(command):
     ended = command("doctor", "--json")
     assert ended.code == 0
@@ -158,13 +164,13 @@ def test_doctor_says_which_backends_work_and_why_others_do_not(command):
 # --------------------------------------------------------------------------------------------- what it cannot work with
 
 
-def spoiled_run(folder: Path, spoil=lambda path: None, **config: object) -> Path:
+def spoiled_run(folder: Path, spoil=lambda path: None, classes=tuple("0123456789"), **config: object) -> Path:
     """A run's folder with one checkpoint of a few numbers, then spoiled."""
-    resolved = resolve({"data": "digits", "out": str(folder), **config}, 10)
+    resolved = resolve({"data": "digits", "out": str(folder), **config}, len(classes))
     folder.mkdir(parents=True)
     tensors = {"features.0.weight": torch.zeros(2)}
     checkpoint.save(
-        folder, 5, tensors, tensors, config=resolved, classes=list("0123456789"), state={**checkpoint.START, "step": 5}
+        folder, 5, tensors, tensors, config=resolved, classes=list(classes), state={**checkpoint.START, "step": 5}
     )
     spoil(folder / "checkpoints" / "step-00000005")
     return folder
@@ -191,6 +197,11 @@ def _too_many_bad(root: Path) -> Path:
     return root
 
 
+def _damaged_metrics(folder: Path) -> Path:
+    (folder / "metrics.jsonl").write_bytes(b'{"kind": "step", "step": 1, "loss": 1, "top1": 0, "lr": 1}\n\0\0\0')
+    return folder
+
+
 # What is typed, given a folder to make things in, and what the one line must say.
 ROWS = {
     "unknown option": (lambda t: ["train", "--nope"], "No such option: --nope"),
@@ -208,6 +219,7 @@ ROWS = {
         lambda t: ["train", write_folder(t / "set", 1, 1), "--image-size", 40],
         f"takes at least {VARIANTS['torchvision'].min_image_size}, got 40",
     ),
+    "no folder": (lambda t: ["train", write_folder(t / "set", 1, 1), "--out", ""], "--out: expected a folder, got ''"),
     "occupied folder": (
         lambda t: ["train", write_folder(t / "set", 1, 1), "--out", _occupied(t / "run")],
         "is not an empty folder",
@@ -219,7 +231,35 @@ ROWS = {
     "unknown backend": (lambda t: ["train", "--backend", "tpu"], "known are auto, reference, cpu, cuda, triton"),
     "unknown variant": (lambda t: ["train", "--variant", "vgg"], f"known are {', '.join(VARIANTS)}"),
     "a variant that is nearly one": (lambda t: ["train", "--variant", "papr"], "did you mean paper?"),
-    "no ranks": (lambda t: ["train", write_folder(t / "set", 1, 1), "--nproc", 0], "--nproc: expected at least 1"),
+    "no ranks": (
+        lambda t: ["train", write_folder(t / "set", 1, 1), "--nproc", 0],
+        "--nproc: expected from 1 to 1048576, got 0",
+    ),
+    "a number of forty digits": (lambda t: ["train", write_folder(t / "set", 1, 1), "--seed", 10**40], "--seed"),
+    "a folder that cannot be": (
+        lambda t: ["train", write_folder(t / "set", 1, 1), "--out", t / "set" / "train" / "cat" / "000.jpg" / "run"],
+        "--out: cannot write",
+    ),
+    "no tensorboard": (
+        lambda t: ["train", write_folder(t / "set", 1, 1), "--tensorboard", "--out", t / "run"],
+        "--tensorboard: needs tensorboard: pip install tensorboard",
+    ),
+    "curves of a damaged run": (lambda t: ["curves", _damaged_metrics(t)], "metrics.jsonl: line 2: not JSON"),
+    "curves into a folder": (lambda t: ["curves", t, "--out", t], "--out: expected a file named ."),
+    "curves in an unknown format": (lambda t: ["curves", t, "--out", t / "x.zzz"], "--out: expected a file named"),
+    "curves where there is no folder": (
+        lambda t: ["curves", t, "--out", _occupied(t / "run") / "precious" / "x.png"],
+        "--out: cannot write",
+    ),
+    "far more ranks than cores": (
+        lambda t: ["train", write_folder(t / "set", 1, 1), "--nproc", 8 * len(os.sched_getaffinity(0)) + 1],
+        "at most 8 a core can be started",
+    ),
+    "far more loaders than cores": (
+        lambda t: ["train", write_folder(t / "set", 1, 1), "-j", 1024, "--nproc", len(os.sched_getaffinity(0))],
+        "at most 64 a core can be started",
+    ),
+    "five thousand loaders": (lambda t: ["train", write_folder(t / "set", 1, 1), "-j", 5000], "--workers: expected"),
     "unknown weights": (
         lambda t: ["train", write_folder(t / "set", 1, 1), "--weights", t / "none.safetensors"],
         "--weights: no file",
@@ -242,7 +282,7 @@ ROWS = {
     "eval a damaged one": (lambda t: ["eval", spoiled_run(t / "run", _truncate)], "damaged checkpoint"),
     "eval with no ranks": (
         lambda t: ["eval", spoiled_run(t / "run"), "--nproc", 0],
-        "--nproc: expected at least 1, got 0",
+        "--nproc: expected from 1 to 1048576, got 0",
     ),
     "eval on other classes": (
         lambda t: ["eval", spoiled_run(t / "run"), write_folder(t / "set", 1, 1)],
@@ -263,6 +303,8 @@ def everything(folder: Path) -> dict[str, bytes | None]:
 def test_bad_input_gets_one_line_and_nothing_is_written_or_lost(
     command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: str
 ):
+    if row == "no tensorboard":
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     words, said = ROWS[row]
     words = words(tmp_path)
     monkeypatch.chdir(tmp_path)  # where runs/ would appear
@@ -276,6 +318,37 @@ def test_bad_input_gets_one_line_and_nothing_is_written_or_lost(
     assert everything(tmp_path) == before
 
 
+def test_a_net_larger_than_the_memory_is_refused(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "sysconf", lambda name: 1 << 16)  # 4 GiB, in pages of 64 KiB
+    ended = command(
+        "train", write_folder(tmp_path / "set", 1, 1), "--num-classes", 1_000_000, "--out", tmp_path / "run"
+    )
+    assert ended.code == 2
+    assert "GB of weights, gradients and momentum, and this machine has 4.3 GB" in ended.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+    ],
+)
+def test_want_of_memory_is_one_line(command, monkeypatch: pytest.MonkeyPatch, error: Exception):
+    def raises(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("alexnet_fast.train.train", raises)
+    ended = command("train")
+    assert (ended.code, ended.err.count("\n")) == (1, 1)
+    assert ended.err.startswith("error: out of memory")
+    monkeypatch.setattr("alexnet_fast.train.train", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        command("train")
+
+
 def test_more_ranks_than_gpus(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -283,6 +356,63 @@ def test_more_ranks_than_gpus(command, tmp_path: Path, monkeypatch: pytest.Monke
     ended = command("train", data, "--nproc", 2, "--out", tmp_path / "run")
     assert ended == (2, "", "error: 2 ranks, but torch sees 1 GPU(s) here (CUDA_VISIBLE_DEVICES= trains on the CPU)\n")
     assert not (tmp_path / "run").exists()
+
+
+LAUNCHED = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"RANK": "a"}, "RANK: expected a whole number from 0 to 1, got 'a'"),
+        ({"RANK": "2"}, "RANK: expected a whole number from 0 to 1, got '2'"),
+        ({"WORLD_SIZE": "b"}, "WORLD_SIZE: expected a whole number from 1"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE: expected a whole number from 1"),
+        ({"LOCAL_RANK": "-1"}, "LOCAL_RANK: expected"),
+        ({"LOCAL_WORLD_SIZE": "3"}, "LOCAL_WORLD_SIZE: expected a whole number from 1 to 2"),
+        ({"MASTER_ADDR": ""}, "MASTER_ADDR: missing in the environment"),
+        ({"MASTER_PORT": "x"}, "MASTER_PORT: expected a whole number from 1 to 65535"),
+    ],
+)
+@pytest.mark.parametrize("name", ["train", "eval"])
+def test_a_wrong_environment_of_ranks(command, tmp_path: Path, monkeypatch, changed: dict, said: str, name: str):
+    for variable, value in {**LAUNCHED, **changed}.items():
+        monkeypatch.setenv(variable, value)
+    data = write_folder(tmp_path / "set", 1, 1)
+    run = spoiled_run(tmp_path / "run", num_classes=2, image_size=64, transform="crop", classes=["cat", "dog"])
+    words = ["train", data, "--out", tmp_path / "new"] if name == "train" else ["eval", run, data]
+    ended = command(*words)
+    assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
+    assert ended.err.startswith(f"error: {said}")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
+def test_of_a_machines_ranks_one_says_what_is_wrong(command, monkeypatch: pytest.MonkeyPatch, rank: str, lines: int):
+    for variable, value in {**LAUNCHED, "RANK": rank, "LOCAL_RANK": rank}.items():
+        monkeypatch.setenv(variable, value)
+    for words in (["train", "--nope"], ["train", "/missing"]):
+        ended = command(*words)
+        assert (ended.code, ended.err.count("\n")) == (2, lines)
+
+
+def test_ctrl_c_while_modules_are_imported_is_silent():
+    words = [sys.executable, "-X", "importtime", "-m", "alexnet_fast", "doctor"]
+    with subprocess.Popen(
+        words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=_hear
+    ) as process:
+        for line in process.stderr:
+            if line.endswith("alexnet_fast.interrupt\n"):
+                process.send_signal(signal.SIGINT)
+                break
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == ""
+    assert "Traceback" not in err
+
+
+def _hear() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.mark.parametrize("nproc", [1, 2])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_report, machine
+from benchmarks import gpu_report, machine, profile
 from benchmarks.gpu_report import (
     SANITIZERS,
     Result,
@@ -137,7 +137,7 @@ def test_steps(statuses, steps, written, code, gpu, monkeypatch):
 def test_an_unknown_step_is_named(capsys):
     with pytest.raises(SystemExit):
         main(["test"])
-    assert "no step is called 'test'; there are build, tests, triton, sanitize" in capsys.readouterr().err
+    assert "no step is called 'test'; there are build, quick, tests, triton, sanitize" in capsys.readouterr().err
 
 
 def test_commit(monkeypatch, tmp_path):
@@ -282,19 +282,29 @@ def test_a_report_with_errors(status, log, summary):
 
 
 @pytest.fixture
-def sanitizer(monkeypatch, tmp_path):
-    """Puts a compute-sanitizer into CUDA_HOME that answers with these texts, by tool."""
+def tool(monkeypatch, tmp_path):
+    """Puts a shell script into CUDA_HOME."""
 
-    def install(answers: dict[str, str]) -> None:
-        for tool, answer in answers.items():
-            (tmp_path / tool).write_text(answer)
-        script = tmp_path / "bin" / "compute-sanitizer"
-        script.parent.mkdir()
-        script.write_text(f'#!/bin/sh\n[ "$1" = --tool ] && cat "{tmp_path}/$2"\n')
-        script.chmod(0o755)
+    def install(name: str, script: str) -> None:
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
 
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    return install
+
+
+@pytest.fixture
+def sanitizer(tool, tmp_path):
+    """Puts a compute-sanitizer into CUDA_HOME that answers with these texts, by tool."""
+
+    def install(answers: dict[str, str]) -> None:
+        for name, answer in answers.items():
+            (tmp_path / name).write_text(answer)
+        tool("compute-sanitizer", f'[ "$1" = --tool ] && cat "{tmp_path}/$2"')
+
     return install
 
 
@@ -318,3 +328,92 @@ def test_without_a_sanitizer(sanitizer):
     result = sanitize()
     assert result.status == "not run"
     assert "compute-sanitizer is not in PATH" in result.summary
+
+
+# ---- Times in little time --------------------------------------------------------------------------------------------
+
+ROW = {"bench": "lrn", "case": "c, batch 128", "dtype": "bfloat16", "layout": "channels_last", "pass": "forward"}
+
+
+@pytest.mark.parametrize(
+    ("rest", "code", "status", "summary"),
+    [
+        ({"left_out": {}}, 0, "passed", "1 rows, 0 failed"),
+        ({"left_out": {"triton": ["a", "b"]}}, 0, "passed", "1 rows, 0 failed, 2 cases left out"),
+        ({"bench": "nets", "case": "n", "failed": {"": "why"}}, 1, "failed", "2 rows, 1 failed"),
+        ({}, -11, "failed", "1 rows, 0 failed; exit status -11"),
+        ({}, None, "failed", "1 rows, 0 failed; broken off after 150 s"),
+    ],
+    ids=["passed", "budget spent", "a case failed", "crashed", "broken off"],
+)
+def test_rows_on_disk_count_however_the_run_ended(rest, code, status, summary, monkeypatch, tmp_path, capsys):
+    path = tmp_path / "card" / "quick.jsonl"
+
+    def measure(command, limit):
+        assert command[1:4] == ["-m", "benchmarks.quick", str(path)]
+        lines = [{"commit": "abc"}, ROW | {"us": {"cuda": 2.0, "copy": 1.0}}, rest]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return code, "log"
+
+    monkeypatch.setattr(gpu_report, "run", measure)
+    result = gpu_report.quick(path, 150)
+    assert (result.status, result.summary) == (status, summary)
+    assert "2 50%" in capsys.readouterr().out
+
+
+def test_a_run_without_a_row_says_why(monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu_report, "run", lambda command, limit: (1, "no module named benchmarks"))
+    result = gpu_report.quick(tmp_path / "quick.jsonl", 150)
+    assert (result.status, result.details) == ("failed", {"log": ["no module named benchmarks"]})
+
+
+NAMES = ["ID", "Process ID", "Process Name", "Host Name", "Kernel Name", "Context", "Stream", "Block Size", "Grid Size"]
+VALUES = ["0", "42", "python3.11", "card", "NAME", "1", "7", "(8, 32, 1)", "(1512, 1, 1)", "0", "9.0"]
+POOL = (
+    "void alexnet_fast::cuda::pool_fwd_strips<__nv_bfloat16, (int)8, (bool)0, alexnet_fast::cuda::Plain<__nv_bfloat16>>"
+)
+TILE = "void alexnet_fast::cuda::(anonymous namespace)::conv_relu_fwd<alexnet_fast::cuda::ConvTile<(int)128, (int)64>>"
+
+
+def ncu_log() -> str:
+    """As ncu --csv --page raw prints: its own lines, the watched program's, names, units, kernels."""
+    names = [*NAMES, "Device", "CC", *profile.METRICS.values()]
+    units = [""] * 11 + ["ns", "%", "%", "%", "register/thread"]
+    rows = [names, units]
+    for kernel, numbers in (
+        (POOL, ["33,570", "53.47", "39.87", "21.79", "111"]),
+        (TILE, ["4,900", "1.6", "0.2", "49.2", "30"]),
+    ):
+        rows.append([kernel + "(alexnet_fast::PoolParams, T1)" if v == "NAME" else v for v in VALUES] + numbers)
+    return "\n".join(
+        ["==PROF== Connected to process 42", "12 tensors", *(",".join(f'"{v}"' for v in row) for row in rows)]
+    )
+
+
+def test_a_profile_is_a_table(tool, tmp_path, capsys):
+    (tmp_path / "log").write_text(ncu_log())
+    tool("ncu", f'cat "{tmp_path}/log"')
+    result = gpu_report.profiled()
+    assert (result.status, result.summary) == ("passed", "2 kernels")
+    pool, tile = result.details["kernels"]
+    assert pool == {
+        **{"kernel": "pool_fwd_strips<bf16, 8, 0, Plain<bf16>>", "grid": "1512x1x1", "block": "8x32x1", "us": 33.57},
+        **{"dram_percent": 53.47, "issue_percent": 39.87, "occupancy_percent": 21.79, "registers": 111},
+    }
+    assert tile["kernel"] == "conv_relu_fwd<ConvTile<128, 64>>"
+    assert "pool_fwd_strips" in capsys.readouterr().out
+    shipped = machine.ROOT / "benchmarks/results/nvidia-h100-80gb-hbm3/profile-20261127.json"
+    assert json.loads(shipped.read_text())["details"]["kernels"][0].keys() == pool.keys()
+
+
+def test_a_profile_of_many_kernels_fits_a_screen():
+    (pool, _) = profile.kernels_of(ncu_log())
+    lines = profile.table([pool | {"us": float(number)} for number in range(100)])
+    assert len(lines) <= 60
+    assert lines[-1] == "and 44 that take less"
+
+
+def test_what_keeps_ncu_from_measuring_is_said(tool):
+    assert gpu_report.profiled().status == "not run"
+    tool("ncu", "echo '==PROF== Connected'; echo '==ERROR== ERR_NVGPUCTRPERM: no permission'; exit 1")
+    assert gpu_report.profiled().summary == "==ERROR== ERR_NVGPUCTRPERM: no permission"

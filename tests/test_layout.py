@@ -23,8 +23,9 @@ STEMS = sorted({page.stem for page in (PACKAGE / "ops").glob("*.py")} - SHARED_P
 # torch's library, and the rest epilogue's; images get no gradient.
 PASSES = {"conv_relu": (), "conv_stage": (), "linear_relu_dropout": (), "augment": ("fwd",)}
 UNSAMPLED = {"augment"}  # bytes in, no gradient: its tests share nothing with the others'
-# Files of csrc/ that are no operator's: the optimizer's step, packed weights, and what kernels or module start by.
-OTHERS = {"sgd", "packed", "dispatch", "module", "runtime", "conv_prepare"}
+# Files that are no operator's: the optimizer's step, packed weights, successions of layers with their guard, what
+# kernels or module start by, LRN in ONNX.
+OTHERS = {"sgd", "packed", "dispatch", "module", "runtime", "conv_prepare", "onnx", "run", "guard"}
 
 # ---- One stem, fixed places ----------------------------------------------------------------------------------------
 
@@ -73,7 +74,10 @@ def test_no_file_is_without_its_operator():
     assert {re.sub("_(fwd|bwd)$", "", name) for name in sources + references} - OTHERS - {"__init__"} <= set(STEMS)
 
 
-@pytest.mark.parametrize(("macro", "files"), [("CPU_KERNELS", "cpu/*.cpp"), ("CUDA_LAUNCHERS", "cuda/*.cu")])
+@pytest.mark.parametrize(
+    ("macro", "files"),
+    [("CPU_KERNELS", "cpu/*.cpp"), ("CUDA_LAUNCHERS", "cuda/*.cu"), ("CUDA_SM90_LAUNCHERS", "cuda/sm90/*.cu")],
+)
 def test_the_contents_page_lists_every_kernel(macro, files):
     page = (CSRC / "launchers.h").read_text().replace("\\\n", " ")
     (definition,) = re.findall(rf"#define ALEXNET_FAST_{macro}\(X\)(.*)", page)
@@ -87,13 +91,13 @@ LEVELS = [
     {"__main__"},
     {"cli"},
     {"train", "bench"},
-    {"data", "parallel", "models", "optim"},
+    {"data", "parallel", "models", "optim", "graphs"},
     {"nn"},
     {"ops"},
     {"reference", "triton_kernels"},
-    {"backends", "errors", "malloc", "terminal"},
+    {"backends", "errors", "malloc", "terminal", "tuning"},
     {"native", "_C"},
-    {"sources"},
+    {"sources", "interrupt"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 # Triton kernels are operators of their own under the pages' schemas: they register by what the pages share, and the

@@ -252,3 +252,41 @@ def test_closure_and_groups():
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         SGD(parameters(), **options)
+
+
+# ---- Sharded parameters --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def group():
+    """A process group of this process alone."""
+    if not torch.distributed.is_available():
+        pytest.skip("this torch has no torch.distributed")
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fsdp2(group, dtype):
+    """The same weights as without, bit for bit, and a sharded state."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    nets = [nn.Sequential(nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 3)).to(dtype) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    fully_shard(nets[1], mesh=init_device_mesh("cpu", (1,)))
+    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2}
+    steppers = [SGD(net.parameters(), **options) for net in nets]
+    for _ in range(3):
+        x = torch.randn(4, 7, dtype=dtype)
+        for net, stepper in zip(nets, steppers, strict=True):
+            stepper.zero_grad()
+            net(x).square().sum().backward()
+            stepper.step()
+    for plain, sharded in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(plain, sharded.full_tensor())
+        assert isinstance(steppers[1].state[sharded]["momentum_buffer"], DTensor)
+    steppers[1].load_state_dict(steppers[1].state_dict())
+    steppers[1].step()

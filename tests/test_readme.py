@@ -1,4 +1,4 @@
-"""Python in README and in docs runs as it stands, block by block, and README's links lead somewhere."""
+"""Python in README and the docs runs as it stands, block by block, and README's links lead somewhere."""
 
 from __future__ import annotations
 
@@ -9,15 +9,23 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS, LOOPS, USES = (
+BLOCKS, *PAGES = (
     re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    for text in (README, *((ROOT / "docs" / name).read_text() for name in ("training.md", "uses.md")))
+    for text in (
+        README,
+        *((ROOT / "docs" / name).read_text() for name in ("training.md", "models.md", "graphs.md", "uses.md")),
+    )
 )
 
 
-@pytest.mark.parametrize("code", BLOCKS + LOOPS + USES, ids=lambda code: code.splitlines()[-1][:40])
-def test_code_runs(code):
+@pytest.mark.parametrize(
+    "code", BLOCKS + [code for page in OTHERS for code in page], ids=lambda code: code.splitlines()[-1][:40]
+)
+def test_code_runs(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
+    for path in tmp_path.iterdir():  # weights, a quarter of a gigabyte each
+        path.unlink()
 
 
 def test_the_three_ways_of_use_are_shown():

@@ -25,9 +25,9 @@ class BadImage(Exception):
 DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras and scanners fill of the 16 or 32 in a file
 
 
-def read_image(path: str | Path) -> Image.Image:
-    """The picture in a file as 8-bit RGB, upright as its EXIF orientation says; the first frame of an animation, grey
-    repeated in the three channels, what is transparent on white.
+def read_image(path: str | Path, exif: bool = True) -> Image.Image:
+    """The picture in a file as 8-bit RGB, upright as its EXIF orientation says if ``exif``; the first frame of an
+    animation, grey repeated in the three channels, what is transparent on white.
 
     Deep grey is scaled from the smallest of ``DEPTHS`` that holds its values, floats from 0..1 or 0..255.
 
@@ -47,7 +47,7 @@ def read_image(path: str | Path) -> Image.Image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise BadImage(path, f"{width}x{height} is larger than {MAX_PIXELS} pixels")
-                return _rgb(_upright(image), path)
+                return _rgb(_upright(image) if exif else image, path)
     except BadImage:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):

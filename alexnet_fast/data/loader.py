@@ -9,6 +9,8 @@ image is dropped and none is counted twice, whatever the sizes: a place that mus
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import signal
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -30,6 +32,7 @@ CPU = torch.device("cpu")
 NOT_COUNTED = -100  # cross_entropy's default ignore_index: no loss, no gradient
 REPLACEMENTS = 16  # with at most a tenth of the files bad, sixteen bad ones in a row do not happen
 WORKER_DIED = "a loader worker process died (killed, or out of memory)"
+NO_ROOM = "/dev/shm is full, through which loader workers hand over batches: -j 0 does without, or make it larger"
 
 
 class Batch(NamedTuple):
@@ -69,15 +72,27 @@ class _Images(torch.utils.data.Dataset):
         return np.zeros((self.transform.side, self.transform.side, 3), np.uint8), NOT_COUNTED, bad
 
 
-def _collate(items: list[tuple[np.ndarray, int, list]]) -> tuple[Tensor, Tensor, list[tuple[str, str]]]:
-    images = torch.from_numpy(np.stack([image for image, _, _ in items])).permute(0, 3, 1, 2)
-    return images, torch.tensor([label for _, label, _ in items]), [bad for _, _, bads in items for bad in bads]
+def _collate(items: list[tuple[np.ndarray, int, list]]) -> tuple[Tensor, list[int], list[tuple[str, str]]]:
+    """uint8 images (n, side, side, 3), labels, bad files. A worker's images are in shared memory from here on, as
+    where that is full torch, which would move them there in another thread, loses the batch and waits for it.
+    """
+    first = items[0][0]
+    shape = (len(items), *first.shape)
+    if torch.utils.data.get_worker_info() is None:
+        images = torch.empty(shape, dtype=torch.uint8)
+    else:
+        storage = torch.UntypedStorage._new_shared(int(np.prod(shape)), device="cpu")
+        images = torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+    np.stack([image for image, _, _ in items], out=images.numpy())
+    return images, [label for _, label, _ in items], [bad for _, _, bads in items for bad in bads]
 
 
-def _ignore_signals(worker: int) -> None:
+def _begin(worker: int) -> None:
     # Ctrl-C reaches the whole process group; the rank still needs its workers to finish the step and save.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    # A worker ends with its rank, however that ended, and also if it is stopped: Linux's PR_SET_PDEATHSIG is 1.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _load(
@@ -103,14 +118,27 @@ def _decoded(images: _Images, batches: list[list[int]], workers: int) -> Iterato
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_collate,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_begin,
         pin_memory=torch.cuda.is_available(),
     )
     try:
-        yield from loader
+        loaded = iter(loader)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise RunError(NO_ROOM) from error  # not even for the locks of its queues
+    try:
+        for pictures, labels, bad in loaded:
+            yield pictures.permute(0, 3, 1, 2), torch.tensor(labels), bad
     except (EOFError, ConnectionError, FileNotFoundError) as error:  # the worker died while handing over a batch
         _forget_workers()
         raise RunError(WORKER_DIED) from error
+    except RuntimeError:  # of torch: a worker died, or raised
+        _forget_workers()
+        raise
+    finally:
+        if workers:  # not when garbage is collected: an error's traceback keeps them, and they are deaf to SIGTERM
+            loaded._shutdown_workers()
 
 
 def _forget_workers() -> None:
@@ -123,7 +151,10 @@ def worker_deaths_named() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if "No space left on device" in str(error):
+            _forget_workers()
+            raise RunError(NO_ROOM) from error
+        if "DataLoader worker" not in str(error) or "Caught" in str(error):
             raise
         _forget_workers()
         raise RunError(WORKER_DIED) from error

@@ -57,6 +57,7 @@ class Plan:
     path: Path
     size: int
     sources: list[tuple[Path, str, int]]
+    exif: bool
 
     def file(self, suffix: str) -> Path:
         return self.path.with_suffix(suffix)
@@ -70,6 +71,7 @@ def prepare(
     shard_size: int = 1000,
     workers: int | None = None,
     max_bad: float = 0.05,
+    exif: bool = True,
     tell: Callable[[int, int, dict[str, str]], None] = lambda done, total, bad: None,
 ) -> dict[str, Any]:
     """Writes the shards of ImageFolder ``source`` to ``target``, or goes on with them, and returns index.json's record.
@@ -79,6 +81,7 @@ def prepare(
         shard_size: sources of a shard.
         workers: processes; as many as cores if None.
         max_bad: share of a part's sources that may be no usable picture.
+        exif: turn pictures upright as their EXIF orientation says.
         tell: called after each shard with the sources done, of how many, and the bad ones found (path: reason).
 
     Raises:
@@ -96,7 +99,7 @@ def prepare(
     outer, inner = os.path.realpath(source), os.path.realpath(target)
     if os.path.commonpath((outer, inner)) in (outer, inner):
         raise InputError(f"{target}: DST has to lie beside SRC, neither inside the other")
-    data = image_folder(source)
+    data = image_folder(source, exif)
     sizes = {part: len(getattr(data, part)) for part in PARTS}
     plans = {part: _plans(getattr(data, part), source / part, target / part, size, shard_size) for part in PARTS}
     with _writing(target), _locked(target):
@@ -134,7 +137,7 @@ def _plans(split: FolderImages, source: Path, target: Path, size: int, shard_siz
         for path, label in zip(split.paths, split.labels, strict=True)
     ]
     parts = [rows[first : first + shard_size] for first in range(0, len(rows), shard_size)]
-    return [Plan(target / f"{number:05}{PICTURES}", size, part) for number, part in enumerate(parts)]
+    return [Plan(target / f"{number:05}{PICTURES}", size, part, split.exif) for number, part in enumerate(parts)]
 
 
 # ---- One shard, in a process of its own ----------------------------------------------------------------------------
@@ -149,7 +152,7 @@ def _make(plan: Plan) -> Plan:
         for path, name, label in plan.sources:
             row = [name, label, *_stamp(path)]
             try:
-                pixels = np.ascontiguousarray(centre(read_image(path), plan.size, plan.size))
+                pixels = np.ascontiguousarray(centre(read_image(path, plan.exif), plan.size, plan.size))
             except BadImage as error:
                 bad.append([*row, error.reason])
                 continue

@@ -24,9 +24,15 @@ class Range:
     def check(self, value: Any, where: str) -> None:
         measured = len(value) if isinstance(value, (str, list, tuple, dict)) else value
         if not self.least <= measured <= self.most:
-            wanted = f"at least {self.least:g}" if self.most == math.inf else f"from {self.least:g} to {self.most:g}"
+            wanted = f"at least {_bound(self.least)}"
+            if self.most != math.inf:
+                wanted = f"from {_bound(self.least)} to {_bound(self.most)}" if self.most > self.least else self.most
             what = "" if measured is value else " entries"
             raise ValueError(f"{where}: expected {wanted}{what}, got {_short(measured)}")
+
+
+def _bound(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 Count = Annotated[int, Range(0, 2**53)]
@@ -69,9 +75,9 @@ def conform(value: Any, wanted: Any, where: str) -> Any:
             raise ValueError(f"{where}: expected one of {', '.join(map(repr, inner))}, got {_short(value)}")
         return value
     if is_typeddict(wanted):
-        return _fields(value, get_type_hints(wanted, include_extras=True), where)
+        return fields(value, get_type_hints(wanted, include_extras=True), where)
     if origin in (list, tuple):
-        _is(value, list, where)
+        _is(value, LIST, where)
         if origin is tuple and inner[-1] is not Ellipsis:
             if len(value) != len(inner):
                 raise ValueError(f"{where}: expected {len(inner)} entries, got {len(value)}")
@@ -95,7 +101,8 @@ def conform(value: Any, wanted: Any, where: str) -> Any:
     return value
 
 
-def _fields(value: Any, hints: dict[str, Any], where: str) -> dict[str, Any]:
+def fields(value: Any, hints: dict[str, Any], where: str) -> dict[str, Any]:
+    """``value``, an object with the keys of ``hints`` and no others, as :func:`conform` has it."""
     _is(value, dict, where)
     if missing := hints.keys() - value.keys():
         raise ValueError(f"{where}: without {', '.join(sorted(missing))}")
@@ -104,7 +111,8 @@ def _fields(value: Any, hints: dict[str, Any], where: str) -> dict[str, Any]:
     return {name: conform(value[name], hint, f"{where}: {name}") for name, hint in hints.items()}
 
 
-NAMES = {dict: "an object", list: "a list", int: "a whole number", str: "text", bool: "true or false"}
+LIST = (list, tuple)
+NAMES = {dict: "an object", list: "a list", LIST: "a list", int: "a whole number", str: "text", bool: "true or false"}
 
 
 def _is(value: Any, kind: Any, where: str) -> None:

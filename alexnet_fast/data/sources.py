@@ -82,12 +82,13 @@ class FolderImages:
     paths: list[Path]
     labels: list[int]
     left_out: tuple[str, ...] = ()  # a line for each kind of thing there that is no picture
+    exif: bool = True  # whether they are turned upright
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def read(self, index: int) -> tuple[Image.Image, int]:
-        return read_image(self.paths[index]), self.labels[index]
+        return read_image(self.paths[index], self.exif), self.labels[index]
 
 
 @dataclass(frozen=True)
@@ -115,14 +116,17 @@ def kind_of(data: str) -> str:
     return "digits" if data == "digits" else "fashion-mnist" if data.startswith("fashion-mnist:") else "folder"
 
 
-def open_data(data: str) -> Data:
-    """The two sets behind a DATA argument; raises :class:`InputError` where they are missing or do not fit together."""
+def open_data(data: str, exif: bool = True, held_out_alone: bool = False) -> Data:
+    """The two sets behind a DATA argument; raises :class:`InputError` where they are missing or do not fit together.
+
+    ``held_out_alone``: of a folder the images to train on need not be there; see :func:`image_folder`.
+    """
     kind = kind_of(data)
     if kind == "digits":
         return _digits()
     if kind == "fashion-mnist":
         return _fashion_mnist(Path(data.removeprefix("fashion-mnist:")))
-    return _prepared(Path(data)) if is_prepared(Path(data)) else image_folder(Path(data))
+    return _prepared(Path(data)) if is_prepared(Path(data)) else image_folder(Path(data), exif, held_out_alone)
 
 
 def synthetic_data(num_classes: int, side: int) -> Data:
@@ -190,32 +194,44 @@ def _prepared(folder: Path) -> Data:
     return Data(index["classes"], *(ShardImages(folder, index, part) for part in PARTS), statistics)
 
 
-def image_folder(folder: Path) -> Data:
-    """An ImageFolder's pictures; raises :class:`InputError` where there is none."""
+def image_folder(folder: Path, exif: bool = True, held_out_alone: bool = False) -> Data:
+    """An ImageFolder's pictures; raises :class:`InputError` where there is none.
+
+    ``held_out_alone``: without a folder train/ the training set is empty; without val/ too, ``folder`` itself holds the
+    classes.
+    """
     if not folder.is_dir():
         raise InputError(
             f"{folder}: no such folder (DATA is digits, fashion-mnist:DIR, or a folder with train/ and val/)"
         )
+    if held_out_alone and not (folder / "train").is_dir():
+        held_out = folder / "val" if (folder / "val").is_dir() else folder
+        names = sorted(_classes(held_out))
+        return Data(names, FolderImages([], []), _files(held_out, names, exif))
     classes = {}
     for part in ("train", "val"):
         if not (folder / part).is_dir():
             raise InputError(f"{folder}: has no folder {part}/ (wanted: train/CLASS/*.jpg and val/CLASS/*.jpg)")
-        entries = (folder / part).iterdir()
-        classes[part] = {entry.name for entry in entries if entry.is_dir() and not _litter(entry.name)}
-        if not classes[part]:
-            raise InputError(f"{folder / part}: holds no class folders")
+        classes[part] = _classes(folder / part)
     for part, other in (("val", "train"), ("train", "val")):
         if missing := sorted(classes[other] - classes[part]):
             raise InputError(f"{folder / part}: class {', '.join(missing)} of {other}/ is missing")
     names = sorted(classes["train"])
-    return Data(names, *(_files(folder / part, names) for part in ("train", "val")))
+    return Data(names, *(_files(folder / part, names, exif) for part in ("train", "val")))
+
+
+def _classes(folder: Path) -> set[str]:
+    found = {entry.name for entry in folder.iterdir() if entry.is_dir() and not _litter(entry.name)}
+    if not found:
+        raise InputError(f"{folder}: holds no class folders")
+    return found
 
 
 def _litter(name: str) -> bool:
     return name[0] == "." or name in LITTER
 
 
-def _files(folder: Path, classes: list[str]) -> FolderImages:
+def _files(folder: Path, classes: list[str], exif: bool) -> FolderImages:
     """The pictures below each class, by their names' suffixes as torchvision's ImageFolder tells them; links are
     followed, but for those that lead back to where the walk has been.
     """
@@ -240,4 +256,4 @@ def _files(folder: Path, classes: list[str]) -> FolderImages:
         labels += [label] * (len(paths) - before)
     if others:
         left_out.append(f"left out {others} files below {folder} that are hidden or not named as pictures")
-    return FolderImages(paths, labels, tuple(left_out))
+    return FolderImages(paths, labels, tuple(left_out), exif)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from os import PathLike
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from alexnet_fast.models.features import fully_convolutional
+from alexnet_fast.models.registration import register_with_torchvision
 from alexnet_fast.models.variants import VARIANTS, Conv, Layer, Relu, SpatialLRN, ZeroPad
-from alexnet_fast.models.weights import AlexNet_Weights, read
+from alexnet_fast.models.weights import HEAD, AlexNet_Weights, read
 from alexnet_fast.nn import FusedSequential, GroupedLinear, GroupedLocalResponseNorm, SpatialResponseNorm
 from alexnet_fast.nn.fused import pools_nothing
 from alexnet_fast.ops import LRN, Pool
-
-HEAD = "classifier.6"  # in every variant
 
 
 def _module(layer: Layer, channels: int) -> nn.Module:
@@ -144,9 +146,9 @@ class AlexNet(nn.Module):
 
 
 def alexnet(
-    *,
     weights: AlexNet_Weights | str | PathLike[str] | None = None,
     progress: bool = True,
+    *,
     num_classes: int | None = None,
     variant: str | None = None,
     replace_head: bool = False,
@@ -160,20 +162,27 @@ def alexnet(
 
     Args:
         weights: a member of :class:`AlexNet_Weights` or torchvision's enum of that name, or its name; the path of a
-            .safetensors, .pth or .pt file, or of a folder with ``model.safetensors``; or an http, https or file URL of
-            such a file, kept in torch.hub's cache and checked where its name ends in a hash as torch.hub's do.
+            file of safetensors or of torch.save, whatever its name, or of a folder with ``model.safetensors`` or
+            ``pytorch_model.bin``; or an http, https or file URL of such a file, kept in torch.hub's cache and checked
+            where its name ends in a hash as torch.hub's do. A state_dict may be inside what training scripts write
+            around it, such as ``{"state_dict": …}``, and its keys may have the prefixes of wrappers, such as
+            ``module.``: a warning says what was taken off.
         progress: show the download's progress.
         num_classes: outputs of the last layer; those of the weights if not given, or 1000.
         variant: the net's variant; the one that the weights name if not given, or torchvision.
         replace_head: leave out the weights' last layer: the net's own, new one, has ``num_classes`` outputs.
         freeze_features: ``requires_grad=False`` for all of ``features``.
-        kwargs: passed on to :class:`AlexNet`.
+        kwargs: passed on to :class:`AlexNet`; and ``pretrained``, as torchvision called ``weights`` before 0.13.
 
     Raises:
         ValueError: the weights are no state_dict or do not fit, with the keys and shapes that differ; ``num_classes``
             is not the weights' and ``replace_head`` is not set; ``variant`` is not the one that they name.
         OSError: there is no such file, or it cannot be downloaded.
     """
+    if isinstance(weights, bool) or (weights is None and "pretrained" in kwargs):
+        pretrained = kwargs.pop("pretrained", weights)
+        weights = AlexNet_Weights.DEFAULT if pretrained else None
+        warnings.warn(f"pretrained: deprecated, and read as weights={weights}", stacklevel=2)
     if weights is None:
         if replace_head:
             raise ValueError("replace_head: without weights there is no head to replace")
@@ -184,7 +193,7 @@ def alexnet(
             variant = checkpoint.variant or "torchvision"
         elif checkpoint.variant not in (None, variant):
             raise ValueError(f"variant: {checkpoint.name} is for {checkpoint.variant!r}, got {variant!r}")
-        stored = checkpoint.state[f"{HEAD}.weight"].shape[0] if f"{HEAD}.weight" in checkpoint.state else 1000
+        stored = checkpoint.classes or 1000
         if num_classes is None:
             num_classes = stored
         elif num_classes != stored and not replace_head:
@@ -197,3 +206,15 @@ def alexnet(
     if freeze_features:
         model.features.requires_grad_(False)
     return model
+
+
+class _Page(ModuleType):
+    """This module. ``alexnet_fast.models.alexnet`` is its name, and, as in torchvision, that of the function, so it can
+    be called as that."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> AlexNet:
+        return alexnet(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Page
+register_with_torchvision(alexnet)

@@ -1,6 +1,7 @@
 """Modules: what turns an ``nn.Sequential`` into fused stages, and the normalizations that torch.nn lacks."""
 
-from alexnet_fast.nn.fused import FusedSequential, fuse
+from alexnet_fast.nn.fused import FusedSequential
+from alexnet_fast.nn.fusion import fuse, fusion_report
 from alexnet_fast.nn.grouped import GroupedLinear
 from alexnet_fast.nn.norm import GroupedLocalResponseNorm, SpatialResponseNorm
 from alexnet_fast.nn.packed import pack
@@ -11,5 +12,6 @@ __all__ = [
     "GroupedLocalResponseNorm",
     "SpatialResponseNorm",
     "fuse",
+    "fusion_report",
     "pack",
 ]

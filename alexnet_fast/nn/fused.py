@@ -1,9 +1,10 @@
 """``nn.Sequential`` whose runs of layers (convolution, ReLU, LRN, max-pooling; linear, ReLU, dropout) are fused.
 
 The modules stay where they are: keys, slices, freezing and hooks are those of ``nn.Sequential``. What runs as one
-operator is decided in each call, from what each module is at that moment: a plan kept from an earlier call would have
-to be checked against every module's type, hooks and options, and that check is the decision. It costs about as much as
-the module calls that it saves.
+operator depends on what each module is at that moment: its type, hooks and options. It is decided once and kept with a
+guard (csrc/bindings/guard.cpp) that says, in each call, whether any of that has changed. Successions of fused layers
+then are one call into C++ (:mod:`alexnet_fast.nn.runs`); layer by layer they are called wherever somebody may look at
+them: under modes, transforms and autocast, while a graph is traced, and with hooks.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torch.onnx
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
-from alexnet_fast import backends, ops
-from alexnet_fast.nn import packed
+from alexnet_fast import _C, backends, ops
+from alexnet_fast.nn import folding, packed
 from alexnet_fast.nn.norm import GroupedLocalResponseNorm
+from alexnet_fast.nn.runs import Segment
 from alexnet_fast.ops.arguments import FLOATS
 
 # A subclass may compute something else (parametrized, quantized, sharded and lazy modules are subclasses too), so the
@@ -35,9 +38,14 @@ KINDS: dict[type, str] = {
     nn.MaxPool2d: "p",
     nn.AdaptiveAvgPool2d: "a",
     nn.Dropout: "d",
+    nn.Flatten: "f",
+    nn.BatchNorm2d: "b",
+    nn.Identity: "i",
 }
-RUNS = re.compile("crn?p?|lrd?|.")
-ALONE = frozenset("lnpd")  # what is more than a call of the module when nothing goes with it
+# Like nn.Dropout they do nothing in inference, and never are part of a run.
+KINDS |= dict.fromkeys((nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout), "o")
+RUNS = re.compile("cb?rn?p?|cb|lrd?|.")
+ALONE = frozenset("lnp")  # what is more than a call of the module when nothing goes with it
 
 
 def _kind(module: nn.Module) -> str:
@@ -60,11 +68,38 @@ def _kind(module: nn.Module) -> str:
         return "."
     if kind == "p" and (own["return_indices"] or own["dilation"] not in (1, (1, 1))):
         return "."
+    if kind == "b" and not own.get(folding.ASKED):
+        return "."
     return kind
+
+
+HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether a module has hooks, or a ``forward`` of its own; :func:`_kind` asks the same in fewer calls."""
+    own = module.__dict__
+    return "forward" in own or any(own[name] for name in HOOKS)
+
+
+def runs(modules: list[nn.Module]) -> list[tuple[str, list[nn.Module]]]:
+    """The successions that run as one, each with its letters. What does nothing is left out."""
+    kinds = [_kind(module) for module in modules]
+    if "i" in kinds or "d" in kinds or "o" in kinds:
+        pairs = zip(kinds, modules, strict=True)
+        kept = [(kind, m) for kind, m in pairs if kind != "i" and (kind not in "do" or m.training)]
+        kinds, modules = [kind for kind, _ in kept], [m for _, m in kept]
+    found, start = [], 0
+    for run in RUNS.findall("".join(kinds)):
+        end = start + len(run)
+        found += ((run, modules[start:end]),)
+        start = end
+    return found
 
 
 # What modules do is theirs to change: by class, by function, by method. A run is fused while all of it is torch's own.
 FORWARDS = {kind: kind.forward for kind in KINDS}
+GLOBAL_HOOKS = "forward", "forward_pre", "backward", "backward_pre"
 CALL, CONV_FORWARD = nn.Module.__call__, nn.Conv2d._conv_forward
 FUNCTIONS = F.conv2d, F.relu, F.max_pool2d, F.local_response_norm, F.linear, F.dropout, F.adaptive_avg_pool2d
 
@@ -81,7 +116,7 @@ def _one_by_one() -> bool:
     ):
         return True
     if torch.compiler.is_compiling():  # it has modes and functions of its own
-        return False
+        return backends.exports_plainly()
     functions = F.conv2d, F.relu, F.max_pool2d, F.local_response_norm, F.linear, F.dropout, F.adaptive_avg_pool2d
     return (
         torch._C._is_tracing()
@@ -114,7 +149,11 @@ def _lrn(norm: nn.LocalResponseNorm) -> ops.LRN:
 def _call(run: str, members: list[nn.Module], x: Any, inference_dtype: torch.dtype | None) -> Any:
     """``x`` through the modules of a run: by one operator, or one by one where that would compute something else."""
     first, last = members[0], members[-1]
-    if inference_dtype is not None and run[0] in "cl":
+    if "b" in run[1:] and not folding.applies(first, members[1], x):
+        for kind, module in zip(run, members, strict=True):
+            x = _call(kind, [module], x, inference_dtype)
+        return x
+    if inference_dtype is not None and run[0] in "cl" and "b" not in run:
         y = packed.again(run, members, x, inference_dtype)
         if y is not None:
             return last(y) if run == "lrd" and last.training else y
@@ -124,8 +163,6 @@ def _call(run: str, members: list[nn.Module], x: Any, inference_dtype: torch.dty
             return ops.local_response_norm(x, *parameters, groups=groups)
         if run == "p":
             return ops.max_pool2d(x, first.kernel_size, first.stride, first.padding, ceil_mode=first.ceil_mode)
-        if run == "d":
-            return first(x) if first.training else x
         own = first.__dict__["_parameters"]  # where Module.__getattr__ would find them, after a while
         usual = "weight" in own and "bias" in own
         weight, bias = (own["weight"], own["bias"]) if usual else (first.weight, first.bias)
@@ -140,13 +177,18 @@ def _call(run: str, members: list[nn.Module], x: Any, inference_dtype: torch.dty
                 return ops.linear_relu_dropout(x, weight, bias, p, training)
         # Of an unbatched image nn.LocalResponseNorm takes dimension 1, the height, for channels.
         elif _plain(weight) and (x.dim() == 4 or "n" not in run):
-            lrn = _lrn(members[2]) if "n" in run else None
+            lrn = _lrn(members[run.index("n")]) if "n" in run else None
             pool = ops.Pool(last.kernel_size, last.stride, last.padding, last.ceil_mode) if "p" in run else None
+            if "b" in run:
+                weight, bias = folding.parameters(first, members[1])
+                members = [first, *members[2:]]
+            geometry = first.stride, first.padding, first.dilation, first.groups
+            if len(members) == 1:
+                return F.conv2d(x, weight, bias, *geometry)
             if x.dim() == 4 and packed.applies(weight, x, inference_dtype):
                 y = packed.stage(members, weight, bias, x, lrn, pool)
                 if y is not None:
                     return y
-            geometry = first.stride, first.padding, first.dilation, first.groups
             return ops.conv_stage(x, weight, bias, *geometry, lrn=lrn, pool=pool)
     for module in members:
         x = module(x)
@@ -156,7 +198,8 @@ def _call(run: str, members: list[nn.Module], x: Any, inference_dtype: torch.dty
 def pools_nothing(module: nn.Module, x: object) -> bool:
     """Whether ``module`` is adaptive average-pooling, in no way changed, that would hand on each pixel of ``x``.
 
-    Not in a graph that is traced: it would hold for images of that size alone.
+    Not in a graph that is traced: it would hold for images of that size alone. ONNX's tracing exporter knows no others,
+    and cannot tell the size behind padding.
     """
     return (
         not torch.compiler.is_compiling()
@@ -164,8 +207,127 @@ def pools_nothing(module: nn.Module, x: object) -> bool:
         and _kind(module) == "a"
         and isinstance(x, Tensor)
         and x.shape[-2:] == module.output_size
-        and not _one_by_one()
+        and (not _one_by_one() or torch.onnx.is_in_onnx_export())
     )
+
+
+# ---- What is kept from one call to the next --------------------------------------------------------------------------
+
+
+def _looked_at() -> int:
+    """Whether this thread is in a state in which operators are seen one by one, or computed otherwise."""
+    return dispatch_modes() or function_modes() or autocasts() or transforms() or traces()
+
+
+dispatch_modes, function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
+autocasts, transforms = torch._C._is_any_autocast_enabled, torch._C._are_functorch_transforms_active
+traces = torch._C._is_tracing
+Is = _C.Is
+# What _one_by_one() and _kind() read that is not a module's.
+EVERYWHERE = [
+    *((Is.empty, vars(torch_module), f"_global_{name}_hooks", None) for name in GLOBAL_HOOKS),
+    (Is.object, vars(forward_ad), "_current_level", -1),
+    *((Is.object, vars(F), function.__name__, function) for function in FUNCTIONS),
+    (Is.attribute, nn.Module, "__call__", CALL),
+    (Is.attribute, nn.Conv2d, "_conv_forward", CONV_FORWARD),
+]
+# What _kind() and _call() read of a module's own dictionary.
+OPTIONS = {
+    nn.Conv2d: ("stride", "padding", "dilation", "groups", "padding_mode"),
+    nn.LocalResponseNorm: ("size", "alpha", "beta", "k"),
+    GroupedLocalResponseNorm: ("size", "alpha", "beta", "k", "groups"),
+    nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode"),
+    nn.Flatten: ("start_dim", "end_dim"),
+    nn.BatchNorm2d: (folding.ASKED,),
+    **{cls: ("training",) for cls, kind in KINDS.items() if kind in "do"},
+}
+
+
+def _immutable(value: object) -> bool:
+    """A value that stays as it is while it is the same object; a list or a tensor does not."""
+    if type(value) is tuple:
+        return all(_immutable(v) for v in value)
+    return value is None or type(value) in (int, float, bool, str)
+
+
+class Plan:
+    """What a FusedSequential does, and a guard that holds while it is what it should do."""
+
+    def __init__(self, modules: dict[str, nn.Module]) -> None:
+        self.modules, self.guard = modules, _C.Guard()
+        self.holds = self.guard.holds
+        members = tuple(modules.values())
+        self.guard.add(Is.values, modules, None, members)
+        for entry in EVERYWHERE:
+            self.guard.add(*entry)
+        for cls in {type(module) for module in members} & KINDS.keys():
+            self.guard.add(Is.attribute, cls, "forward", cls.forward)
+        for module in members:
+            self._watch(module)
+        self.parts: list[Segment | tuple[str, list[nn.Module]]] = []
+        for run, part in runs(list(members)):
+            fixed = self._is_fixed(run, part)
+            if run == "lrd" and fixed:
+                self._append("lr", part[:2], True)
+                self._append("d", part[2:], False)
+            else:
+                self._append(run, part, fixed)
+        only = self.parts[0] if len(self.parts) == 1 else None
+        self.carry_out = only if type(only) is Segment else self._one_after_another
+
+    def _watch(self, module: nn.Module) -> None:
+        cls, own = type(module), module.__dict__
+        self.guard.add(Is.type, module, None, cls)
+        if cls not in KINDS:
+            return  # it is called, whatever it is
+        for name in HOOKS:
+            self.guard.add(Is.filled if own[name] else Is.empty, own, name)
+        for name in ("forward", *OPTIONS.get(cls, ())):
+            if name in own:
+                self.guard.add(Is.object, own, name, own[name])
+            else:
+                self.guard.add(Is.absent, own, name)
+        if cls in (nn.Conv2d, nn.Linear):
+            parameters = own["_parameters"]
+            self.guard.add(Is.object, own, "_parameters", parameters)
+            for name in ("weight", "bias"):
+                if name in parameters:
+                    self.guard.add(Is.object, parameters, name, parameters[name])
+                else:
+                    self.guard.add(Is.absent, parameters, name)
+            if not packed.asked(module):
+                self.guard.add(Is.absent, packed._copies, id(module))
+
+    @staticmethod
+    def _is_fixed(run: str, members: list[nn.Module]) -> bool:
+        """Whether the guard sees all that a run is made from, and its tensors are ordinary ones."""
+        if run[0] not in "clfnp" or run == "c" or "b" in run:
+            return False
+        if not all(_immutable(m.__dict__.get(name)) for m in members for name in OPTIONS.get(type(m), ())):
+            return False
+        if run[0] in "cl":
+            parameters = members[0].__dict__["_parameters"]
+            weight, bias = parameters.get("weight"), parameters.get("bias")
+            return (
+                "bias" in parameters and type(weight) is nn.Parameter and (bias is None or type(bias) is nn.Parameter)
+            )
+        return True
+
+    def _append(self, run: str, members: list[nn.Module], fixed: bool) -> None:
+        if not fixed:
+            self.parts.append((run, members))
+        elif self.parts and isinstance(self.parts[-1], Segment):
+            self.parts[-1].runs.append((run, members))
+        else:
+            self.parts.append(Segment([(run, members)], _call))
+
+    def _one_after_another(self, x: Any) -> Any:
+        for part in self.parts:
+            x = part(x) if type(part) is Segment else _call(*part, x, packed.inference_dtype(x))
+        return x
+
+    def __reduce__(self) -> tuple:
+        return type(None), ()  # copies and pickles of a module make their own
 
 
 class FusedSequential(nn.Sequential):
@@ -174,7 +336,8 @@ class FusedSequential(nn.Sequential):
         Conv2d, ReLU [, LocalResponseNorm] [, MaxPool2d]     ops.conv_stage
         LocalResponseNorm                                    ops.local_response_norm
         MaxPool2d                                            ops.max_pool2d
-        Dropout                                              nothing, in inference
+        Identity; any Dropout in inference                   nothing, also between the members of a run
+        Conv2d, BatchNorm2d, …                               as without it, if fuse() was asked to fold it
         Linear, ReLU [, Dropout]                             ops.linear_relu_dropout, on the triton backend alone
         Linear [, ReLU [, Dropout]]                          oneDNN's product, in inference on CPUs
 
@@ -185,12 +348,17 @@ class FusedSequential(nn.Sequential):
     - has an option that no operator has: ``padding_mode`` other than zeros, ``return_indices``, a dilated window.
 
     A run whose input or weight is no dense floating-point tensor (integers, DTensor, torch.fx proxies) is called module
-    by module as well, and so are all modules under forward-mode differentiation. Results and gradients are those of
-    ``nn.Sequential`` within rounding, but for the random numbers of fused dropout, which are as repeatable and others;
-    second derivatives need ``with alexnet_fast.backend("reference")``.
+    by module as well, and so are all modules under forward-mode differentiation, and where a graph leaves for other
+    tools: torch.jit.trace, export to ONNX, and, unless a backend is named, torch.export.
+
+    Results and gradients are those of ``nn.Sequential`` within rounding, but for the random numbers of fused dropout,
+    which are as repeatable and others; second derivatives need ``with alexnet_fast.backend("reference")``.
 
     Which backend runs is chosen as for the operators (:mod:`alexnet_fast.backends`). Slices are FusedSequential too.
     """
+
+    def _get_name(self) -> str:
+        return "Sequential"  # a net's repr stays as it was; fusion_report() says what is fused
 
     def forward(self, input):  # unannotated, as torch.jit.script wants a Sequential's
         if torch.jit.is_scripting():
@@ -202,27 +370,23 @@ class FusedSequential(nn.Sequential):
 
     @torch.jit.unused
     def _fused(self, input: Any) -> Any:
+        if torch.compiler.is_compiling() or _looked_at():
+            return self._as_it_is(input)
+        plan = self.__dict__.get("_plan")
+        if plan is None or plan.modules is not self._modules or not plan.holds():
+            if _one_by_one():
+                return super().forward(input)
+            plan = self.__dict__["_plan"] = Plan(self._modules)
+        return plan.carry_out(input)
+
+    def _as_it_is(self, input: Any) -> Any:
+        """By what the modules are now, one operator at a time."""
         if _one_by_one():
-            return super().forward(input)
-        modules = list(self._modules.values())
-        kinds = "".join([_kind(module) for module in modules])
+            for module in self._modules.values():
+                one_node = torch.onnx.is_in_onnx_export() and _kind(module) == "n"
+                input = _call("n", [module], input, None) if one_node else module(input)
+            return input
         dtype = packed.inference_dtype(input)
-        start = 0
-        for run in RUNS.findall(kinds):
-            input = _call(run, modules[start : start + len(run)], input, dtype)
-            start += len(run)
+        for run, members in runs(list(self._modules.values())):
+            input = _call(run, members, input, dtype)
         return input
-
-
-def fuse(model: nn.Module) -> nn.Module:
-    """Makes every ``nn.Sequential`` in ``model``, itself included, a :class:`FusedSequential`; returns ``model``.
-
-    Works in place. Only those objects' class changes: children, parameters, keys, hooks and references to them stay.
-    Subclasses of ``nn.Sequential`` are left alone: their ``forward`` may be their own. Calling it twice does no more.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
-    for module in model.modules():
-        if type(module) is nn.Sequential:
-            module.__class__ = FusedSequential
-    return model

@@ -7,6 +7,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alexnet_fast.backends import exports_plainly
 from alexnet_fast.ops import local_response_norm
 
 
@@ -38,7 +39,10 @@ class GroupedLocalResponseNorm(nn.LocalResponseNorm):
             parts = input.unflatten(1, [self.groups, -1]).flatten(0, 1)
             return F.local_response_norm(parts, self.size, self.alpha, self.beta, self.k).reshape(input.shape)
         else:  # noqa: RET505  TorchScript leaves out this branch, but nothing that would follow it
-            return local_response_norm(input, self.size, self.alpha, self.beta, self.k, groups=self.groups)
+            named = "reference" if exports_plainly() else None
+            return local_response_norm(
+                input, self.size, self.alpha, self.beta, self.k, groups=self.groups, backend=named
+            )
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, groups={self.groups}"

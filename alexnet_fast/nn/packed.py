@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from functools import cache
 from operator import itemgetter
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 from weakref import finalize
 
 import torch
@@ -26,6 +26,7 @@ from alexnet_fast.ops.registry import LIBRARY, memory_format
 # The rows of input that a linear layer's weight is packed for. Blocks for 32 rows are as fast at 1 row as blocks for 1,
 # or faster, so that one copy serves all batches.
 ROWS = 32
+M = TypeVar("M", bound=nn.Module)
 
 
 class _Copy(NamedTuple):
@@ -58,12 +59,11 @@ OPTIONS = {
     nn.MaxPool2d: itemgetter("kernel_size", "stride", "padding", "ceil_mode"),
     nn.ReLU: lambda own: (),
 }
-NOT_PACKED = object()
 # By the id of a module that lives: looked up by each call of it, and in a WeakKeyDictionary that takes longer.
 _copies: dict[int, _Copy | None] = {}
 
 
-def pack(model: nn.Module) -> nn.Module:
+def pack(model: M) -> M:
     """Lets every Conv2d and Linear in ``model`` that a FusedSequential runs keep a packed copy of its weight.
 
     For inference on CPUs: the copies are made, and used, by calls under ``torch.inference_mode()`` or
@@ -140,20 +140,35 @@ LIBRARY.define(
 )
 
 
+def asked(module: nn.Module) -> bool:
+    """Whether :func:`pack` was asked for ``module``."""
+    return id(module) in _copies
+
+
+def is_newest(copy: _Copy, weight: Tensor, module: nn.Module) -> bool:
+    """Whether ``copy`` is the one that is kept for ``module``, and ``weight`` is what it was made of."""
+    return _copies.get(id(module)) is copy and copy.serves(weight, copy.shape)
+
+
+def linear_copy(module: nn.Linear, weight: Tensor) -> _Copy:
+    """The packed weight of a layer that :func:`pack` was asked for."""
+    copy = _copies[id(module)]
+    if copy is None or not copy.serves(weight, None):
+        blocks = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+        copy = _copies[id(module)] = _Copy(blocks, weight, weight.detach(), weight._version, None)
+    return copy
+
+
 def linear(module: nn.Linear, weight: Tensor, bias: Tensor | None, x: Tensor, relu: bool) -> Tensor | None:
     """The layer, and ReLU if wanted, by oneDNN; None where F.linear is as fast, 16-bit weights in plain order and
     single rows, and for what F.linear refuses."""
     if x.size(1) != weight.size(1):
         return None
-    copy = _copies.get(id(module), NOT_PACKED)
-    if copy is NOT_PACKED:
+    if not asked(module):
         if x.dtype != torch.float32 or x.shape[0] == 1:
             return None
         return torch.ops.alexnet_fast.onednn_linear.default(x, weight, bias, relu)
-    if copy is None or not copy.serves(weight, None):
-        blocks = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
-        copy = _copies[id(module)] = _Copy(blocks, weight, weight.detach(), weight._version, None)
-    return torch.ops.alexnet_fast.onednn_linear.default(x, copy.packed, bias, relu)
+    return torch.ops.alexnet_fast.onednn_linear.default(x, linear_copy(module, weight).packed, bias, relu)
 
 
 def _options(members: list[nn.Module]) -> tuple:
@@ -176,14 +191,14 @@ def again(run: str, members: list[nn.Module], x: Tensor, dtype: torch.dtype) -> 
     return torch.ops.alexnet_fast.packed_stage.default(x, copy.packed, bias, *copy.arguments)
 
 
-def stage(
+def stage_copy(
     members: list[nn.Module], weight: Tensor, bias: Tensor | None, x: Tensor, lrn: LRN | None, pool: Pool | None
-) -> Tensor | None:
-    """ops.conv_stage of a batch with the packed weight; None where there is none, and for what conv_stage refuses."""
+) -> _Copy | None:
+    """The packed weight of ops.conv_stage, for batches like x; None where there is none, and for what conv_stage
+    refuses."""
     module = members[0]
     options = module.stride, module.padding, module.dilation, module.groups
-    copy = _copies.get(id(module), NOT_PACKED)
-    if copy is NOT_PACKED or isinstance(module.padding, str) or holds_tensor(options):
+    if not asked(module) or isinstance(module.padding, str) or holds_tensor(options):
         return None
     (stride, padding, dilation, groups), _, refusal = check(x, weight, bias, *options)
     if refusal:
@@ -191,6 +206,7 @@ def stage(
     windows, refusal = plan(lrn, pool, weight.shape[0], *out_sides(x, weight, stride, padding, dilation))
     if refusal:
         return None
+    copy = _copies[id(module)]
     if copy is not None and copy.serves(weight, x.shape) and copy.options[0] == options:
         blocks = copy.packed
     else:
@@ -199,4 +215,12 @@ def stage(
     arguments = stride, padding, dilation, groups, *windows, memory_format(weight) == torch.channels_last
     kept = _Copy(blocks, weight, weight.detach(), weight._version, x.shape, _options(members), arguments)
     _copies[id(module)] = kept
-    return torch.ops.alexnet_fast.packed_stage.default(x, blocks, bias, *arguments)
+    return kept
+
+
+def stage(
+    members: list[nn.Module], weight: Tensor, bias: Tensor | None, x: Tensor, lrn: LRN | None, pool: Pool | None
+) -> Tensor | None:
+    """ops.conv_stage of a batch with the packed weight; None as :func:`stage_copy`."""
+    copy = stage_copy(members, weight, bias, x, lrn, pool)
+    return copy and torch.ops.alexnet_fast.packed_stage.default(x, copy.packed, bias, *copy.arguments)

@@ -8,14 +8,17 @@ over images and pixels. Saved for backward: x, w and y, off which the mask is re
 
 from __future__ import annotations
 
+from functools import partial
+
+import torch
 from torch import Tensor
 
-from alexnet_fast import reference
+from alexnet_fast import reference, tuning
 from alexnet_fast.backends import choose
 from alexnet_fast.ops import convolution
 from alexnet_fast.ops.arguments import IntPair, once_per_form
 from alexnet_fast.ops.convolution import GEOMETRY
-from alexnet_fast.ops.registry import CUDA, NATIVE, TRITON, Family, define, empty, family
+from alexnet_fast.ops.registry import CUDA, LIBRARY, NATIVE, TRITON, TUNED, Family, define, empty, family, memory_format
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -28,6 +31,10 @@ def _backward(family: Family, ctx, dy: Tensor):
     wanted = ctx.needs_input_grad[:3]
     grads = family.conv_relu_backward(dy, x, weight, y, *ctx.geometry, wanted)
     return *[g if want else None for g, want in zip(grads, wanted, strict=True)], *[None] * 4
+
+
+def _fake(x, weight, bias, *geometry):
+    return convolution.fake(x, weight, *geometry[:3])
 
 
 def _fake_backward(dy, x, weight, y, stride, padding, dilation, groups, wanted):
@@ -50,32 +57,85 @@ BACKWARD = (
 define(
     "conv_relu",
     FORWARD,
-    fake=lambda x, weight, bias, *geometry: convolution.fake(x, weight, *geometry[:3]),
+    fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
     autocast=lambda family, dtype, x, weight, bias, *rest: family.conv_relu(
         *convolution.autocast(dtype, x, weight, bias), *rest
     ),
     flops=convolution.flops,
-    families=(NATIVE, TRITON, CUDA),
+    families=(NATIVE, TRITON, CUDA, TUNED),
 )
 define(
     "conv_relu_backward",
     BACKWARD,
     fake=_fake_backward,
     flops=convolution.flops_backward,
-    families=(NATIVE, TRITON, CUDA),
+    families=(NATIVE, TRITON, CUDA, TUNED),
 )
 convolution.define_own_kernel("conv_relu", FORWARD)
 convolution.define_own_kernel("conv_relu_backward", BACKWARD)
+# csrc/cuda/sm90's kernels, by names of their own: for 16-bit tensors on GPUs of compute capability 9.0, an error
+# elsewhere and for the bias's gradient. No GPU has run them yet, so nothing chooses them.
+for _name, _schema, _shapes in ("conv_relu", FORWARD, _fake), ("conv_relu_backward", BACKWARD, _fake_backward):
+    LIBRARY.define(f"{_name}_sm90{_schema}", tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.register_fake(f"alexnet_fast::{_name}_sm90", _shapes, lib=LIBRARY)
+
+
+# ---- What auto chooses from on a GPU ---------------------------------------------------------------------------------
+
+
+def _cudnn_bias_relu(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation, groups) -> Tensor:
+    y = torch.cudnn_convolution_relu(x, weight, bias, stride, padding, dilation, groups)
+    return y.contiguous(memory_format=memory_format(convolution.layout_of(x, weight)))
+
+
+def _gradient(
+    backend: str, wanted: tuple[bool, bool, bool], dy: Tensor, x: Tensor, weight: Tensor, *geometry
+) -> Tensor:
+    return family(backend).conv_relu_backward(dy, x, weight, None, *geometry, wanted)[wanted.index(True)]
+
+
+FORWARDS = {
+    "cudnn_epilogue": NATIVE.conv_relu,
+    "cudnn_bias_relu": _cudnn_bias_relu,
+    "cuda": CUDA.conv_relu,
+    "triton": lambda *arguments: family("triton").conv_relu(*arguments),
+}
+INPUT_GRADIENTS = {name: partial(_gradient, name, (True, False, False)) for name in ("cudnn", "cuda", "triton")}
+WEIGHT_GRADIENTS = {name: partial(_gradient, name, (False, True, False)) for name in INPUT_GRADIENTS}
+
+
+def _tuned(x: Tensor, weight: Tensor, *rest) -> Tensor:
+    return tuning.run(convolution.form("conv_relu", x, weight, *rest[1:]), FORWARDS, (x, weight, *rest))
+
+
+def _tuned_backward(dy, x, weight, y, stride, padding, dilation, groups, wanted):
+    geometry = stride, padding, dilation, groups
+
+    def chosen(operator: str, candidates: dict) -> str:
+        form = convolution.form(operator, x, weight, *geometry)
+        return tuning.choose(form, candidates, (dy, x, weight, *geometry))
+
+    of_input = chosen("conv_backward_input", INPUT_GRADIENTS) if wanted[0] else None
+    of_weight = chosen("conv_backward_weight", WEIGHT_GRADIENTS) if wanted[1] else of_input
+    first = family(of_input or of_weight or "cudnn")
+    if of_input in (None, of_weight):
+        return first.conv_relu_backward(dy, x, weight, y, *geometry, wanted)
+    dx, _, dbias = first.conv_relu_backward(dy, x, weight, y, *geometry, (True, False, wanted[2]))
+    _, dweight, _ = family(of_weight).conv_relu_backward(dy, x, weight, y, *geometry, (False, True, False))
+    return dx, dweight, dbias
+
+
+LIBRARY.impl("conv_relu_tuned", _tuned, "CUDA")
+LIBRARY.impl("conv_relu_backward_tuned", _tuned_backward, "CUDA")
 
 
 @once_per_form
 def _prepare(input, weight, bias, stride, padding, dilation, groups, backend):
     """The operator that runs, or None for the reference, and the geometry."""
     geometry, _sides, refusal = convolution.check(input, weight, bias, stride, padding, dilation, groups)
-    cuda_refusal, kind = convolution.cuda_refuses(weight), convolution.kind(weight)
-    chosen = choose("conv_relu", input, backend, refusal, cuda_refusal=cuda_refusal, kind=kind)
+    chosen = choose("conv_relu", input, backend, refusal, cuda_refusal=convolution.cuda_refuses(weight))
     return None if chosen == "reference" else family(chosen).conv_relu, geometry
 
 

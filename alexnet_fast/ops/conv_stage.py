@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from alexnet_fast import reference
+from alexnet_fast import reference, tuning
 from alexnet_fast.backends import choose
 from alexnet_fast.ops import convolution
 from alexnet_fast.ops.arguments import LRN, IntPair, Pool, Window, cuda_refuses, once_per_form
@@ -19,7 +19,7 @@ from alexnet_fast.ops.conv_relu import conv_relu
 from alexnet_fast.ops.convolution import GEOMETRY
 from alexnet_fast.ops.epilogue import WINDOWS, gradient, kept_of, plan, save
 from alexnet_fast.ops.epilogue import fake as fake_epilogue
-from alexnet_fast.ops.registry import CUDA, NATIVE, TRITON, Family, define, family, widened
+from alexnet_fast.ops.registry import CUDA, LIBRARY, NATIVE, TRITON, TUNED, Family, define, family, widened
 
 
 def _fake(x, weight, bias, stride, padding, dilation, groups, lrn_size, alpha, beta, k, lrn_groups, *rest):
@@ -68,9 +68,31 @@ define(
     backward=_backward,
     autocast=_autocast,
     flops=convolution.flops,
-    families=(NATIVE, TRITON, CUDA),
+    families=(NATIVE, TRITON, CUDA, TUNED),
 )
 convolution.define_own_kernel("conv_stage", SCHEMA)
+
+
+def _cuda_epilogue(x, weight, bias, stride, padding, dilation, groups, *windows):
+    """Where one block an image leaves the card idle: a convolution of many blocks, then everything else in one pass."""
+    return NATIVE.epilogue(CUDA.conv_relu(x, weight, bias, stride, padding, dilation, groups), None, *windows)
+
+
+FORWARDS = {
+    "cudnn_epilogue": NATIVE.conv_stage,
+    "cuda_epilogue": _cuda_epilogue,
+    "cuda": CUDA.conv_stage,
+    "triton": lambda *arguments: family("triton").conv_stage(*arguments),
+}
+
+
+def _tuned(x, weight, bias, stride, padding, dilation, groups, lrn_size, *rest):
+    pool, training = rest[4], rest[-1]
+    form = convolution.form("conv_stage", x, weight, stride, padding, dilation, groups, lrn_size, pool, training)
+    return tuning.run(form, FORWARDS, (x, weight, bias, stride, padding, dilation, groups, lrn_size, *rest))
+
+
+LIBRARY.impl("conv_stage_tuned", _tuned, "CUDA")
 
 
 @once_per_form
@@ -79,8 +101,7 @@ def _prepare(input, weight, bias, stride, padding, dilation, groups, lrn, pool, 
     geometry, sides, refusal = convolution.check(input, weight, bias, stride, padding, dilation, groups)
     windows, refused_window = plan(lrn, pool, weight.shape[0], *sides)
     cuda_refusal = convolution.cuda_refuses(weight) or cuda_refuses(lrn)
-    kind = convolution.kind(weight)
-    chosen = choose("conv_stage", input, backend, refusal or refused_window, cuda_refusal=cuda_refusal, kind=kind)
+    chosen = choose("conv_stage", input, backend, refusal or refused_window, cuda_refusal=cuda_refusal)
     return None if chosen == "reference" else family(chosen).conv_stage, (*geometry, *windows)
 
 

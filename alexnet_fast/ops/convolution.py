@@ -1,4 +1,5 @@
-"""What conv_relu and conv_stage share: checked arguments, output shapes, and the switch of their CUDA kernels."""
+"""What conv_relu and conv_stage share: checked arguments, output shapes, the switch of their CUDA kernels, and the form
+by which one of several implementations is chosen."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from alexnet_fast.ops.arguments import IntPair, check_bias, check_groups, check_tensor, out_side, pair
 from alexnet_fast.ops.registry import LIBRARY, empty, memory_format
+from alexnet_fast.tuning import Form
 
 GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation, int groups"
 
@@ -59,11 +61,6 @@ def check(
         raise ValueError(f"padding: expected 'same', 'valid', an int or a pair of ints, got {padding!r}")
     pads = pair("padding", padding, 0)
     return Geometry(steps, pads, dilations, groups), out_sides(input, weight, steps, pads, dilations), refusal
-
-
-def kind(weight: Tensor) -> str:
-    """Which row of :data:`alexnet_fast.backends.AUTO` is for a convolution with this weight."""
-    return "few channels" if weight.shape[1] < 8 else ""
 
 
 def cuda_refuses(weight: Tensor) -> str:
@@ -117,7 +114,23 @@ def own_kernel(name: str) -> Callable:
     torch.backends.cudnn.allow_tf32, the older switch, sets the one that is read here.
     """
     kernel = getattr(torch.ops.alexnet_fast, f"{name}_kernel").default
-    return lambda *args: kernel(*args, torch.backends.cudnn.conv.fp32_precision == "tf32")
+    return lambda *args: kernel(*args, allows_tf32())
+
+
+def allows_tf32() -> bool:
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"
+
+
+def form(operator: str, x: Tensor, weight: Tensor, stride, padding, dilation, groups: int, *stage) -> Form:
+    """What :mod:`alexnet_fast.tuning` chooses by; ``stage``: of conv_stage, the LRN's size, the pool's kernel, whether
+    it is for training."""
+    layout = str(memory_format(layout_of(x, weight))).removeprefix("torch.")
+    lrn, pool, training = stage or (0, (0, 0), False)
+    return Form(
+        *(operator, x.dtype, tuple(x.shape), tuple(weight.shape), tuple(stride), tuple(padding), tuple(dilation)),
+        *(groups, layout, lrn, tuple(pool), training, x.dtype == torch.float32 and allows_tf32()),
+        torch._C._get_cudnn_deterministic(),
+    )
 
 
 def define_own_kernel(name: str, schema: str) -> None:

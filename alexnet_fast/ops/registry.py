@@ -3,8 +3,9 @@
 The dispatcher has one slot for each device. Native code (or torch) fills the slots of ``alexnet_fast::NAME``. Further
 implementations are operators of their own, registered here with the same schema, fake and formula: Triton's,
 ``alexnet_fast::NAME_triton``, and ``alexnet_fast::NAME_cuda`` for convolutions by this package's own CUDA kernels,
-whose slot in ``NAME`` is cuDNN's. A formula reaches the backward operator of its own family through the ``family`` it
-is handed.
+whose slot in ``NAME`` is cuDNN's. ``alexnet_fast::NAME_tuned`` is that one of them which alexnet_fast/tuning.py chooses
+for the call's shapes, as late as this: a graph that was compiled or exported chooses where it runs. A formula reaches
+the backward operator of its own family through the ``family`` it is handed.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Family:
         return overload
 
 
-NATIVE, TRITON, CUDA = Family(""), Family("_triton"), Family("_cuda")
+NATIVE, TRITON, CUDA, TUNED = Family(""), Family("_triton"), Family("_cuda"), Family("_tuned")
 
 
 def family(backend: str) -> Family:
@@ -42,7 +43,7 @@ def family(backend: str) -> Family:
         import alexnet_fast.triton_kernels  # noqa: F401  registers the implementations
 
         return TRITON
-    return CUDA if backend == "cuda" else NATIVE
+    return {"cuda": CUDA, "tuned": TUNED}.get(backend, NATIVE)
 
 
 def define(

@@ -57,7 +57,9 @@ class Hybrid(Split):
         self.convolutions = data_parallel(net.features, self)
         return net
 
-    def train(self, images: Tensor, labels: Tensor, counted: int, update: Callable[[], None]) -> Tensor:
+    def train(
+        self, images: Tensor, labels: Tensor, counted: int, update: Callable[[], None], mixed: None = None
+    ) -> Tensor:
         world, scheme = self.ranks.world, self.step.scheme
         passes = 1 if scheme == "a" else world
         # As many rows on each rank, and in each pass; those that are added do not count.

@@ -17,17 +17,44 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 
-from alexnet_fast.errors import InputError, RunError
+from alexnet_fast.errors import InputError, RunError, out_of_memory
 from alexnet_fast.parallel.ranks import joined
 
+# What a rank gets of a signal to the launcher. Ranks are deaf to SIGINT itself, which Ctrl-C sends them as well.
+PASSED_ON = {signal.SIGINT: signal.SIGUSR1, signal.SIGTERM: signal.SIGTERM}
 GRACE = 0.5  # seconds in which ranks that fail together may say why
 
 
 def ranks_given() -> bool:
     """Whether a launcher such as torchrun started this process as one rank of many."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def ranks_of_launcher() -> tuple[int, int, int, int]:
+    """(rank, world, local rank, local world) as the environment has them; raises :class:`InputError` where what
+    torchrun sets is missing or no such number.
+    """
+
+    def number(name: str, otherwise: int, least: int, most: int) -> int:
+        text = os.environ.get(name, str(otherwise))
+        if not (text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most):
+            raise InputError(f"{name}: expected a whole number from {least} to {most}, got {text!r} in the environment")
+        return int(text)
+
+    world = number("WORLD_SIZE", 1, 1, 10**9 - 1)
+    rank = number("RANK", 0, 0, world - 1)
+    local_world = number("LOCAL_WORLD_SIZE", world, 1, world)
+    local_rank = number("LOCAL_RANK", min(rank, local_world - 1), 0, local_world - 1)
+    for name in ("MASTER_ADDR", "MASTER_PORT") if world > 1 else ():
+        if not os.environ.get(name):
+            raise InputError(f"{name}: missing in the environment, which has RANK and WORLD_SIZE (torchrun sets all)")
+    if world > 1:
+        number("MASTER_PORT", 0, 1, 65535)
+    return rank, world, local_rank, local_world
 
 
 def launch(worker: Callable[..., int], args: tuple, nproc: int) -> int:
@@ -38,10 +65,7 @@ def launch(worker: Callable[..., int], args: tuple, nproc: int) -> int:
     the ranks once; a second one kills them.
     """
     if ranks_given():
-        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        local_rank = int(os.environ.get("LOCAL_RANK", rank))
-        local_world = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-        with joined(rank, world, local_rank, local_world, "env://") as ranks:
+        with joined(*ranks_of_launcher(), "env://") as ranks:
             return worker(ranks, *args)
     if nproc == 1:
         with joined(0, 1, 0, 1, "") as ranks:
@@ -50,20 +74,24 @@ def launch(worker: Callable[..., int], args: tuple, nproc: int) -> int:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     context = multiprocessing.get_context("spawn")
     lifeline, held = context.Pipe(duplex=False)
-    with tempfile.TemporaryDirectory(prefix="alexnet-fast-") as meeting:
-        processes, reports = [], []
-        for rank in range(nproc):
-            report, told = context.Pipe(duplex=False)
-            address = f"file://{meeting}/ranks"
-            process = context.Process(target=_rank, args=(worker, args, rank, nproc, address, lifeline, told))
-            process.start()
-            told.close()
-            processes.append(process)
-            reports.append(report)
-        lifeline.close()
+    processes, reports = [], []
+    with tempfile.TemporaryDirectory(prefix="alexnet-fast-") as meeting, _passed_on(processes) as received:
         try:
-            with _passed_on(processes) as received:
-                codes = _watch(processes)
+            for rank in range(nproc):
+                if received:
+                    break
+                report, told = context.Pipe(duplex=False)
+                address = f"file://{meeting}/ranks"
+                process = context.Process(target=_rank, args=(worker, args, rank, nproc, address, lifeline, told))
+                _start(process)
+                told.close()
+                processes.append(process)
+                reports.append(report)
+            lifeline.close()
+            if received:
+                for process in processes:
+                    process.kill()
+            codes = _watch(processes)
         finally:
             for process in processes:
                 process.kill()
@@ -72,16 +100,30 @@ def launch(worker: Callable[..., int], args: tuple, nproc: int) -> int:
     return _verdict(codes, reports, received)
 
 
+def _start(process: BaseProcess) -> None:
+    """Starts a rank that does not hear SIGINT from its first instruction on: Ctrl-C reaches every process of a
+    terminal, and while a rank imports its modules Python would answer with a traceback.
+    """
+    resource_tracker.ensure_running()  # here, as its start unblocks signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _rank(worker, args, rank: int, nproc: int, address: str, lifeline: Connection, told: Connection) -> None:
     threading.Thread(target=_end_with_launcher, args=(lifeline,), daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the launcher passes it on as SIGTERM
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher passes it on, as PASSED_ON says
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
     if loopback:
         os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = loopback
     try:
         with joined(rank, nproc, rank, nproc, address) as ranks:
             code = worker(ranks, *args)
-    except Exception as error:
+    except Exception as raised:
+        error = out_of_memory(raised) or raised
         code = 2 if isinstance(error, InputError) else 1
         said = isinstance(error, (InputError, RunError))
         told.send((-code, time.monotonic(), str(error) if said else "", "" if said else traceback.format_exc()))
@@ -105,7 +147,8 @@ def _passed_on(processes: list):
     def pass_on(number: int, frame: object) -> None:
         received.append(number)
         for process in processes:
-            process.terminate() if len(received) == 1 else process.kill()
+            if process.exitcode is None:
+                os.kill(process.pid, PASSED_ON[number] if len(received) == 1 else signal.SIGKILL)
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

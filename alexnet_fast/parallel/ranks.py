@@ -16,6 +16,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from alexnet_fast.errors import InputError
 
+RANKS_A_CORE = 8  # each holds a net of its own: more is a mistake
 RESTARTED = "TORCHELASTIC_RESTART_COUNT"  # how often torchrun has started the ranks again
 
 
@@ -62,12 +63,16 @@ class Ranks:
 
 
 def plan_devices(local_ranks: int) -> str:
-    """``cuda`` or ``cpu`` for the ranks of this machine; raises :class:`InputError` for more ranks than GPUs."""
+    """``cuda`` or ``cpu`` for the ranks of this machine; raises :class:`InputError` for more ranks than GPUs, or
+    than cores can bear."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus and local_ranks > gpus:
         raise InputError(
             f"{local_ranks} ranks, but torch sees {gpus} GPU(s) here (CUDA_VISIBLE_DEVICES= trains on the CPU)"
         )
+    cores = len(os.sched_getaffinity(0))
+    if not gpus and local_ranks > RANKS_A_CORE * cores:
+        raise InputError(f"--nproc: {local_ranks} ranks on {cores} cores; at most {RANKS_A_CORE} a core can be started")
     return "cuda" if gpus else "cpu"
 
 

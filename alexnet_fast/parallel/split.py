@@ -29,6 +29,15 @@ class Step:
     image_size: int
     bf16_gradients: bool = False
     scheme: str = "a"  # of hybrid
+    parts: int = 1  # that a step's images are computed in, one after the other
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Images that were mixed: ``share`` of the loss is by their labels, the rest by ``labels``, those of the others."""
+
+    labels: Tensor
+    share: float
 
 
 class Split:
@@ -48,20 +57,39 @@ class Split:
         self.parallel = data_parallel(self.whole, self)
         return self.whole
 
-    def train(self, images: Tensor, labels: Tensor, counted: int, update: Callable[[], None]) -> Tensor:
+    def train(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        counted: int,
+        update: Callable[[], None],
+        mixed: Mixed | None = None,
+    ) -> Tensor:
         """One step on this rank's images of a batch of ``counted``; ``update`` moves the weights that have gradients.
 
         Images are normalized, (n, 3, side, side). Returns loss, hits and images counted, float64, which summed over
         ranks are the batch's.
         """
-        self.place(self.ranks.rank + self.ranks.world * torch.arange(len(images)))
-        with self.step.context():
-            logits = self.parallel(images).float()
-        loss = self.step.criterion(logits, labels)
-        # DDP averages gradients over ranks, whose shares may differ by an image: this makes it the mean over images.
-        (loss * (self.ranks.world / counted)).backward()
+        rows = self.ranks.rank + self.ranks.world * torch.arange(len(images))
+        others = mixed.labels if mixed else labels
+        share = mixed.share if mixed else 1.0
+        figures = torch.zeros(3, dtype=torch.float64, device=self.ranks.device)
+        chunks = [tensor.chunk(self.step.parts) for tensor in (images, labels, others, rows)]
+        for number, (part, wanted, other, places) in enumerate(zip(*chunks, strict=True), 1):
+            self.place(places)
+            last = number == len(chunks[0])
+            with contextlib.nullcontext() if last or self.parallel is self.net else self.parallel.no_sync():
+                with self.step.context():
+                    logits = self.parallel(part).float()
+                loss = self.step.criterion(logits, wanted)
+                if mixed:
+                    loss = share * loss + (1 - share) * self.step.criterion(logits, other)
+                # DDP averages gradients over ranks, whose shares may differ by an image: this makes it the mean over
+                # images.
+                (loss * (self.ranks.world / counted)).backward()
+            figures += self.figures(loss, logits, wanted)
         update()
-        return self.figures(loss, logits, labels)
+        return figures
 
     def place(self, rows: Tensor) -> None:
         """Tells the dropouts which rows of the batch follow. Rows beyond it do not count, so any mask will do."""

@@ -93,7 +93,9 @@ class Towers(Split):
         self.dims = {name: 0 for name, half in tower.state_dict().items() if half.shape != whole[name].shape}
         return tower
 
-    def train(self, images: Tensor, labels: Tensor, counted: int, update: Callable[[], None]) -> Tensor:
+    def train(
+        self, images: Tensor, labels: Tensor, counted: int, update: Callable[[], None], mixed: None = None
+    ) -> Tensor:
         self.place(torch.arange(len(images)))
         with self.step.context():
             logits = self.net(images).float()

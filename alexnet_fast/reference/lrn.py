@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+import torch.onnx
 from torch import Tensor
+
+from alexnet_fast.reference import onnx
 
 
 def local_response_norm(
@@ -16,6 +19,9 @@ def local_response_norm(
     if input.shape[1] == 0:
         return input.clone()
     x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+    if torch.onnx.is_in_onnx_export():
+        y = onnx.local_response_norm(x, size, alpha, beta, k, groups)
+        return y if y.dtype == input.dtype else y.to(input.dtype)
     square = x.square().unflatten(1, (groups, -1)).flatten(3)  # N, group, channel, pixel
     padded = F.pad(square, (0, 0, size // 2, (size - 1) // 2))
     total = padded.unfold(2, size, 1).sum(-1).reshape(x.shape)

@@ -9,12 +9,14 @@ loss stays near ln 10 (docs/training.md has the figures). A recipe (alexnet_fast
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
 
 from alexnet_fast import backends
+from alexnet_fast.data.records import Count, Range, conform, fields, parse_json
+from alexnet_fast.data.shards import MAX_SIZE
 from alexnet_fast.data.sources import Statistics, kind_of
 from alexnet_fast.data.transforms import KINDS
 from alexnet_fast.errors import InputError
@@ -31,10 +33,13 @@ IMAGENET_RGB = tuple(
     tuple(round(value * deviation, 6) for value, deviation in zip(row, (0.2175, 0.0188, 0.0045), strict=True))
     for row in ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 )
+MAX_CONFIG = 1 << 20  # bytes of a configuration file
+ADAMW_LR = 3e-4  # the rates of the presets are for SGD
 CHOICES = {
     "recipe": tuple(RECIPES),
     "schedule": ("step", "multistep", "plateau", "cosine", "constant"),
     "rule": RULES,
+    "optimizer": ("sgd", "adamw"),
     "transform": KINDS,
     "init": ("variant", "kaiming"),
     "cache": ("none", "device"),
@@ -61,80 +66,123 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+Text = Annotated[str, Range(1, 4096)]
+Side = Annotated[int, Range(1, MAX_SIZE)]
+Steps = Annotated[int, Range(1, 2**53)]
+Epochs = Annotated[float, Range(0, 1e6)]
+Unit = Annotated[float, Range(0, 1)]
+NotNegative = Annotated[float, Range(0)]
+Decay = Annotated[float, Range(0, 1 - 1e-12)]
+Channels = tuple[Unit, Unit, Unit]
+Deviation = Annotated[float, Range(1e-6, 1e3)]
+Part = Annotated[float, Range(-1e3, 1e3)]
+
+
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run. Lengths in epochs count passes over the training set; ``batch_size`` counts images over all ranks."""
+    """One run. Lengths in epochs count passes over the training set; ``batch_size`` counts images over all ranks.
 
-    data: str
-    out: str
-    num_classes: int
-    image_size: int
-    epochs: int
-    batch_size: int
-    lr: float
+    The types state what each option, and each value of a stored run, may be (:mod:`alexnet_fast.data.records`).
+    """
+
+    data: Text
+    out: Annotated[str, Range(0, 4096)]  # '' for what writes nothing
+    num_classes: Annotated[int, Range(1, 1_000_000)]
+    image_size: Side
+    epochs: Annotated[int, Range(1, 1_000_000)]
+    batch_size: Annotated[int, Range(1, 1 << 20)]
+    lr: NotNegative
     schedule: str
     recipe: str | None = None
     variant: str = "torchvision"
     synthetic: bool = False
-    warmup: float = 0.0  # epochs in which lr rises linearly to its value
-    lr_step: float = 30.0  # epochs between two cuts of schedule "step"
-    lr_milestones: tuple[float, ...] = ()  # epochs at which schedule "multistep" cuts
-    lr_patience: int = 5  # epochs without a better held-out accuracy after which schedule "plateau" cuts
-    lr_cuts: int = 3  # cuts of schedule "plateau" at most
-    lr_gamma: float = 0.1  # what each cut multiplies lr by
-    lr_head: float | None = None  # of the last layer; as lr if None
+    warmup: Epochs = 0.0  # epochs in which lr rises linearly to its value
+    lr_step: Annotated[float, Range(1e-9, 1e6)] = 30.0  # epochs between two cuts of schedule "step"
+    lr_milestones: tuple[Epochs, ...] = ()  # epochs at which schedule "multistep" cuts
+    # Epochs without a better held-out accuracy after which schedule "plateau" cuts.
+    lr_patience: Annotated[int, Range(1, 1_000_000)] = 5
+    lr_cuts: Annotated[int, Range(0, 1000)] = 3  # cuts of schedule "plateau" at most
+    lr_gamma: Unit = 0.1  # what each cut multiplies lr by
+    lr_head: NotNegative | None = None  # of the last layer; as lr if None
     rule: str = "torch"  # how SGD moves weights; see alexnet_fast.optim
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    bias_lr: float = 1.0  # what lr is multiplied by for biases
-    bias_decay: float = 1.0  # what weight_decay is multiplied by for biases
-    label_smoothing: float = 0.0
-    dropout: float = 0.5
+    momentum: Unit = 0.9
+    weight_decay: NotNegative = 1e-4
+    bias_lr: NotNegative = 1.0  # what lr is multiplied by for biases
+    bias_decay: NotNegative = 1.0  # what weight_decay is multiplied by for biases
+    label_smoothing: Unit = 0.0
+    dropout: Unit = 0.5
     init: str = "variant"  # as the variant states it, or Kaiming normal
-    init_std: tuple[float, ...] | None = (
-        None  # of the weights of conv1 … conv5, fc6 … fc8; None: not by a normal of these
-    )
-    init_bias: tuple[float, ...] | None = None  # of the same layers
-    weights: str | None = None  # pretrained weights to start from
+    # Of the weights of conv1 … conv5, fc6 … fc8; None: not by a normal of these.
+    init_std: Annotated[tuple[Annotated[float, Range(0, 1e3)], ...], Range(8, 8)] | None = None
+    init_bias: Annotated[tuple[Annotated[float, Range(-1e6, 1e6)], ...], Range(8, 8)] | None = None
+    weights: Text | None = None  # pretrained weights to start from
     freeze_features: bool = False
     precision: str = "fp32"
     backend: str = "auto"
-    workers: int = 0  # loader processes of each rank, threads for prepared DATA; 0 loads in the rank itself
+    # Loader processes of each rank, threads for prepared DATA; 0 loads in the rank itself.
+    workers: Annotated[int, Range(0, 1024)] = 0
     cache: str = "none"  # or device: prepared training images are read once, into the device's memory
-    seed: int = 0
-    nproc: int = 1
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    nproc: Annotated[int, Range(1, 1 << 20)] = 1
     parallel: str = "ddp"  # how ranks share a step: see alexnet_fast.parallel
     hybrid_scheme: str = "a"  # how images reach hybrid's linear layers
     gradients: str = "fp32"  # as they travel between ranks
-    max_steps: int | None = None  # stop after so many steps in all; the schedule still ends with the last epoch
-    checkpoint_steps: int = 0  # steps between checkpoints inside an epoch; 0: after each epoch alone
-    keep_checkpoints: int = 2  # the newest so many, and the best
-    log_steps: int = 10  # steps between two rows of metrics.jsonl
-    max_bad: float = 0.05  # share of a set's files that may be unusable before the run stops
+    max_steps: Steps | None = None  # stop after so many steps in all; the schedule still ends with the last epoch
+    checkpoint_steps: Count = 0  # steps between checkpoints inside an epoch; 0: after each epoch alone
+    keep_checkpoints: Steps = 2  # the newest so many, and the best
+    log_steps: Steps = 10  # steps between two rows of metrics.jsonl
+    max_bad: Unit = 0.05  # share of a set's files that may be unusable before the run stops
     tensorboard: bool = False
     transform: str = "crop"  # see alexnet_fast.data.transforms
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    colour_noise: float = 0.0  # deviation of the three normal draws of an image, 0 for no noise
+    mean: Channels = (0.5, 0.5, 0.5)
+    std: tuple[Deviation, Deviation, Deviation] = (0.5, 0.5, 0.5)
+    colour_noise: Annotated[float, Range(0, 1e3)] = 0.0  # deviation of the three normal draws of an image, 0: no noise
     # What the draws are multiplied by: RGB's principal components, in columns, each as long as its standard deviation.
-    colour: tuple[tuple[float, float, float], ...] = IMAGENET_RGB
-    colour_divisor: float = 1.0  # what training images, their mean taken off, are divided by after the noise
+    colour: Annotated[tuple[tuple[Part, Part, Part], ...], Range(3, 3)] = IMAGENET_RGB
+    # What training images, their mean taken off, are divided by after the noise.
+    colour_divisor: Annotated[float, Range(1e-6, 1e6)] = 1.0
     ten_crop: bool = False  # whether the command eval averages over ten crops; evaluations in training take the centre
+    exif: bool = True  # whether pictures are turned upright as their EXIF orientation says
+    rotation: Annotated[float, Range(0, 180)] = 0.0  # degrees up to which training images are turned, either way
+    colour_jitter: Unit = 0.0  # up to which share brightness, contrast and saturation of training images are changed
+    mixup: Annotated[float, Range(0, 1e3)] = 0.0  # alpha of the Beta distribution that MixUp draws from; 0: none
+    cutmix: Annotated[float, Range(0, 1e3)] = 0.0  # that of CutMix; with both, each step draws which
+    optimizer: str = "sgd"
+    betas: tuple[Decay, Decay] = (0.9, 0.999)  # of AdamW
+    eps: Annotated[float, Range(1e-30, 1)] = 1e-8  # of AdamW
+    clip_grad: Annotated[float, Range(1e-12)] | None = None  # the norm of all gradients together is cut to this
+    accumulate: Annotated[int, Range(1, 1 << 20)] = 1  # batches whose gradients make a step
+    model_ema: bool = False  # whether evaluations take a moving average of the weights
+    model_ema_decay: Unit = 0.9998  # what each update keeps of it
+    model_ema_steps: Steps = 1  # between updates
+    early_stopping: Steps | None = None  # epochs without a better held-out accuracy after which the run ends
+    # Which convolutions a GPU has run so far, by form (alexnet_fast.tuning): written by the run, taken when it resumes.
+    choices: Annotated[dict[str, str], Range(0, 10_000)] = field(default_factory=dict)
+
+    @property
+    def step_images(self) -> int:
+        """Images of a step, over all ranks."""
+        return self.batch_size * self.accumulate
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, record: dict[str, Any]) -> TrainConfig:
-        """Raises KeyError, TypeError or ValueError where ``record`` is not what :meth:`to_json` gave."""
-        if set(record) != {field.name for field in dataclasses.fields(cls)}:
-            raise KeyError("config: other fields than this version's")
-        return cls(**{name: _tuples(value) for name, value in record.items()})
+    def from_json(cls, record: Any, where: str = "config") -> TrainConfig:
+        """What :meth:`to_json` gave; fields that a version before this one did not have are at their defaults.
+
+        Raises ValueError, from ``where`` on, for anything else.
+        """
+        own = dataclasses.fields(cls)
+        defaults = {field.name: field.default for field in own if field.default is not MISSING} | {"choices": {}}
+        known = fields({**defaults, **record} if isinstance(record, dict) else record, HINTS, where)
+        _check_known(known)
+        config = cls(**known)
+        check(config, 1)
+        return config
 
 
-def _tuples(value: Any) -> Any:
-    """JSON's lists as the tuples that they were."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+HINTS = get_type_hints(TrainConfig, include_extras=True)
 
 
 def preset(data: str, recipe: str | None, variant: str, synthetic: bool) -> dict[str, Any]:
@@ -184,6 +232,8 @@ def resolve(given: dict[str, Any], num_classes: int, statistics: Statistics | No
         # Published weights go with their own mean; nets that see 0..255 minus the set's mean start with this set's.
         if defaults["std"] == PIXEL_STD and given.get("weights") is None:
             defaults["mean"] = statistics.mean
+    if given.get("optimizer") == "adamw" and given.get("recipe") is None:
+        defaults["lr"] = ADAMW_LR
     if given.get("init", defaults.get("init", "variant")) == "variant":
         defaults |= {"init_std": VARIANTS[variant].init_std, "init_bias": VARIANTS[variant].init_bias}
     config = TrainConfig(**{"num_classes": num_classes, **defaults, **given})
@@ -192,17 +242,28 @@ def resolve(given: dict[str, Any], num_classes: int, statistics: Statistics | No
 
 
 def check_choices(given: dict[str, Any]) -> None:
-    for name, known in CHOICES.items():
-        if name in given and given[name] not in known:
-            raise InputError(
-                f"{option(name)}: unknown {name} {given[name]!r}; known are {', '.join(known)}"
-                f"{nearest(given[name], known)}"
-            )
+    """Raises :class:`InputError` for a word that is none of an option's, and for a backend that is missing here."""
+    _check_known(given)
     if reason := backends.missing(given.get("backend", "auto")):
         raise InputError(f"--backend: {given['backend']!r} is missing here: {reason}")
 
 
+def _check_known(given: dict[str, Any]) -> None:
+    for name, known in CHOICES.items():
+        if name in given and given[name] not in known and not (name == "recipe" and given[name] is None):
+            raise InputError(
+                f"{option(name)}: unknown {name} {given[name]!r}; known are {', '.join(known)}"
+                f"{nearest(given[name], known)}"
+            )
+
+
 def check(config: TrainConfig, num_classes: int) -> None:
+    """Raises :class:`InputError` for values out of range, and for values that do not go together."""
+    try:
+        for name, hint in HINTS.items():
+            conform(getattr(config, name), hint, option(name))
+    except ValueError as error:
+        raise InputError(str(error)) from None
     least = VARIANTS[config.variant].min_image_size
     if config.image_size < least:
         raise InputError(f"--image-size: variant {config.variant} takes at least {least}, got {config.image_size}")
@@ -213,26 +274,10 @@ def check(config: TrainConfig, num_classes: int) -> None:
     if config.batch_size < config.nproc:
         raise InputError(f"--batch-size: {config.batch_size} images cannot be shared by {config.nproc} ranks")
     _check_parallel(config)
-    for name in ("epochs", "batch_size", "nproc", "log_steps", "keep_checkpoints", "lr_step", "lr_patience"):
-        _within(config, name, 1 if name != "lr_step" else 1e-9, math.inf)
-    for name in ("workers", "checkpoint_steps", "seed", "lr_cuts"):
-        _within(config, name, 0, math.inf)
-    for name in ("lr", "warmup", "lr_gamma", "weight_decay", "bias_lr", "bias_decay", "colour_noise"):
-        _within(config, name, 0, math.inf)
-    _within(config, "colour_divisor", 1e-9, math.inf)
-    for name in ("max_steps", "lr_head"):
-        if getattr(config, name) is not None:
-            _within(config, name, 1 if name == "max_steps" else 0, math.inf)
-    for name, length in (("mean", 3), ("std", 3), ("init_std", 8), ("init_bias", 8)):
-        values = getattr(config, name)
-        if values is not None and len(values) != length:
-            raise InputError(f"{option(name)}: expected {length} numbers, got {len(values)}")
-    if min(config.std) <= 0:
-        raise InputError(f"--std: expected three numbers above 0, got {config.std}")
+    if config.optimizer != "sgd" and config.rule != "torch":
+        raise InputError(f"--rule: {config.rule} is of SGD, and --opt is {config.optimizer}")
     if config.schedule == "multistep" and not config.lr_milestones:
         raise InputError("--lr-milestones: schedule multistep needs them, as in 25,51,79")
-    for name in ("momentum", "dropout", "label_smoothing", "max_bad"):
-        _within(config, name, 0, 1)
 
 
 def _check_parallel(config: TrainConfig) -> None:
@@ -250,17 +295,17 @@ def _check_parallel(config: TrainConfig) -> None:
             reason = "hybrid shards linear layers that are whole, and towers that never talk have theirs in parts"
     if reason:
         raise InputError(f"--parallel: {reason} (variant {config.variant})")
+    for name in ("mixup", "cutmix", "clip_grad"):
+        if getattr(config, name) and config.parallel != "ddp":
+            raise InputError(f"{option(name)}: is for --parallel ddp, got {config.parallel}")
+    if config.accumulate > 1 and config.parallel != "ddp":
+        raise InputError(f"{option('accumulate')}: is for --parallel ddp, got {config.parallel}")
+    if config.optimizer != "sgd" and config.hybrid_scheme != "a":
+        raise InputError(f"--opt: {config.optimizer} is for --hybrid-scheme a, got {config.hybrid_scheme}")
     if config.hybrid_scheme != "a" and config.parallel != "hybrid":
         raise InputError(f"--hybrid-scheme: {config.hybrid_scheme} is of --parallel hybrid, got {config.parallel}")
     if config.gradients != "fp32" and config.parallel == "towers":
         raise InputError("--gradients: towers send each other no gradients of weights, so none in bf16")
-
-
-def _within(config: TrainConfig, name: str, least: float, most: float) -> None:
-    value = getattr(config, name)
-    if not (math.isfinite(value) and least <= value <= most):
-        wanted = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
-        raise InputError(f"{option(name)}: expected {wanted}, got {value:g}")
 
 
 def resumed(stored: TrainConfig, given: dict[str, Any]) -> TrainConfig:
@@ -283,5 +328,55 @@ def resumed(stored: TrainConfig, given: dict[str, Any]) -> TrainConfig:
     return config
 
 
+# Options that are not called as their fields are.
+CALLED = {"optimizer": "--opt", "betas": "--opt-betas", "eps": "--opt-eps", "accumulate": "--grad-accum-steps"}
+CALLED |= {"data": "DATA", "colour_jitter": "--color-jitter"}
+
+
 def option(name: str) -> str:
-    return "DATA" if name == "data" else "--" + name.replace("_", "-")
+    return CALLED.get(name, "--" + name.replace("_", "-"))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Options from a JSON or YAML file: an object with the fields of :class:`TrainConfig`, or the options' names, null
+    for what is not given. A run's config.json serves too, without its folder. Raises :class:`InputError`.
+    """
+    try:
+        if path.stat().st_size > MAX_CONFIG:
+            raise ValueError(f"more than {MAX_CONFIG} bytes")
+        content = path.read_bytes()
+        record = _yaml(content, path.name) if path.suffix in (".yaml", ".yml") else parse_json(content, path.name)
+        if not isinstance(record, dict):
+            raise ValueError(f"{path.name}: expected an object of options")
+        if "about" in record:
+            record = {name: value for name, value in record.items() if name not in ("about", "out", "choices")}
+        fields = {spelling: name for name in HINTS for spelling in (name, option(name)[2:], name.replace("_", "-"))}
+        given = {}
+        for name, value in record.items():
+            if name not in fields and name != "data":
+                raise ValueError(f"{path.name}: unknown option {name!r}{nearest(name, fields)}")
+            field = fields.get(name, name)
+            if field in given:
+                raise ValueError(f"{path.name}: {name!r} is given twice")
+            if isinstance(value, str) and "\0" in value:  # no path and no name holds it
+                raise ValueError(f"{path.name}: {name}: expected text without zero bytes")
+            if value is not None:
+                given[field] = conform(value, HINTS[field], f"{path.name}: {name}")
+        return given
+    except OSError as error:
+        raise InputError(f"--config: {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise InputError(f"--config: {error}") from None
+
+
+def _yaml(content: bytes, name: str) -> Any:
+    try:
+        import yaml
+    except ImportError:
+        raise InputError("--config: YAML needs PyYAML: pip install pyyaml") from None
+    try:
+        return yaml.safe_load(content)
+    except RecursionError:
+        raise ValueError(f"{name}: nested too deep") from None
+    except (yaml.YAMLError, ValueError, OverflowError, AttributeError, KeyError, TypeError) as error:  # odd tags, dates
+        raise ValueError(f"{name}: not YAML: {error}") from None

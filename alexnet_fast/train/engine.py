@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
+import json
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -21,22 +22,34 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from alexnet_fast import tuning
 from alexnet_fast.data import NOT_COUNTED, BadImage, Batch, Data, Transform, read_image, training_batches
 from alexnet_fast.data.loader import steps_per_epoch, worker_deaths_named
 from alexnet_fast.data.random import mix
+from alexnet_fast.data.records import read_json
 from alexnet_fast.data.stored import CachedImages
 from alexnet_fast.errors import InputError, RunError
 from alexnet_fast.malloc import keep_memory
-from alexnet_fast.parallel import MODES, Ranks, Split, Step, split_dropouts
+from alexnet_fast.parallel import MODES, PASSED_ON, Ranks, Split, Step, split_dropouts
 from alexnet_fast.train import checkpoint, pictures
-from alexnet_fast.train.checkpoint import Checkpoint, Saver
+from alexnet_fast.train.checkpoint import WEIGHT, Checkpoint, Saver
 from alexnet_fast.train.config import TrainConfig
 from alexnet_fast.train.evaluate import Evaluation, augmented, autocast, evaluate, using
-from alexnet_fast.train.optimizer import build_optimizer
+from alexnet_fast.train.mixing import mix_images
+from alexnet_fast.train.optimizer import SLOTS, build_optimizer, restore
 from alexnet_fast.train.report import Report, read_rows
 from alexnet_fast.train.schedule import learning_rate, plateau
 
+SAME_SIGNAL = 0.2  # seconds in which a second signal is the first: some programs send to a process and to its group
+CONFUSION_CLASSES = 1000  # of more the table is too large to be looked at
 DROPOUT_KEY = 0x64726F70  # keeps the dropout seeds apart from the keys of data/loader.py
+
+
+def agreed(config: TrainConfig, ranks: Ranks) -> dict[str, str]:
+    """Which convolutions all ranks take, by form: those that the run has taken before, then those that were measured
+    on the first rank's device. What is in neither is the shipped table's: nothing is measured in a run."""
+    measured = {form: record.candidate for form, record in tuning.measured(ranks.device).items()}
+    return ranks.gather({**measured, **config.choices})[0]
 
 
 class Stopped(Exception):
@@ -56,18 +69,23 @@ class Trainer:
         data: Data,
         *,
         resumed: Checkpoint | None = None,
+        restarts: int = 0,
         build: Callable[[TrainConfig], nn.Module],
         console: Console,
     ):
         self.config, self.ranks, self.data = config, ranks, data
         self.transform = Transform(config.transform, config.image_size)
-        self.epoch_steps = steps_per_epoch(len(data.train), config.batch_size)
+        self.epoch_steps = steps_per_epoch(len(data.train), config.step_images)
         self.state = {**checkpoint.START, "sizes": {"train": len(data.train), "val": len(data.val)}}
         self.resumed = resumed
         model = build(dataclasses.replace(config, weights=None) if resumed else config)
+        stored: dict[str, Tensor] = {}
+        kept: dict[str, Tensor] = {}
         if resumed:
-            self.state = dict(resumed.state)
-            model.load_state_dict(resumed.model)
+            self.state = {**resumed.state, "restarts": restarts}
+            stored, kept = resumed.read(model)
+            own = {key.removeprefix(WEIGHT): value for key, value in kept.items() if key.startswith(WEIGHT)}
+            model.load_state_dict({**stored, **own})
         self.split = self._split(model)
         self.model = self.split.whole
         if config.cache == "device":
@@ -75,18 +93,26 @@ class Trainer:
         net = self.split.net
         self.names = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
         self.optimizer = build_optimizer(config, self.names)
-        for name, buffer in (resumed.momentum if resumed else {}).items():
-            parameter = self.names[name]
-            own = torch.empty_like(parameter.detach()).copy_(self.split.part(name, buffer))
-            self.optimizer.state[parameter]["momentum_buffer"] = own
+        self.slots = SLOTS[config.optimizer]
+        for key, value in kept.items():
+            prefix, colon, name = key.rpartition(":")
+            if prefix + colon in self.slots and name in self.names:
+                slot, part = self.slots[prefix + colon], self.split.part(name, value)
+                restore(self.optimizer, self.names[name], slot, part, self.state["step"])
+        self.average: dict[str, Tensor] = {}  # of this rank's parameters, with --model-ema
+        if config.model_ema:
+            source = stored or model.state_dict()
+            self.average = {
+                name: torch.empty_like(own.detach()).copy_(self.split.part(name, source[name]))
+                for name, own in net.named_parameters()
+            }
         self.saver = Saver(Path(config.out))
         ranks.sent.update(self.state["sent"])
-        if resumed:
-            self.state["restarts"] += 1
         self.pending: tuple[Tensor, int, float] | None = None  # sums of the newest step, its images, its lr
         self.bad: dict[str, dict[str, str]] = {"training": {}, "held-out": {}}
         self.new_bad: dict[str, str] = {}
         self.result: Evaluation | None = None
+        self.confusion: Tensor | None = None  # of the newest evaluation, (classes, classes), by label and answer
         self.told_no_matplotlib = False
         self.signal = 0  # this rank's
         self.stopping = False  # all ranks'
@@ -100,7 +126,6 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             if self.ranks.main:
                 run = Path(self.config.out)
-                stack.enter_context(_locked(run))
                 stack.callback(self.saver.finish)
                 if self.resumed:
                     checkpoint.point(run, "last", self.resumed.path.name)
@@ -122,6 +147,7 @@ class Trainer:
                 keep_memory()
             stack.enter_context(self._signals())
             stack.enter_context(using(self.config.backend))
+            stack.enter_context(tuning.pinned(agreed(self.config, self.ranks)))
             stack.enter_context(_deterministic())
             stack.enter_context(worker_deaths_named())
             try:
@@ -132,9 +158,11 @@ class Trainer:
     # ------------------------------------------------------------------------ the course of a run
 
     def _run(self) -> int:
+        if not self.resumed:
+            self._save()  # what a kill in the first steps leaves to go on from
         if self.state["evaluate"]:
             self._end_epoch()
-        while self.state["epoch"] < self.config.epochs and self.state["step"] < self._last_step():
+        while self.state["epoch"] < self.config.epochs and self.state["step"] < self._last_step() and not self._stale():
             self._train_epoch()
             if self.state["position"] == self.epoch_steps:
                 self.state |= {"epoch": self.state["epoch"] + 1, "position": 0, "evaluate": True}
@@ -148,6 +176,8 @@ class Trainer:
                     return self._stopped()
         if self.state["position"]:
             self._evaluate("stop", {"epoch": self.state["epoch"]})
+        if self._stale() and self.report:
+            self.report.line(f"stopped early: {self.state['stale']} epochs without a better held-out accuracy")
         self._say_result()
         return 0
 
@@ -163,7 +193,7 @@ class Trainer:
             seed=config.seed,
             epoch=state["epoch"],
             first=state["position"],
-            batch_size=config.batch_size,
+            batch_size=config.step_images,
             rank=self.split.loads[0],
             world=self.split.loads[1],
             workers=config.workers,
@@ -197,12 +227,19 @@ class Trainer:
             group["lr"] = learning_rate(config, step, self.epoch_steps, cuts, group["base"])
         labels = batch.labels.to(ranks.device, non_blocking=True)
         images = augmented(batch, config, ranks.device, self.state["epoch"])
-        figures = self.split.train(images, labels, batch.counted, self._update)
+        images, mixed = mix_images(config, step, images, labels)
+        figures = self.split.train(images, labels, batch.counted, self._update, mixed)
+        if config.model_ema and (step + 1) % config.model_ema_steps == 0:
+            with torch.no_grad():
+                for name, own in self.split.net.named_parameters():
+                    self.average[name].lerp_(own, 1 - config.model_ema_decay)
         self.new_bad.update({path: reason for path, reason in batch.bad if path not in self.bad["training"]})
         flags = torch.tensor([len(self.new_bad), bool(self.signal)], dtype=torch.float64, device=ranks.device)
         self.pending = (ranks.add(torch.cat([figures, flags])), batch.counted, lr)
 
     def _update(self) -> None:
+        if self.config.clip_grad is not None:
+            nn.utils.clip_grad_norm_(self.names.values(), self.config.clip_grad)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -246,16 +283,25 @@ class Trainer:
         result = self._evaluate("epoch", {"epoch": self.state["epoch"] - 1, **trained})
         best = self.state["best"]
         if best is None or result.top1 > best["val_top1"]:
-            self.state["best"] = {"step": self.state["step"], "val_top1": result.top1}
+            self.state |= {"best": {"step": self.state["step"], "val_top1": result.top1}, "stale": 0}
             if self.ranks.main:
                 self.saver.finish()
                 checkpoint.point(Path(self.config.out), "best", checkpoint.folder_name(self.state["step"]))
+        else:
+            self.state["stale"] += 1
         if self.config.schedule == "plateau":
             self.state["plateau"] = plateau(self.config, self.state["plateau"], result.top1)
         self.state |= {"sums": [0.0, 0.0, 0.0], "evaluate": False}
 
     def _evaluate(self, kind: str, row: dict[str, Any]) -> Evaluation:
-        result, bad = evaluate(self.model, self.data.val, self.config, self.ranks, self._after_evaluating)
+        counts, classes = None, self.config.num_classes
+        if classes <= CONFUSION_CLASSES:
+            counts = torch.zeros(classes, classes, dtype=torch.int64, device=self.ranks.device)
+        with self._averaged():
+            result, bad = evaluate(
+                self.model, self.data.val, self.config, self.ranks, self._after_evaluating, confusion=counts
+            )
+        self.confusion = counts
         self._share_bad(bad, "held-out")
         self.result = result
         if self.report:
@@ -271,17 +317,35 @@ class Trainer:
 
     # ------------------------------------------------------------------------ its pieces
 
+    def _stale(self) -> bool:
+        patience = self.config.early_stopping
+        return patience is not None and self.state["stale"] >= patience
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """``model`` has the averaged weights within the block, if the run keeps them."""
+        if not self.average:
+            yield
+            return
+        own = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
+        self.model.load_state_dict(self.split.joined(self.average))
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(own)
+
     def _split(self, model: nn.Module) -> Split:
         """``model`` on this rank's device, shared out as --parallel says."""
         config, ranks = self.config, self.ranks
         # Seen alone, a rank's dropouts would differ from one process's: they are drawn for the batch of all ranks.
-        dropouts = split_dropouts(model, min(config.batch_size, len(self.data.train)))
+        dropouts = split_dropouts(model, min(config.step_images, len(self.data.train)))
         step = Step(
             nn.CrossEntropyLoss(reduction="sum", ignore_index=NOT_COUNTED, label_smoothing=config.label_smoothing),
             lambda: autocast(config, ranks.device),
             config.image_size,
             config.gradients == "bf16",
             config.hybrid_scheme,
+            config.accumulate,
         )
         with using(config.backend):
             return MODES[config.parallel](
@@ -317,22 +381,42 @@ class Trainer:
     def _save(self) -> None:
         """Brings ``model`` up to date, and starts to write a checkpoint of this step."""
         state = self.optimizer.state
-        momentum = {name: state[p].get("momentum_buffer") for name, p in self.names.items() if p in state}
-        momentum = self.split.joined({name: buffer for name, buffer in momentum.items() if buffer is not None})
-        self.split.collect()
+        kept: dict[str, Tensor] = {}
+        for prefix, slot in self.slots.items():
+            own = {name: state[p].get(slot) for name, p in self.names.items() if p in state}
+            own = self.split.joined({name: value for name, value in own.items() if value is not None})
+            kept |= {prefix + name: value for name, value in own.items()}
+        if self.state["step"]:  # before the first step the whole net is what it was built as
+            self.split.collect()
+        self._note_choices()
+        weights = self.model.state_dict()
+        if self.average:
+            kept |= {WEIGHT + name: value for name, value in weights.items()}
+            weights = self.split.joined(self.average)
         if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
             raise RunError(f"weights are not finite after step {self.state['step']}: lower --lr or lengthen --warmup")
         if self.report:
             seconds = round(self._seconds(), 2)
             self.state |= {"metrics_bytes": self.report.flushed(), "seconds": seconds, "sent": dict(self.ranks.sent)}
-            self.saver.start(
-                self.model.state_dict(), momentum, config=self.config, classes=self.data.classes, state=self.state
-            )
+            self.saver.start(weights, kept, config=self.config, classes=self.data.classes, state=self.state)
             self.report.restart_clock()
+
+    def _note_choices(self) -> None:
+        """Adds to the configuration which convolutions were chosen since the last checkpoint, by all ranks."""
+        choices = dict(self.config.choices)
+        for used in reversed(self.ranks.gather(tuning.used())):
+            choices |= used
+        if choices != self.config.choices:
+            self.config = dataclasses.replace(self.config, choices=choices)
+            if self.ranks.main:
+                with contextlib.suppress(OSError, ValueError):  # the checkpoint has them too
+                    path = Path(self.config.out, checkpoint.CONFIG)
+                    record = {**read_json(path), "choices": choices}
+                    path.write_text(json.dumps(record, indent=2) + "\n")
 
     def _draw(self) -> None:
         run = Path(self.config.out)
-        pictures.draw_filters(self.model, run / "conv1.png")
+        pictures.draw_filters(self.model, self.state["step"], run / "conv1.png")
         try:
             pictures.draw_curves(read_rows(run), run / "curves.png")
         except ImportError:
@@ -342,10 +426,19 @@ class Trainer:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        def note(number: int, frame: object) -> None:
-            self.signal = number
+        """The first one is noted, a second one kills; the launcher's are of the numbers that it was sent itself."""
+        sent = {passed: number for number, passed in PASSED_ON.items()}
+        noted = 0.0
 
-        numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+        def note(number: int, frame: object) -> None:
+            nonlocal noted
+            now = time.monotonic()
+            if self.signal and now - noted > SAME_SIGNAL:
+                os._exit(128 + self.signal)
+            if not self.signal:
+                self.signal, noted = sent.get(number, number), now
+
+        numbers = [n for n in {signal.SIGINT, *sent} if signal.getsignal(n) is not signal.SIG_IGN]
         before = {number: signal.signal(number, note) for number in numbers}
         try:
             yield
@@ -376,18 +469,9 @@ class Trainer:
             return
         self.saver.finish()
         bad = {kind: len(files) for kind, files in self.bad.items()}
+        if self.confusion is not None and self.result:
+            self.report.confused(self.confusion.cpu(), self.data.classes)
         self.report.finished(self.result, self.state, self._seconds(), dict(self.ranks.sent), bad)
-
-
-@contextlib.contextmanager
-def _locked(run: Path) -> Iterator[None]:
-    """Refuses a folder that another process is training in. The lock ends with the process, however it ends."""
-    with open(run / ".lock", "w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"{run}: another run is writing there") from None
-        yield
 
 
 def _readable(path: str) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from alexnet_fast import backends, ops
 from alexnet_fast.data import NOT_COUNTED, Batch, Transform, evaluation_batches
-from alexnet_fast.data.feed import resized_crops
+from alexnet_fast.data.feed import jittered, resized_crops, rotated
 from alexnet_fast.data.sources import Split
 from alexnet_fast.errors import InputError
 from alexnet_fast.parallel import Ranks
@@ -46,12 +46,17 @@ def normalized(images: Tensor, config: TrainConfig, device: torch.device) -> Ten
 
 
 def augmented(batch: Batch, config: TrainConfig, device: torch.device, epoch: int) -> Tensor:
-    """A training batch as the net takes it: with colour noise, and if the images are ``whole``, cropped and mirrored at
-    random; what is drawn for an image depends on its number, the epoch and the seed.
+    """A training batch as the net takes it: turned, with other brightness and contrast, with colour noise, and if the
+    images are ``whole``, cropped and mirrored at random; what is drawn for an image depends on its number, the epoch
+    and the seed.
     """
     images, crop = batch.images.to(device, non_blocking=True), batch.whole
     if crop and config.transform == "resized-crop":
         images, crop = resized_crops(images, batch.index, config.image_size, config.seed, epoch), False
+    if config.rotation:
+        images = rotated(images, batch.index, config.rotation, config.seed, epoch)
+    if config.colour_jitter:
+        images = jittered(images, batch.index, config.colour_jitter, config.seed, epoch)
     colour = torch.tensor(config.colour) * config.colour_noise if config.colour_noise else None
     std = [value * config.colour_divisor for value in config.std]
     drawn = {"index": batch.index, "epoch": epoch, "seed": config.seed, "mirror": crop, "colour": colour}
@@ -101,12 +106,14 @@ def evaluate(
     ranks: Ranks,
     after_batch: Callable[[int], None] = lambda images: None,
     ten_crop: bool = False,
+    confusion: Tensor | None = None,
 ) -> tuple[Evaluation, dict[str, str]]:
     """The evaluation of ``split`` over all ranks, and the files (path: reason) that could not be used and were left
     out.
 
     ``after_batch`` is called with the number of images of each of this rank's batches. Counts are whole numbers and
-    exact; the loss is summed in float64. ``ten_crop`` as in :func:`scores`.
+    exact; the loss is summed in float64. ``ten_crop`` as in :func:`scores`. To ``confusion``, int64 (classes, classes),
+    is added how many images of each label got which answer, over all ranks.
     """
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=ranks.device)
@@ -120,7 +127,7 @@ def evaluate(
         workers=config.workers,
         device=ranks.device,
     )
-    with torch.no_grad():
+    with torch.no_grad(), contextlib.closing(batches):
         for batch in batches:
             logits = scores(model, batch.images, config, ranks.device, ten_crop)
             labels = batch.labels.to(ranks.device)
@@ -128,8 +135,14 @@ def evaluate(
             hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
             counted = (labels != NOT_COUNTED).sum()
             sums += torch.stack([losses.sum(), hits[:, 0].sum(), hits.sum(), counted])
+            if confusion is not None:
+                pairs = labels * confusion.shape[1] + logits.argmax(1)
+                counts = pairs[labels != NOT_COUNTED].bincount(minlength=confusion.numel())
+                confusion += counts.view_as(confusion)
             bad.update(batch.bad)
             after_batch(len(labels))
+    if confusion is not None:
+        ranks.add(confusion)
     loss, top1, top5, count = ranks.add(sums).tolist()
     bad = {path: reason for record in ranks.gather(bad) for path, reason in record.items()}
     if count == 0:

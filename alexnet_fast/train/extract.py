@@ -12,12 +12,11 @@ from rich.progress import track
 
 from alexnet_fast.data import BadImage, Transform, read_image
 from alexnet_fast.errors import InputError
-from alexnet_fast.models import features
+from alexnet_fast.models.features import features
 from alexnet_fast.parallel import plan_devices
-from alexnet_fast.train import checkpoint
 from alexnet_fast.train.config import check_choices
 from alexnet_fast.train.evaluate import autocast, normalized, using
-from alexnet_fast.train.inference import model_of
+from alexnet_fast.train.inference import find, model_of
 
 
 def extract(
@@ -35,7 +34,7 @@ def extract(
         raise InputError(f"--out: {out} is there already (--overwrite replaces it)")
     if not out.absolute().parent.is_dir():
         raise InputError(f"--out: there is no folder {out.absolute().parent}")
-    found = checkpoint.load(checkpoint.find(weights, "best", "last"))
+    found = find(weights)
     device = torch.device(plan_devices(1))
     try:
         net = features(model_of(found, device), layers)
@@ -49,7 +48,7 @@ def extract(
             pictures = []
             for path in paths[first : first + batch_size]:
                 try:
-                    pictures.append(torch.from_numpy(transform(read_image(path)).copy()).permute(2, 0, 1))
+                    pictures.append(torch.from_numpy(transform(read_image(path, found.config.exif)).copy()).permute(2, 0, 1))
                     names.append(str(path))
                 except BadImage as error:
                     bad.append(str(error))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,51 +13,103 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from alexnet_fast import backends
 from alexnet_fast.data import BadImage, Transform, read_image
 from alexnet_fast.data.loader import worker_deaths_named
 from alexnet_fast.errors import InputError
-from alexnet_fast.parallel import Ranks, launch, plan_devices, ranks_given
+from alexnet_fast.models import AlexNet_Weights
+from alexnet_fast.models.weights import FILES, HEAD, read
+from alexnet_fast.parallel import Ranks, launch, plan_devices, ranks_given, ranks_of_launcher
 from alexnet_fast.terminal import say, shown
 from alexnet_fast.train import checkpoint
-from alexnet_fast.train.checkpoint import Checkpoint
-from alexnet_fast.train.commands import absolute, open_run_data
-from alexnet_fast.train.config import TrainConfig, check, check_choices
+from alexnet_fast.train.commands import absolute, check_workers, open_run_data
+from alexnet_fast.train.config import TrainConfig, check, check_choices, resolve
 from alexnet_fast.train.evaluate import autocast, evaluate, normalized, using
 from alexnet_fast.train.model import build_model
 
 
+@dataclass(frozen=True)
+class Found:
+    """A net with its weights: a run's checkpoint, or weights from elsewhere, which know neither ``step`` nor, but for
+    published ones, ``classes``."""
+
+    name: str
+    config: TrainConfig
+    classes: list[str] | None
+    step: int | None
+    read: Callable[[nn.Module], dict[str, Tensor]]  # the state_dict for a net like this, or InputError
+
+
+def find(given: str, data: str | None = None, verify: bool = True) -> Found:
+    """What ``given`` names: a run (its best checkpoint), a checkpoint, or weights as ``alexnet(weights=…)`` takes them,
+    with the defaults for ``data`` and their variant. Raises :class:`InputError`."""
+    path = Path(given)
+    elsewhere = given.removeprefix("AlexNet_Weights.") in AlexNet_Weights.__members__ or "://" in given
+    own = (path / "state.json").exists() or path.absolute().parent.name == "checkpoints"
+    of_a_run = own or (path / "checkpoints").exists()
+    file = path.expanduser()
+    elsewhere = elsewhere or file.is_file() or (not of_a_run and any((file / name).exists() for name in FILES))
+    if not elsewhere:
+        stored = checkpoint.load(checkpoint.find(path, "best", "last"), verify)
+        return Found(
+            str(stored.path), stored.config, stored.classes, stored.state["step"], lambda net: stored.read(net)[0]
+        )
+    try:
+        weights = read(given)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{error}") from None
+    head = weights.state.get(f"{HEAD}.weight")
+    if head is None or head.dim() != 2:
+        raise InputError(f"weights: {weights.name} has no matrix {HEAD}.weight, so it is no AlexNet's")
+    net = {"variant": weights.variant} if weights.variant else {}
+    config = resolve({"data": data or ".", "out": "", "num_classes": len(head), **net}, 0)
+    classes = AlexNet_Weights[weights.name].meta["categories"] if weights.name in AlexNet_Weights.__members__ else None
+    try:
+        with torch.device("meta"):
+            net = build_model(config)
+        weights.load_into(net.to_empty(device="cpu"))
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    return Found(weights.name, config, classes, None, lambda net: weights.state)
+
+
 def evaluate_checkpoint(path: str, data: str | None, options: dict[str, Any], as_json: bool) -> int:
-    """Prints loss and accuracy of a checkpoint (a run's best, if ``path`` is a run) on the held-out images of ``data``.
+    """Prints loss and accuracy of what :func:`find` finds at ``path`` on the held-out images of ``data``.
 
     ``data`` None means the run's own. ``options`` holds batch_size, workers, precision, ten_crop or nproc where they
     differ from the run's, and backend where it differs from the one in force.
     """
     options = {"backend": backends.current(), **options}
     check_choices(options)
-    found = checkpoint.load(checkpoint.find(path, "best", "last"))
+    found = find(path, data)
+    if data is None and found.step is None:
+        raise InputError(f"DATA: {found.name} is of no run whose images would be known; name a folder")
     config = dataclasses.replace(
         found.config, **{"nproc": 1, **options}, weights=None, parallel="ddp", hybrid_scheme="a"
     )
     if data is not None:
         config = dataclasses.replace(config, data=absolute(data), synthetic=False)
-    check(config, len(found.classes))
-    classes = open_run_data(config).classes
-    if classes != found.classes:
-        raise InputError(
-            f"DATA: its {len(classes)} classes are not the {len(found.classes)} that {found.path} was trained on"
-        )
-    if not ranks_given():
+    check(config, 0)
+    check_workers(config)
+    classes = open_run_data(config, held_out_alone=True).classes
+    # Folders of ImageNet are called by numbers whose order is the labels'.
+    known = found.classes if found.step is not None else None
+    count = config.num_classes if known is None else len(known)
+    if len(classes) != count or (known is not None and classes != known):
+        raise InputError(f"DATA: its {len(classes)} classes are not the {count} that {found.name} was trained on")
+    if ranks_given():
+        ranks_of_launcher()
+    else:
         plan_devices(config.nproc)
-    return launch(_evaluate_rank, (config, found.path, as_json), config.nproc)
+    return launch(_evaluate_rank, (config, found.name, as_json), config.nproc)
 
 
-def _evaluate_rank(ranks: Ranks, config: TrainConfig, path: Path, as_json: bool) -> int:
-    found = checkpoint.load(path, verify=False)
+def _evaluate_rank(ranks: Ranks, config: TrainConfig, path: str, as_json: bool) -> int:
+    found = find(path, config.data, verify=False)
     model = model_of(found, ranks.device)
-    split = open_run_data(config).val
+    split = open_run_data(config, held_out_alone=True).val
     with using(config.backend), worker_deaths_named():
         result, bad = evaluate(model, split, config, ranks, ten_crop=config.ten_crop)
     if len(bad) > config.max_bad * len(split):
@@ -66,7 +120,7 @@ def _evaluate_rank(ranks: Ranks, config: TrainConfig, path: Path, as_json: bool)
         return 0
     record = {
         "checkpoint": str(path),
-        "step": found.state["step"],
+        "step": found.step,
         "loss": result.loss,
         "top1": result.top1,
         "top5": result.top5,
@@ -77,32 +131,35 @@ def _evaluate_rank(ranks: Ranks, config: TrainConfig, path: Path, as_json: bool)
     if as_json:
         print(json.dumps(record))
         return 0
-    table = Table("checkpoint", "loss", "top-1", "top-5", "images")
-    table.add_row(
-        escape(shown(path)), f"{result.loss:.4f}", f"{result.top1:.2%}", f"{result.top5:.2%}", str(result.count)
-    )
+    cells = {"loss": f"{result.loss:.4f}", "top-1": f"{result.top1:.2%}", "top-5": f"{result.top5:.2%}"}
+    if config.num_classes <= 5:  # the first five are all
+        del cells["top-5"]
+    table = Table(*cells, "images")
+    table.add_row(*cells.values(), str(result.count))
     console = Console()
+    say(console, f"checkpoint {path}")
     console.print(table)
     for file, reason in bad.items():
         say(console, f"left out {file}: {reason}")
     return 0
 
 
-def predict(paths: list[Path], weights: str, top: int, backend: str, as_json: bool) -> int:
+def predict(paths: list[Path], weights: str, top: int, backend: str, as_json: bool, exif: bool | None = None) -> int:
     """Prints the ``top`` likeliest classes of each picture.
 
     Raises :class:`InputError` for files that hold no picture, once the others are printed.
     """
     check_choices({"backend": backend})
-    found = checkpoint.load(checkpoint.find(weights, "best", "last"))
+    found = find(weights)
     device = torch.device(plan_devices(1))
     model = model_of(found, device)
     transform = Transform(found.config.transform, found.config.image_size)
-    names = found.classes + [f"class {number}" for number in range(len(found.classes), found.config.num_classes)]
+    names = list(found.classes or [])
+    names += [f"class {number}" for number in range(len(names), found.config.num_classes)]
     predictions, bad = [], []
     for path in paths:
         try:
-            pixels = transform(read_image(path))
+            pixels = transform(read_image(path, found.config.exif if exif is None else exif))
         except BadImage as error:
             bad.append(str(error))
             continue
@@ -129,8 +186,8 @@ def predict(paths: list[Path], weights: str, top: int, backend: str, as_json: bo
     return 0
 
 
-def model_of(found: Checkpoint, device: torch.device) -> nn.Module:
-    """The net of a checkpoint, for inference."""
+def model_of(found: Found, device: torch.device) -> nn.Module:
+    """What was found, for inference."""
     model = build_model(dataclasses.replace(found.config, weights=None))
-    model.load_state_dict(found.model)
+    model.load_state_dict(found.read(model))
     return model.to(device, memory_format=torch.channels_last).eval()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from alexnet_fast.data.random import mix
 from alexnet_fast.errors import InputError
-from alexnet_fast.models import VARIANTS, alexnet
+from alexnet_fast.models import VARIANTS
+from alexnet_fast.models.alexnet import alexnet
 from alexnet_fast.models.weights import read
 from alexnet_fast.train.config import TrainConfig
 
@@ -27,11 +32,27 @@ def build_model(config: TrainConfig) -> nn.Module:
         _start(model, config)
         return model
     try:
-        head = read(config.weights).state.get("classifier.6.weight")
-        new_head = head is not None and len(head) != config.num_classes
+        new_head = read(config.weights).classes != config.num_classes
         return alexnet(weights=config.weights, replace_head=new_head, freeze_features=config.freeze_features, **net)
     except (ValueError, OSError) as error:
         raise InputError("--" + " ".join(str(error).split())) from None
+
+
+def skeleton(config: TrainConfig, build: Callable[[TrainConfig], nn.Module] = build_model) -> nn.Module:
+    """The net of ``config`` as names, shapes and dtypes, without memory for its numbers."""
+    with torch.device("meta"), _Unfilled():
+        return build(dataclasses.replace(config, weights=None))
+
+
+class _Unfilled(TorchFunctionMode):
+    """Initializations do nothing: there is nothing to fill, and on the meta device drawing imports torch's compiler."""
+
+    FILLING = ("normal_", "uniform_", "zeros_", "zero_", "constant_", "fill_")
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function.__name__.endswith(self.FILLING):
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 def kaiming(model: nn.Module) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
 from torch.nn import Parameter
 
 from alexnet_fast.optim import SGD
 from alexnet_fast.train.config import TrainConfig
 
+# What an optimizer keeps for each parameter, by the prefix of its keys in a checkpoint.
+SLOTS = {"sgd": {"": "momentum_buffer"}, "adamw": {"exp_avg:": "exp_avg", "exp_avg_sq:": "exp_avg_sq"}}
 
-def build_optimizer(config: TrainConfig, parameters: dict[str, Parameter]) -> SGD:
-    """SGD as ``config`` says, over named parameters in the order of the net's layers, whose last is the head.
+
+def build_optimizer(config: TrainConfig, parameters: dict[str, Parameter]) -> torch.optim.Optimizer:
+    """SGD or AdamW as ``config`` says, over named parameters in the order of the net's layers, whose last is the head.
 
     Biases, and the head if it has a rate of its own, are in groups of their own. A group's ``base`` is the rate that
     the schedule stands on.
@@ -24,4 +29,14 @@ def build_optimizer(config: TrainConfig, parameters: dict[str, Parameter]) -> SG
             decay = config.weight_decay * (config.bias_decay if key[1] else 1.0)
             groups[key] = {"params": [], "lr": base, "base": base, "weight_decay": decay}
         groups[key]["params"].append(parameter)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(list(groups.values()), config.lr, config.betas, config.eps)
     return SGD(list(groups.values()), config.lr, config.momentum, rule=config.rule)
+
+
+def restore(optimizer: torch.optim.Optimizer, parameter: Parameter, slot: str, value: Tensor, step: int) -> None:
+    """Puts what a checkpoint holds for ``parameter`` after ``step`` steps back into ``optimizer``."""
+    state = optimizer.state[parameter]
+    state[slot] = torch.empty_like(parameter.detach()).copy_(value)
+    if slot != "momentum_buffer":
+        state["step"] = torch.tensor(float(step))

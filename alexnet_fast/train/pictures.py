@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
+from alexnet_fast.terminal import shown
+
+NAMED = 50  # classes whose names have room beside a table
 FILTER_PIXEL = 4  # edge of one weight in conv1.png, in pixels
 FILTER_ROWS = 8
+TITLE = 14  # pixels of a line above the filters
 
 
 def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
@@ -58,10 +62,33 @@ def draw_runs(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def draw_filters(model: nn.Module, path: Path) -> None:
-    """The first convolution's filters as RGB pictures, each scaled to its own range, 8 in a column."""
-    weight = next(module.weight for module in model.modules() if isinstance(module, nn.Conv2d))
-    filters = _scaled(weight.detach().float().cpu())
+def draw_confusion(counts: Tensor, names: list[str], path: Path) -> None:
+    """How often each label, a row, got each answer, as a share of the label's images; raises ImportError without
+    matplotlib.
+    """
+    from matplotlib.figure import Figure
+
+    shares = (counts / counts.sum(1, keepdim=True).clamp_min(1)).numpy()
+    side = min(20.0, 4 + 0.3 * len(names))
+    figure = Figure(figsize=(side, side), layout="constrained")
+    panel = figure.subplots()
+    picture = panel.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    figure.colorbar(picture, ax=panel, shrink=0.6, label="share of the label's images")
+    panel.set(title="held-out images", xlabel="answer", ylabel="label")
+    if len(names) <= NAMED:
+        shown_names = [shown(name).replace("$", r"\$") for name in names]  # matplotlib sets formulas between dollars
+        panel.set_xticks(range(len(names)), shown_names, rotation=90)
+        panel.set_yticks(range(len(names)), shown_names)
+    figure.savefig(path, dpi=120)
+
+
+def draw_filters(model: nn.Module, step: int, path: Path) -> None:
+    """The first convolution's filters as RGB pictures, 8 in a column, under a line with their scale, which is one for
+    all: 0 is grey, and the weight farthest from it black or white.
+    """
+    weight = next(module.weight for module in model.modules() if isinstance(module, nn.Conv2d)).detach().float().cpu()
+    reach = float(weight.abs().max())
+    filters = _scaled(weight, reach)
     count, height, width, _ = filters.shape
     columns = -(-count // FILTER_ROWS)
     sheet = np.full((FILTER_ROWS * (height + 1) + 1, columns * (width + 1) + 1, 3), 255, np.uint8)
@@ -69,11 +96,17 @@ def draw_filters(model: nn.Module, path: Path) -> None:
         top, left = number // columns * (height + 1) + 1, number % columns * (width + 1) + 1
         sheet[top : top + height, left : left + width] = picture
     size = (sheet.shape[1] * FILTER_PIXEL, sheet.shape[0] * FILTER_PIXEL)
-    Image.fromarray(sheet).resize(size, Image.Resampling.NEAREST).save(path)
+    lines = [f"conv1 after step {step}: {count} filters", f"black -{reach:.2g}, grey 0, white {reach:.2g}"]
+    font = ImageFont.load_default(TITLE - 4)
+    width = max(size[0], *(round(font.getlength(line)) + 8 for line in lines))
+    picture = Image.new("RGB", (width, size[1] + TITLE * len(lines)), "white")
+    for number, line in enumerate(lines):
+        ImageDraw.Draw(picture).text((4, 2 + TITLE * number), line, "black", font)
+    picture.paste(Image.fromarray(sheet).resize(size, Image.Resampling.NEAREST), (0, TITLE * len(lines)))
+    picture.save(path)
 
 
-def _scaled(weight: Tensor) -> np.ndarray:
-    """(filters, 3, h, w) to uint8 (filters, h, w, 3), the smallest weight of each filter black, the largest white."""
-    low, high = weight.amin((1, 2, 3), keepdim=True), weight.amax((1, 2, 3), keepdim=True)
-    scaled = (weight - low) / (high - low).clamp_min(1e-12)
+def _scaled(weight: Tensor, reach: float) -> np.ndarray:
+    """(filters, 3, h, w) to uint8 (filters, h, w, 3): -reach black, reach white."""
+    scaled = weight / max(reach, 1e-12) * 0.5 + 0.5
     return (scaled * 255).round().byte().permute(0, 2, 3, 1).numpy()

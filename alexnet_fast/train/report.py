@@ -6,27 +6,67 @@ held-out figures), ``stop`` (held-out figures where --max-steps ended the run), 
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
+from alexnet_fast.data.records import Count, fields, parse_json
 from alexnet_fast.errors import InputError
 from alexnet_fast.terminal import say
+from alexnet_fast.train.checkpoint import METRICS, check_writable
 from alexnet_fast.train.config import TrainConfig
 from alexnet_fast.train.evaluate import Evaluation
-from alexnet_fast.train.pictures import draw_runs
+from alexnet_fast.train.pictures import draw_confusion, draw_runs
 
-METRICS = "metrics.jsonl"
+EVALUATED = {"step": Count, "val_loss": float, "val_top1": float}
+KINDS: dict[str, dict[str, Any]] = {  # what is read again of each kind of row
+    "step": {"step": Count, "loss": float, "top1": float, "lr": float},
+    "epoch": EVALUATED,
+    "stop": EVALUATED,
+    "bad file": {"set": Literal["training", "held-out"], "path": str, "reason": str},
+}
 
 
 def read_rows(run: Path) -> list[dict[str, Any]]:
-    path = run / METRICS
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The rows of metrics.jsonl; raises :class:`InputError` with the line that is damaged."""
+    rows, _, reason = whole_rows(run)
+    if reason:
+        raise InputError(f"{run / METRICS}: {reason}")
+    return rows
+
+
+def whole_rows(run: Path, length: int | None = None) -> tuple[list[dict[str, Any]], int, str]:
+    """The rows in the first ``length`` bytes of metrics.jsonl up to the first that is damaged, the bytes that they
+    take, and what is wrong behind them, or ''.
+    """
+    try:
+        content = (run / METRICS).read_bytes()[:length]
+    except FileNotFoundError:
+        content = b""
+    rows, size = [], 0
+    for number, line in enumerate(content.splitlines(keepends=True), 1):
+        where = f"line {number}"
+        try:
+            row = parse_json(line, where)
+            if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
+                raise ValueError(f"{where}: expected an object with a kind")
+            hints = KINDS.get(row["kind"], {})
+            fields({name: value for name, value in row.items() if name in hints}, hints, where)
+            if not line.endswith(b"\n"):
+                raise ValueError(f"{where}: broken off")
+        except ValueError as error:
+            return rows, size, str(error)
+        rows.append(row)
+        size += len(line)
+    return rows, size, f"ends after {size} bytes of {length}" if length is not None and size < length else ""
 
 
 def compare(folders: list[Path], names: list[str], picture: Path) -> None:
@@ -34,17 +74,23 @@ def compare(folders: list[Path], names: list[str], picture: Path) -> None:
 
     Raises :class:`InputError` for a folder without a run that was evaluated, and without matplotlib.
     """
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError:
+        raise InputError("curves: needs matplotlib: pip install matplotlib") from None
+    known = FigureCanvasBase.get_supported_filetypes()
+    if picture.is_dir() or picture.suffix[1:].lower() not in known:
+        raise InputError(f"--out: expected a file named .{', .'.join(sorted(known))}, got {picture}")
+    check_writable(picture, "--out")
     runs = {}
     for folder, name in zip(folders, names, strict=True):
         runs[name] = read_rows(folder)
-        if not any("val_loss" in row for row in runs[name]) or not any(row["kind"] == "step" for row in runs[name]):
+        kinds = {row["kind"] for row in runs[name]}
+        if "step" not in kinds or not kinds & {"epoch", "stop"}:
             raise InputError(f"{folder}: no curves there (wanted: the folder of a run that was evaluated)")
     if len(runs) < len(folders):
         raise InputError(f"--names: expected a name of its own for each run, got {', '.join(names)}")
-    try:
-        draw_runs(runs, picture)
-    except ImportError:
-        raise InputError("curves: needs matplotlib: pip install matplotlib") from None
+    draw_runs(runs, picture)
 
 
 def tensorboard_writer(config: TrainConfig, step: int):
@@ -58,14 +104,26 @@ def tensorboard_writer(config: TrainConfig, step: int):
     return SummaryWriter(str(Path(config.out) / "tensorboard"), purge_step=step)
 
 
+def write_table(path: Path, columns: list[str], rows: list[list[Any]]) -> None:
+    """A CSV file: a line of names, then the rows."""
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
 class Report:
     """The main rank's. ``steps`` is how many the run is going to make in all, ``step`` where it stands."""
 
     def __init__(self, config: TrainConfig, console: Console, *, step: int, steps: int, metrics_bytes: int):
         self.config, self.console, self.steps = config, console, steps
         self.writer = tensorboard_writer(config, step)
-        self.metrics = open(Path(config.out) / METRICS, "ab")  # noqa: SIM115  open as long as the run
-        self.metrics.truncate(metrics_bytes)  # rows after the checkpoint that the run goes on from
+        run = Path(config.out)
+        _, size, reason = whole_rows(run, metrics_bytes)
+        if reason:
+            say(console, f"warning: {run / METRICS}: {reason}; what was there is lost, and the run goes on")
+        self.metrics = open(run / METRICS, "ab")  # noqa: SIM115  open as long as the run
+        self.metrics.truncate(size)  # rows after the checkpoint that the run goes on from, and damaged ones
         self.bar = None
         if console.is_terminal:
             self.bar = Progress(
@@ -76,6 +134,7 @@ class Report:
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}"),
                 console=console,
+                transient=True,
             )
             self.task = self.bar.add_task("", total=steps, completed=step, rate="", note="")
             self.bar.start()
@@ -111,7 +170,7 @@ class Report:
             return
         self.row("step", step=step, epoch=epoch, **log, images_per_second=round(rate, 2))
         if not self.bar:
-            seconds = round((self.steps - step) * self.config.batch_size / rate)
+            seconds = round((self.steps - step) * self.config.step_images / rate)
             eta = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
             figures = f"loss {log['loss']:.3f}  lr {log['lr']:.3g}  {rate:.1f} images/s  eta {eta}"
             self.line(f"{name}  step {step}/{self.steps}  {figures}")
@@ -124,7 +183,9 @@ class Report:
         """
         self.row(kind, **row)
         trained = f"train loss {row['train_loss']:.4f} top-1 {row['train_top1']:.2%}  " if "train_loss" in row else ""
-        held_out = f"held-out loss {row['val_loss']:.4f} top-1 {row['val_top1']:.2%} top-5 {row['val_top5']:.2%}"
+        held_out = f"held-out loss {row['val_loss']:.4f} top-1 {row['val_top1']:.2%}"
+        if self.config.num_classes > 5:  # among five or fewer the first five are all
+            held_out += f" top-5 {row['val_top5']:.2%}"
         self.line(f"epoch {row['epoch'] + 1}/{self.config.epochs}  {trained}{held_out}  ({row['count']} images)")
         self._scalars(row["step"], {f"val/{key}": row[f"val_{key}"] for key in ("loss", "top1", "top5")})
 
@@ -144,6 +205,8 @@ class Report:
         self, result: Evaluation, state: dict[str, Any], seconds: float, sent: dict[str, int], bad: dict[str, int]
     ) -> None:
         """The run's last lines, and summary.json: ``sent`` in bytes, by kind; ``bad`` counts files, by set."""
+        if self.bar:
+            self.bar.stop()
         run = self.config.out
         rate = state["trained_images"] / max(1e-9, state["trained_seconds"])
         summary = {
@@ -158,6 +221,9 @@ class Report:
             "bad_files": bad,
             "restarts": state["restarts"],
         }
+        rows = [row for row in read_rows(Path(run)) if row["kind"] in ("step", "epoch", "stop")]
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        write_table(Path(run) / "metrics.csv", columns, [[row.get(name, "") for name in columns] for row in rows])
         (Path(run) / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         hits, course = f"{result.top1_count} of {result.count}", f"{state['step']} steps in {seconds:.0f} s"
         self.line(f"held-out accuracy {result.top1:.2%} ({hits}) after {course}")
@@ -168,6 +234,20 @@ class Report:
         restarts = f"; {state['restarts']} restarts" if state["restarts"] else ""
         self.line(f"trained at {rate:.1f} images/s; each rank sent {traffic or 'nothing'}{restarts}")
         self.line(f"pictures {run}/curves.png {run}/conv1.png; checkpoints {run}/checkpoints/best and last")
+
+    def confused(self, counts: Tensor, classes: list[str]) -> None:
+        """confusion.csv and classes.csv of the last evaluation, and confusion.png where matplotlib is installed;
+        ``counts`` int64 (labels, answers).
+        """
+        run, names = Path(self.config.out), classes + [f"class {n}" for n in range(len(classes), len(counts))]
+        write_table(
+            run / "confusion.csv", ["label", *names], [[n, *r] for n, r in zip(names, counts.tolist(), strict=True)]
+        )
+        images, hits = counts.sum(1).tolist(), counts.diagonal().tolist()
+        rows = [[n, i, h, h / i if i else ""] for n, i, h in zip(names, images, hits, strict=True)]
+        write_table(run / "classes.csv", ["class", "images", "hits", "top1"], rows)
+        with contextlib.suppress(ImportError):
+            draw_confusion(counts, names, run / "confusion.png")
 
     def close(self) -> None:
         if self.bar:

@@ -6,7 +6,7 @@
 With LRN or pooling alone, its kernel does this on load (lrn.py, max_pool.py), in one pass. With both there are two: a
 pooling window would compute the norm of most pixels twice. This file's kernels are the case of neither.
 
-Tile: 1024 pairs of pixel and channel; db is summed over a tile's pixels, then over the tiles in order.
+Tile: 16 bytes for each of 256 threads; db is summed over a tile's pixels, then over the tiles in order.
 Bytes: forward reads z and writes y, backward reads dy and y and writes dz, each once.
 """
 
@@ -22,7 +22,7 @@ from alexnet_fast.ops.registry import memory_format
 from alexnet_fast.triton_kernels import lrn as norm
 from alexnet_fast.triton_kernels import max_pool
 from alexnet_fast.triton_kernels.launch import accumulator, dense, implements
-from alexnet_fast.triton_kernels.tiles import Sheet, add_up, rectify, tile_of
+from alexnet_fast.triton_kernels.tiles import Sheet, add_up, bias_of, rectify, tile_of
 
 
 @triton.jit
@@ -42,8 +42,8 @@ def _forward_kernel(
 ):
     _, pixel, channel, mask = tile_of(pixels, channels, PIXELS, CHANNELS, INDEX)
     here = pixel.to(tl.int64) * pixel_stride + channel.to(tl.int64) * channel_stride
-    z = tl.load(z_ptr + here, mask, other=0)
-    tl.store(y_ptr + here, rectify(z, bias_ptr, channel, mask, bias_channels, ACC), mask)
+    bias = bias_of(bias_ptr, channel, channel < channels, bias_channels, ACC)
+    tl.store(y_ptr + here, rectify(tl.load(z_ptr + here, mask, other=0), bias, ACC), mask)
 
 
 @triton.jit
@@ -90,7 +90,7 @@ def forward(
         if z.numel():
             sheet = Sheet.of(z, form)
             acc = accumulator(z)
-            _forward_kernel[sheet.grid](z, y, bias, *sheet, z.shape[1], ACC=acc, **sheet.tile)
+            _forward_kernel[sheet.grid](z, y, bias, *sheet.sizes, z.shape[1], ACC=acc, **sheet.tile)
     return y, code, r
 
 
@@ -124,7 +124,7 @@ def mask(
     sheet = Sheet.of(dy, form)
     sums = sheet.partial_sums(dy) if want_bias else None
     acc = accumulator(dy)
-    _backward_kernel[sheet.grid](dy, y, dz, sums, *sheet, SCALE=scale, ACC=acc, **sheet.tile)
+    _backward_kernel[sheet.grid](dy, y, dz, sums, *sheet.sizes, SCALE=scale, ACC=acc, **sheet.tile)
     return dz, dz.new_empty(0) if sums is None else add_up(sums, dy)
 
 

@@ -3,7 +3,8 @@
     y_i  = max(0, z_i + b) / (1 − p) where the first word of Philox(seed, i) is at least p · 2³², else 0
     dz_i = dy_i / (1 − p) where y_i > 0, else 0,    db = Σ dz over rows
 
-Tile: 1024 pairs of row and feature; i is row · features + feature. Backward is the epilogue's, whose mask is y as well.
+Tile: 16 bytes for each of 256 threads; i is row · features + feature. Backward is the epilogue's, whose mask is y as
+well.
 Bytes: forward reads z and writes y, backward reads dy and y and writes dz, each once; no mask is stored.
 """
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from alexnet_fast.triton_kernels import epilogue
 from alexnet_fast.triton_kernels.launch import accumulator, implements
-from alexnet_fast.triton_kernels.tiles import Sheet, rectify, tile_of
+from alexnet_fast.triton_kernels.tiles import Sheet, bias_of, rectify, tile_of
 
 
 @triton.jit
@@ -38,7 +39,8 @@ def _forward_kernel(
 ):
     _, row, feature, mask = tile_of(rows, features, PIXELS, CHANNELS, INDEX)
     here = row.to(tl.int64) * row_stride + feature.to(tl.int64) * feature_stride
-    r = rectify(tl.load(z_ptr + here, mask, other=0), bias_ptr, feature, mask, features, ACC)
+    bias = bias_of(bias_ptr, feature, feature < features, features, ACC)
+    r = rectify(tl.load(z_ptr + here, mask, other=0), bias, ACC)
     if seed_ptr is not None:
         word = tl.randint4x(tl.load(seed_ptr), here)[0]
         r = tl.where(word.to(tl.int64) >= THRESHOLD, r * SCALE, 0.0)
@@ -54,10 +56,10 @@ def _linear_relu_dropout(z: Tensor, bias: Tensor | None, p: float, seed: Tensor 
     z = z.contiguous()
     y = torch.empty_like(z)
     if z.numel():
-        sheet = Sheet(*z.shape, z.shape[1], 1)
+        sheet = Sheet(*z.shape, z.shape[1], 1, 16 // z.element_size())
         b = None if bias is None else bias.contiguous()
         constants = {"SCALE": _scale(p), "THRESHOLD": round(p * 2**32), "ACC": accumulator(z)}
-        _forward_kernel[sheet.grid](z, y, b, seed, *sheet, **constants, **sheet.tile)
+        _forward_kernel[sheet.grid](z, y, b, seed, *sheet.sizes, **constants, **sheet.tile)
     return y
 
 

@@ -5,9 +5,13 @@
 
 every window cut off at the ends of c's group.
 
-Tile: 1024 pairs of pixel and channel. A window's other channels are loaded again, shifted: from the cache, as they
-belong to this tile or to its neighbour. Backward computes t at each of the n channels whose window holds c; the
-compiler merges the loads that those windows share, 2n - 1 of x and n of dy.
+Over channels_last a thread owns the 16 bytes of channels that make a line, and loads the lines on either side as well,
+out of L1: 3 loads of x forward for each line, 3 of x and 3 of dy backward. Taken apart, their elements are a thread's
+own registers, so windows need no exchange and no other load. Backward computes t for the channels of its line and for
+those that reach into them.
+
+In NCHW, where a line would be pixels, and for windows wider than a line, a window's other channels are loaded again,
+element by element, shifted, from the cache; backward computes t at each of the n channels whose window holds c.
 Bytes: forward reads x and writes y, backward reads x and dy and writes dx, each once.
 """
 
@@ -21,7 +25,7 @@ from torch import Tensor
 from alexnet_fast.ops.arguments import LRN
 from alexnet_fast.ops.registry import memory_format
 from alexnet_fast.triton_kernels.launch import accumulator, dense, implements
-from alexnet_fast.triton_kernels.tiles import Sheet, add_up, rectify, tile_of
+from alexnet_fast.triton_kernels.tiles import Sheet, add_up, apart, bias_of, lines_of, rectify, tile_of, together
 
 
 @triton.jit
@@ -63,8 +67,54 @@ def neighbour(
     inside = mask & (channel + J >= first) & (channel + J < first + group)
     x = tl.load(row_ptr + (channel + J).to(tl.int64) * channel_stride, inside, other=0)
     if RELU:
-        return tl.where(inside, rectify(x, bias_ptr, channel + J, inside, bias_channels, ACC), 0.0)
+        bias = bias_of(bias_ptr, channel + J, inside, bias_channels, ACC)
+        return tl.where(inside, rectify(x, bias, ACC), 0.0)
     return x.to(ACC)
+
+
+@triton.jit
+def line_of(
+    x_ptr,
+    here,
+    line,
+    mask,
+    group_lines,
+    bias_ptr,
+    J: tl.constexpr,
+    RELU: tl.constexpr,
+    ACC: tl.constexpr,
+    VECTOR: tl.constexpr,
+):
+    """x in the lines ``J`` after the own ones, taken apart, 0 beyond the ends of the line's group; with RELU, max(0, x
+    + bias). x_ptr: of the program's first pixel."""
+    inside = mask & (line % group_lines + J >= 0) & (line % group_lines + J < group_lines)
+    x = tl.load(x_ptr + (here + J * VECTOR), inside, other=0)
+    if RELU:
+        channel = (line + J) * VECTOR + tl.arange(0, VECTOR)[None, None, :]
+        bias = 0.0
+        if bias_ptr is not None:
+            bias = tl.load(bias_ptr + channel, inside, other=0).to(ACC)
+        r = tl.where(inside, rectify(x, bias, ACC), 0.0)
+    else:
+        r = x.to(ACC)
+    return apart(r, VECTOR)
+
+
+@triton.jit
+def window_sum(values, FIRST: tl.constexpr, LAST: tl.constexpr):
+    """values[FIRST] + ... + values[LAST]"""
+    total = values[FIRST]
+    for i in tl.static_range(FIRST + 1, LAST + 1):
+        total += values[i]
+    return total
+
+
+@triton.jit
+def squares_of(values):
+    squares = ()
+    for i in tl.static_range(len(values)):
+        squares += (values[i] * values[i],)
+    return squares
 
 
 # ---- Forward ---------------------------------------------------------------------------------------------------------
@@ -107,6 +157,43 @@ def _forward_kernel(
     tl.store(y_ptr + here, x * power, mask)
 
 
+@triton.jit
+def _forward_lines(
+    x_ptr,
+    y_ptr,
+    r_ptr,
+    bias_ptr,
+    pixels,
+    lines,
+    group_lines,
+    BEFORE: tl.constexpr,
+    AFTER: tl.constexpr,
+    SCALE: tl.constexpr,
+    BETA: tl.constexpr,
+    K: tl.constexpr,
+    RELU: tl.constexpr,
+    ACC: tl.constexpr,
+    PIXELS: tl.constexpr,
+    LINES: tl.constexpr,
+    VECTOR: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    _, first, here, line, mask = lines_of(pixels, lines, PIXELS, LINES, VECTOR, INDEX)
+    x_ptr += first
+    left = line_of(x_ptr, here, line, mask, group_lines, bias_ptr, -1, RELU, ACC, VECTOR)
+    own = line_of(x_ptr, here, line, mask, group_lines, bias_ptr, 0, RELU, ACC, VECTOR)
+    right = line_of(x_ptr, here, line, mask, group_lines, bias_ptr, 1, RELU, ACC, VECTOR)
+    squares = squares_of(left + own + right)
+    y = ()
+    for i in tl.static_range(VECTOR):
+        total = window_sum(squares, VECTOR + i - BEFORE, VECTOR + i + AFTER)
+        power, _ = powers(K + SCALE * total, BETA)
+        y += (own[i] * power,)
+    if r_ptr is not None:
+        tl.store(r_ptr + first + here, together(own, VECTOR).to(r_ptr.dtype.element_ty), mask)
+    tl.store(y_ptr + first + here, together(y, VECTOR).to(y_ptr.dtype.element_ty), mask)
+
+
 def forward(
     x: Tensor, form: torch.memory_format, lrn: LRN, bias: Tensor | None = None, relu: bool = False, keep_r: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -115,10 +202,13 @@ def forward(
     y = torch.empty_like(x)
     r = torch.empty_like(x) if keep_r else x.new_empty(0)
     if x.numel():
-        sheet = Sheet.of(x, form)
-        _forward_kernel[sheet.grid](
-            x, y, r if keep_r else None, bias, *sheet, *_window(x, lrn), RELU=relu, **_constants(x, lrn), **sheet.tile
-        )
+        sheet, constants = Sheet.of(x, form), _constants(x, lrn)
+        tensors = (x, y, r if keep_r else None, bias)
+        lines = sheet.lines(x.shape[1] // lrn.groups)
+        if lines is not None and max(constants["BEFORE"], constants["AFTER"]) <= sheet.vector:
+            _forward_lines[sheet.grid](*tensors, *_lines(x, lrn, sheet), RELU=relu, **constants, **lines)
+        else:
+            _forward_kernel[sheet.grid](*tensors, *sheet.sizes, *_window(x, lrn), RELU=relu, **constants, **sheet.tile)
     return y, r
 
 
@@ -177,6 +267,62 @@ def _backward_kernel(
         tl.store(sum_ptr + tile_row.to(tl.int64) * channels + channel, column, channel < channels)
 
 
+@triton.jit
+def _backward_lines(
+    dy_ptr,
+    x_ptr,
+    dx_ptr,
+    sum_ptr,
+    pixels,
+    lines,
+    group_lines,
+    BEFORE: tl.constexpr,
+    AFTER: tl.constexpr,
+    SCALE: tl.constexpr,
+    BETA: tl.constexpr,
+    K: tl.constexpr,
+    RELU: tl.constexpr,
+    ACC: tl.constexpr,
+    PIXELS: tl.constexpr,
+    LINES: tl.constexpr,
+    VECTOR: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    tile_row, first, here, line, mask = lines_of(pixels, lines, PIXELS, LINES, VECTOR, INDEX)
+    x_ptr += first
+    dy_ptr += first
+    x, dy = (), ()
+    for j in tl.static_range(-1, 2):
+        x += line_of(x_ptr, here, line, mask, group_lines, None, j, False, ACC, VECTOR)
+        dy += line_of(dy_ptr, here, line, mask, group_lines, None, j, False, ACC, VECTOR)
+    squares = squares_of(x)
+    own = (line % group_lines * VECTOR).reshape(1, LINES)  # the line's first channel in its group
+    direct, product = (), ()  # dy_j · t_j^-β, and that · x_j / t_j, of channels -AFTER … VECTOR - 1 + BEFORE
+    for j in tl.static_range(VECTOR - AFTER, 2 * VECTOR + BEFORE):
+        power, inverse = powers(K + SCALE * window_sum(squares, j - BEFORE, j + AFTER), BETA)
+        value = dy[j] * power
+        through = value * x[j] * inverse
+        if j < VECTOR or j >= 2 * VECTOR:  # beyond the group's ends there is none: not even 0 / 0
+            channel = own + (j - VECTOR)
+            through = tl.where((channel >= 0) & (channel < group_lines * VECTOR), through, 0.0)
+        direct += (value,)
+        product += (through,)
+    dx = ()
+    for i in tl.static_range(VECTOR):
+        value = direct[i + AFTER]
+        if BETA != 0.0:  # with β = 0, y is x, and the sum may hold 0 / 0
+            value -= 2 * SCALE * BETA * x[VECTOR + i] * window_sum(product, i, i + AFTER + BEFORE)
+        if RELU:
+            value = tl.where(x[VECTOR + i] <= 0, 0.0, value)
+        dx += (value,)
+    whole = together(dx, VECTOR)
+    tl.store(dx_ptr + first + here, whole.to(dx_ptr.dtype.element_ty), mask)
+    if sum_ptr is not None:
+        column = tl.sum(tl.where(mask, whole, 0.0), 0, keep_dims=True)
+        channel = line * VECTOR + tl.arange(0, VECTOR)[None, None, :]
+        tl.store(sum_ptr + tile_row.to(tl.int64) * lines * VECTOR + channel, column, line < lines)
+
+
 def backward(
     dy: Tensor, x: Tensor, form: torch.memory_format, lrn: LRN, relu: bool = False, want_bias: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -186,14 +332,21 @@ def backward(
         return dx, dx.new_zeros(x.shape[1] if want_bias else 0)
     sheet = Sheet.of(x, form)
     sums = sheet.partial_sums(x) if want_bias else None
-    _backward_kernel[sheet.grid](
-        dy, x, dx, sums, *sheet, *_window(x, lrn), RELU=relu, **_constants(x, lrn), **sheet.tile
-    )
+    constants, tensors = _constants(x, lrn), (dy, x, dx, sums)
+    lines = sheet.lines(x.shape[1] // lrn.groups)
+    if lines is not None and constants["BEFORE"] + constants["AFTER"] <= sheet.vector:
+        _backward_lines[sheet.grid](*tensors, *_lines(x, lrn, sheet), RELU=relu, **constants, **lines)
+    else:
+        _backward_kernel[sheet.grid](*tensors, *sheet.sizes, *_window(x, lrn), RELU=relu, **constants, **sheet.tile)
     return dx, dx.new_empty(0) if sums is None else add_up(sums, x)
 
 
 def _window(x: Tensor, lrn: LRN) -> tuple[int, int]:
     return x.shape[1] // lrn.groups, x.shape[1]
+
+
+def _lines(x: Tensor, lrn: LRN, sheet: Sheet) -> tuple[int, int, int]:
+    return sheet.pixels, sheet.channels // sheet.vector, x.shape[1] // lrn.groups // sheet.vector
 
 
 def _constants(x: Tensor, lrn: LRN) -> dict:

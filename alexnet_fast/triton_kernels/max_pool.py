@@ -7,7 +7,7 @@ code: for each output, kernel width · row + column of the winner in its whole w
 row order wins, and a NaN wins over all before it, as in torch. After bias and ReLU (epilogue), CLOSED = 255 where the
 maximum is not positive: no window has that place, so backward needs no case for it.
 
-Tile: 1024 pairs of output (backward: input) pixel and channel. Backward gathers: over an input lie at most
+Tile: 16 bytes of output (backward: input) for each of 256 threads. Backward gathers: over an input lie at most
 ⌈kernel / stride⌉² windows. So there are no atomics, and the order of sums is fixed.
 Bytes: forward reads x and writes y and code, backward reads dy and code and writes dx, each once; what windows share
 comes from the cache.
@@ -23,7 +23,7 @@ from torch import Tensor
 from alexnet_fast.ops.arguments import Window
 from alexnet_fast.ops.registry import memory_format
 from alexnet_fast.triton_kernels.launch import accumulator, dense, implements
-from alexnet_fast.triton_kernels.tiles import Sheet, add_up, rectify, tile_of
+from alexnet_fast.triton_kernels.tiles import Sheet, add_up, bias_of, rectify, tile_of
 
 CLOSED = tl.constexpr(255)
 
@@ -69,6 +69,7 @@ def _forward_kernel(
     image, out_row, out_column = place(pixel, out_height, out_width)
     top, left = out_row * STRIDE_H - PAD_H, out_column * STRIDE_W - PAD_W
     in_channel = channel.to(tl.int64) * x_channel_stride
+    bias = bias_of(bias_ptr, channel, channel < channels, bias_channels, ACC)
 
     best = tl.full((PIXELS, CHANNELS), -float("inf"), ACC)
     # A window of -inf alone goes to its first element inside the image.
@@ -80,7 +81,7 @@ def _forward_kernel(
             in_pixel = (image.to(tl.int64) * height + row) * width + column
             x = tl.load(x_ptr + in_pixel * pixel_stride + in_channel, inside, other=-float("inf"))
             if RELU:
-                x = tl.where(inside, rectify(x, bias_ptr, channel, inside, bias_channels, ACC), -float("inf"))
+                x = tl.where(inside, rectify(x, bias, ACC), -float("inf"))
             x = x.to(ACC)
             wins = (x > best) | (x != x)
             best = tl.where(wins, x, best)
@@ -114,7 +115,7 @@ def forward(
             y,
             code if keep_code else None,
             bias,
-            *sheet,
+            *sheet.sizes,
             *x.shape[2:],
             *y.shape[2:],
             Sheet.of(x, form).channel_stride,
@@ -199,7 +200,7 @@ def backward(
         code,
         dx,
         sums,
-        *sheet,
+        *sheet.sizes,
         *sides,
         *dy.shape[2:],
         Sheet.of(dy, form).channel_stride,

@@ -111,6 +111,9 @@ def _tiles(sizes: tuple[int, ...], elements: int, device: torch.device) -> Tenso
     return torch.tensor(rows, dtype=torch.int64, device=device)
 
 
+captured: list[tuple[Tensor, Tensor]] = []  # what CUDA graphs read in each replay, for as long as the process lives
+
+
 @lru_cache(64)
 def _table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
     """int64 (parameters, 5): addresses of weight, gradient, velocity and copy, and the number of elements."""
@@ -138,9 +141,12 @@ def step(
     tiles = _tiles(tuple(row[0].numel() for row in rows), ELEMENTS, weight.device)
     if not len(tiles):
         return
+    table = _table(addresses, weight.device)
+    if weight.is_cuda and torch.cuda.is_current_stream_capturing():
+        captured.append((table, tiles))
     with torch.cuda.device_of(weight):
         _kernel[(len(tiles),)](
-            _table(addresses, weight.device),
+            table,
             tiles,
             lr,
             momentum,

@@ -7,6 +7,13 @@ Both layouts are one matrix of pixels by channels, with one of the two strides 1
 
 A kernel that takes the strides covers both, and Triton, which knows an argument that is 1, orders a tile's elements for
 whole-line loads in either. Indices of pixels are 32-bit where they fit, offsets in memory always 64-bit.
+
+A thread has 16 bytes of neighbours in memory, and moves them at once, where Triton can prove that they begin at a
+multiple of 16 bytes: over channels_last where channels are a multiple of 16, in NCHW where planes are. (AlexNet's, 55 x
+55, 27 x 27 and 13 x 13, are not; there each element is a load of its own, 32 of which are one line.)
+
+Kernels that need a pixel's neighbouring channels too (lrn.py) cut channels_last tensors into lines of 16 bytes, and
+take a line's elements apart in a thread's registers.
 """
 
 from __future__ import annotations
@@ -20,7 +27,7 @@ from torch import Tensor
 
 from alexnet_fast.triton_kernels.launch import INTERPRETED
 
-# In a tile: four for each thread of eight warps. The interpreter pays by the operation, whatever the tile.
+# In a tile, of four bytes: four for each thread of eight warps. The interpreter pays by the operation, not by the tile.
 ELEMENTS = 8192 if INTERPRETED else 1024
 
 
@@ -31,24 +38,46 @@ class Sheet(NamedTuple):
     channels: int
     pixel_stride: int
     channel_stride: int
+    vector: int  # elements of 16 bytes
 
     @classmethod
     def of(cls, x: Tensor, form: torch.memory_format) -> Sheet:
         batch, channels, height, width = x.shape
-        pixels = height * width
+        pixels, vector = height * width, 16 // x.element_size()
         if form == torch.channels_last:
-            return cls(batch * pixels, channels, channels, 1)
-        return cls(pixels, batch * channels, 1, pixels)
+            return cls(batch * pixels, channels, channels, 1, vector)
+        return cls(pixels, batch * channels, 1, pixels, vector)
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """What a kernel is told of it."""
+        return self[:4]
 
     @property
     def tile(self) -> dict:
-        """The launch's constants. Side by side in memory lie 32 channels, which divides all of AlexNet's channel
-        counts, or 64 pixels, which cover 13 x 13 in three tiles."""
+        """The launch's constants. Side by side in memory lie as many channels as divide all there are, 32 to 128 (64
+        bytes to 512), or 64 pixels, which cover 13 x 13 in three tiles."""
+        elements = ELEMENTS * self.vector // 4
         side = min(64, triton.next_power_of_2(self.pixels))
         if self.channel_stride == 1:
-            side = ELEMENTS // min(32, triton.next_power_of_2(self.channels))
-        index = tl.int32 if self.pixels + ELEMENTS < 2**31 else tl.int64
-        return {"PIXELS": side, "CHANNELS": ELEMENTS // side, "INDEX": index, "num_warps": 8}
+            dividing = self.channels & -self.channels
+            side = elements // min(max(32, min(dividing, 128)), triton.next_power_of_2(self.channels))
+        index = tl.int32 if self.pixels + elements < 2**31 else tl.int64
+        return {"PIXELS": side, "CHANNELS": elements // side, "INDEX": index, "num_warps": 8}
+
+    def lines(self, group: int) -> dict | None:
+        """The constants of kernels over lines of ``vector`` channels; None where ``group`` channels are no whole number
+        of lines, or pixels are not that."""
+        if self.channel_stride != 1 or self.pixel_stride != self.channels or group % self.vector or self.vector < 4:
+            return None
+        tile = self.tile
+        return {
+            "PIXELS": tile["PIXELS"],
+            "LINES": max(1, tile["CHANNELS"] // self.vector),
+            "VECTOR": self.vector,
+            "INDEX": tile["INDEX"],
+            "num_warps": 8,
+        }
 
     @property
     def grid(self) -> tuple[int]:
@@ -77,12 +106,71 @@ def tile_of(pixels, channels, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, INDE
 
 
 @triton.jit
-def rectify(x, bias_ptr, channel, mask, bias_channels, ACC: tl.constexpr):
-    """max(0, x + bias), rounded to x's dtype, in ACC: what the unfused layers would have stored. NaN stays."""
-    shifted = x.to(ACC)
+def lines_of(
+    pixels,
+    lines,
+    PIXELS: tl.constexpr,
+    LINES: tl.constexpr,
+    VECTOR: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    """Of a program over (pixels, lines, VECTOR): its row of tiles, the offset of its first pixel in memory, from there
+    the offsets of its elements, the number of their lines among a pixel's, and which of those exist."""
+    across = tl.cdiv(lines, LINES)
+    row = tl.program_id(0).to(INDEX) // across
+    pixel = tl.arange(0, PIXELS)[:, None, None]
+    line = (tl.program_id(0).to(INDEX) % across).to(tl.int32) * LINES + tl.arange(0, LINES)[None, :, None]
+    first = row.to(tl.int64) * PIXELS * lines * VECTOR
+    here = (pixel * lines + line) * VECTOR + tl.arange(0, VECTOR)[None, None, :]
+    return row, first, here, line, (row * PIXELS + pixel < pixels) & (line < lines)
+
+
+@triton.jit
+def apart(x, VECTOR: tl.constexpr):
+    """The VECTOR elements of each line, (pixels, lines) each: no more than names for a thread's registers."""
+    P: tl.constexpr = x.shape[0]
+    L: tl.constexpr = x.shape[1]
+    if VECTOR == 4:
+        even, odd = tl.split(x.reshape(P, L, 2, 2))
+        v0, v2 = tl.split(even)
+        v1, v3 = tl.split(odd)
+        parts = (v0, v1, v2, v3)
+    else:
+        tl.static_assert(VECTOR == 8)
+        even, odd = tl.split(x.reshape(P, L, 4, 2))
+        v0, v2, v4, v6 = apart(even, 4)
+        v1, v3, v5, v7 = apart(odd, 4)
+        parts = (v0, v1, v2, v3, v4, v5, v6, v7)
+    return parts
+
+
+@triton.jit
+def together(v, VECTOR: tl.constexpr):
+    """The reverse of :func:`apart`."""
+    P: tl.constexpr = v[0].shape[0]
+    L: tl.constexpr = v[0].shape[1]
+    if VECTOR == 4:
+        even = tl.join(v[0], v[2])
+        odd = tl.join(v[1], v[3])
+    else:
+        even = together((v[0], v[2], v[4], v[6]), 4)
+        odd = together((v[1], v[3], v[5], v[7]), 4)
+    return tl.join(even, odd).reshape(P, L, VECTOR)
+
+
+@triton.jit
+def bias_of(bias_ptr, channel, mask, bias_channels, ACC: tl.constexpr):
+    """The bias of each channel, of which a sheet in NCHW has those of all images; 0 without one."""
+    bias = 0.0
     if bias_ptr is not None:
-        shifted += tl.load(bias_ptr + channel % bias_channels, mask, other=0).to(ACC)
-    rounded = shifted.to(x.dtype).to(ACC)
+        bias = tl.load(bias_ptr + channel % bias_channels, mask, other=0).to(ACC)
+    return bias
+
+
+@triton.jit
+def rectify(x, bias, ACC: tl.constexpr):
+    """max(0, x + bias), rounded to x's dtype, in ACC: what the unfused layers would have stored. NaN stays."""
+    rounded = (x.to(ACC) + bias).to(x.dtype).to(ACC)
     return tl.where(rounded <= 0, 0.0, rounded)
 
 

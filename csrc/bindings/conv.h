@@ -2,6 +2,8 @@
 // other layouts are converted on the way in and out.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+
 #include <algorithm>
 
 #include "torch_compat.h"
@@ -23,11 +25,30 @@ void call_torch(const char* name, std::array<StableIValue, N>& stack) {
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION));
 }
 
-// ReLU in x's own memory. Not oneDNN's post-operation, which turns NaN into 0: a run that diverged would look alive.
+// ReLU in the memory of x, a dense result of a convolution or a product. Not oneDNN's post-operation, which turns NaN
+// into 0: a run that diverged would look alive.
 inline Tensor relu_(const Tensor& x) {
-  std::array<StableIValue, 1> stack{torch::stable::detail::from(x)};
-  call_torch("aten::relu_", stack);
-  return torch::stable::detail::to<Tensor>(stack[0]);
+  if (!x.is_cpu()) {
+    std::array<StableIValue, 1> stack{torch::stable::detail::from(x)};
+    call_torch("aten::relu_", stack);
+    return torch::stable::detail::to<Tensor>(stack[0]);
+  }
+  EpilogueParams params{};
+  params.dtype = dtype_of(x);
+  params.batch = params.channels = params.height = params.out_height = 1;
+  params.width = params.out_width = x.numel();
+  params.z = x.const_data_ptr();
+  params.y = x.mutable_data_ptr();
+  if (x.numel() > 0) {
+    launch("relu", x, params, cpu::kernels().epilogue_fwd, nullptr);
+  }
+  return x;
+}
+
+// Of a tensor, or null: how torch's C functions take what is optional.
+inline AtenTensorHandle* optional_handle(const std::optional<Tensor>& x, AtenTensorHandle& handle) {
+  handle = x ? x->get() : nullptr;
+  return x ? &handle : nullptr;
 }
 
 // The convolution of the library that torch carries, by torch's own rules: oneDNN's on CPUs, cuDNN's on GPUs.
@@ -35,6 +56,14 @@ inline Tensor library_convolution(const Tensor& x, const Tensor& weight, const s
                                   const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
   using torch::stable::detail::from;
   const bool channels_last = result_is_channels_last(x, weight), transposed = false;
+  if (x.is_cpu()) {  // past the dispatcher, whose conversion of the arguments takes as long as a small layer
+    const int64_t none[] = {0, 0};
+    AtenTensorHandle result = nullptr, bias_handle = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_convolution(
+        dense(x, channels_last).get(), weight.get(), optional_handle(bias, bias_handle), stride.data(), stride.size(),
+        padding.data(), padding.size(), dilation.data(), dilation.size(), transposed, none, 2, groups, &result));
+    return dense(Tensor(result), channels_last);
+  }
   std::array<StableIValue, 9> stack{from(dense(x, channels_last)),
                                     from(weight),
                                     from(bias),

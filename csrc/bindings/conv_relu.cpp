@@ -1,5 +1,5 @@
 #include "conv.h"
-#include "epilogue.h"
+#include "operators.h"
 
 namespace alexnet_fast {
 
@@ -8,28 +8,42 @@ namespace {
 
 // ---- This package's own kernels -------------------------------------------------------------------------------------
 
-Tensor conv_relu(const Tensor& input, const Tensor& kernel, std::optional<Tensor> bias, Ints stride, Ints padding,
-                 Ints dilation, int64_t groups, bool allow_tf32) {
-  ConvParams params = conv_params(input, kernel, stride, padding, dilation, groups, allow_tf32, "conv_relu");
+Tensor run_conv_relu(const char* op, int64_t (*workspace_bytes)(const ConvParams&), CudaLauncher<ConvParams> launcher,
+                     const Tensor& input, const Tensor& kernel, const std::optional<Tensor>& bias, const Ints& stride,
+                     const Ints& padding, const Ints& dilation, int64_t groups, bool allow_tf32) {
+  ConvParams params = conv_params(input, kernel, stride, padding, dilation, groups, allow_tf32, op);
   const Tensor x = dense(input, true), weight = dense(kernel, true);
-  const std::optional<Tensor> b = set_bias(bias, x, params, "conv_relu");
+  const std::optional<Tensor> b = set_bias(bias, x, params, op);
   Tensor y = empty(x, {params.batch, params.out_channels, params.out_height, params.out_width}, x.scalar_type(), true);
   params.x = x.const_data_ptr();
   params.weight = weight.const_data_ptr();
   params.y = y.mutable_data_ptr();
   if (y.numel() > 0) {
-    launch_with_workspace("conv_relu", x, params, params.workspace, &cuda::conv_relu_fwd_workspace_bytes,
-                          &cuda::conv_relu_fwd);
+    launch_with_workspace(op, x, params, params.workspace, workspace_bytes, launcher);
   }
   return in_layout(y, result_is_channels_last(input, kernel));
 }
 
+Tensor conv_relu(const Tensor& input, const Tensor& kernel, const std::optional<Tensor>& bias, const Ints& stride,
+                 const Ints& padding, const Ints& dilation, int64_t groups, bool allow_tf32) {
+  return run_conv_relu("conv_relu", &cuda::conv_relu_fwd_workspace_bytes, &cuda::conv_relu_fwd, input, kernel, bias,
+                       stride, padding, dilation, groups, allow_tf32);
+}
+
+// Refuses what it does not take, and every card but those of compute capability 9.0.
+Tensor conv_relu_sm90(const Tensor& input, const Tensor& kernel, const std::optional<Tensor>& bias, const Ints& stride,
+                      const Ints& padding, const Ints& dilation, int64_t groups) {
+  return run_conv_relu("conv_relu_sm90", &cuda::sm90::conv_relu_fwd_workspace_bytes, &cuda::sm90::conv_relu_fwd, input,
+                       kernel, bias, stride, padding, dilation, groups, false);
+}
+
 // output: forward's, or none where grad is masked already. What is not wanted comes back empty.
-std::tuple<Tensor, Tensor, Tensor> conv_relu_backward(const Tensor& grad, const Tensor& input, const Tensor& kernel,
-                                                      std::optional<Tensor> output, Ints stride, Ints padding,
-                                                      Ints dilation, int64_t groups, std::vector<bool> wanted,
-                                                      bool allow_tf32) {
-  constexpr const char* op = "conv_relu_backward";
+std::tuple<Tensor, Tensor, Tensor> run_conv_relu_backward(const char* op, int64_t (*workspace_bytes)(const ConvParams&),
+                                                          CudaLauncher<ConvParams> launcher, const Tensor& grad,
+                                                          const Tensor& input, const Tensor& kernel,
+                                                          const std::optional<Tensor>& output, const Ints& stride,
+                                                          const Ints& padding, const Ints& dilation, int64_t groups,
+                                                          const std::vector<bool>& wanted, bool allow_tf32) {
   ConvParams params = conv_params(input, kernel, stride, padding, dilation, groups, allow_tf32, op);
   STD_TORCH_CHECK(wanted.size() == 3, op, ": wanted must have three elements");
   STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == params.batch && grad.size(1) == params.out_channels &&
@@ -58,32 +72,52 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_backward(const Tensor& grad, const 
   params.dx = pointer(dx);
   params.dweight = pointer(dweight);
   params.dbias = pointer(dbias);
-  launch_with_workspace(op, x, params, params.workspace, &cuda::conv_relu_bwd_workspace_bytes, &cuda::conv_relu_bwd);
+  launch_with_workspace(op, x, params, params.workspace, workspace_bytes, launcher);
   const bool channels_last = result_is_channels_last(input, kernel);
   return {wanted[0] ? in_layout(dx, channels_last) : dx, wanted[1] ? in_layout(dweight, channels_last) : dweight,
           dbias};
+}
+
+std::tuple<Tensor, Tensor, Tensor> conv_relu_backward(const Tensor& grad, const Tensor& input, const Tensor& kernel,
+                                                      const std::optional<Tensor>& output, const Ints& stride,
+                                                      const Ints& padding, const Ints& dilation, int64_t groups,
+                                                      std::vector<bool> wanted, bool allow_tf32) {
+  return run_conv_relu_backward("conv_relu_backward", &cuda::conv_relu_bwd_workspace_bytes, &cuda::conv_relu_bwd, grad,
+                                input, kernel, output, stride, padding, dilation, groups, wanted, allow_tf32);
+}
+
+// As conv_relu_sm90. The bias's gradient it refuses as well.
+std::tuple<Tensor, Tensor, Tensor> conv_relu_backward_sm90(const Tensor& grad, const Tensor& input,
+                                                           const Tensor& kernel, const std::optional<Tensor>& output,
+                                                           const Ints& stride, const Ints& padding,
+                                                           const Ints& dilation, int64_t groups,
+                                                           std::vector<bool> wanted) {
+  return run_conv_relu_backward("conv_relu_backward_sm90", &cuda::sm90::conv_relu_bwd_workspace_bytes,
+                                &cuda::sm90::conv_relu_bwd, grad, input, kernel, output, stride, padding, dilation,
+                                groups, wanted, false);
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(alexnet_fast, ALEXNET_FAST_CUDA_KEY, m) {
   m.impl("conv_relu_kernel", TORCH_BOX(&conv_relu));
+  m.impl("conv_relu_sm90", TORCH_BOX(&conv_relu_sm90));
+  m.impl("conv_relu_backward_sm90", TORCH_BOX(&conv_relu_backward_sm90));
   m.impl("conv_relu_backward_kernel", TORCH_BOX(&conv_relu_backward));
 }
 #endif
 
 #ifndef ALEXNET_FAST_HOST_SIMT
-namespace {
 
 // ---- The library's convolutions -------------------------------------------------------------------------------------
 
 // No pooling window, with lrn_size 0: bias and ReLU alone.
-const Ints NONE{0, 0}, ONE{1, 1};
+static const Ints NONE{0, 0}, ONE{1, 1};
 
 // On CPUs oneDNN adds the bias before it rounds. On GPUs torch's bias pass and ReLU pass would be two: the epilogue is
 // one.
-Tensor library_conv_relu(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias, Ints stride, Ints padding,
-                         Ints dilation, int64_t groups) {
+Tensor library_conv_relu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
+                         const Ints& padding, const Ints& dilation, int64_t groups) {
   if (x.is_cpu()) {
     return relu_(library_convolution(x, weight, bias, stride, padding, dilation, groups));
   }
@@ -93,8 +127,9 @@ Tensor library_conv_relu(const Tensor& x, const Tensor& weight, std::optional<Te
 
 // As conv_relu_backward().
 std::tuple<Tensor, Tensor, Tensor> library_conv_relu_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
-                                                              std::optional<Tensor> output, Ints stride, Ints padding,
-                                                              Ints dilation, int64_t groups, std::vector<bool> wanted) {
+                                                              const std::optional<Tensor>& output, const Ints& stride,
+                                                              const Ints& padding, const Ints& dilation, int64_t groups,
+                                                              std::vector<bool> wanted) {
   using torch::stable::detail::from, torch::stable::detail::to;
   STD_TORCH_CHECK(wanted.size() == 3, "conv_relu_backward: wanted must have three elements");
   Tensor masked = grad, dbias = empty1d(x, 0, x.scalar_type());
@@ -103,26 +138,43 @@ std::tuple<Tensor, Tensor, Tensor> library_conv_relu_backward(const Tensor& grad
                                                 output->size(3), wanted[2], 0, 0, 0, 0, 1, NONE, ONE, NONE);
     wanted[2] = false;
   }
-  const bool transposed = false, mask[] = {wanted[0], wanted[1], wanted[2]};
-  std::array<StableIValue, 11> stack{from(masked),
-                                     from(x),
-                                     from(weight),
-                                     from(std::make_optional(Ints{weight.size(0)})),
-                                     from(stride),
-                                     from(padding),
-                                     from(dilation),
-                                     from(transposed),
-                                     from(Ints{0, 0}),
-                                     from(groups),
-                                     from(torch::headeronly::HeaderOnlyArrayRef<bool>(mask, 3))};
-  call_torch("aten::convolution_backward", stack);
+  const bool transposed = false;
+  std::array<AtenTensorHandle, 3> handles{};
+  if (x.is_cpu()) {
+    const int64_t none[] = {0, 0}, channels = weight.size(0);
+    const int64_t* bias_size = &channels;
+    const int32_t mask[] = {wanted[0], wanted[1], wanted[2]};
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_convolution_backward(
+        masked.get(), x.get(), weight.get(), &bias_size, 1, stride.data(), stride.size(), padding.data(),
+        padding.size(), dilation.data(), dilation.size(), transposed, none, 2, groups, mask, 3, &handles[0],
+        &handles[1], &handles[2]));
+  } else {
+    const bool mask[] = {wanted[0], wanted[1], wanted[2]};
+    std::array<StableIValue, 11> stack{from(masked),
+                                       from(x),
+                                       from(weight),
+                                       from(std::make_optional(Ints{weight.size(0)})),
+                                       from(stride),
+                                       from(padding),
+                                       from(dilation),
+                                       from(transposed),
+                                       from(Ints{0, 0}),
+                                       from(groups),
+                                       from(torch::headeronly::HeaderOnlyArrayRef<bool>(mask, 3))};
+    call_torch("aten::convolution_backward", stack);
+    for (size_t i = 0; i < 3; ++i) {
+      handles[i] = to<AtenTensorHandle>(stack[i]);
+    }
+  }
   const bool channels_last = result_is_channels_last(x, weight);
-  const Tensor gradients[] = {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2])};
+  const Tensor gradients[] = {Tensor(handles[0]), Tensor(handles[1]), Tensor(handles[2])};
   const auto wanted_or_empty = [&](int at) {
     return wanted[at] ? dense(gradients[at], channels_last) : empty1d(x, 0, x.scalar_type());
   };
   return {wanted_or_empty(0), wanted_or_empty(1), wanted[2] ? gradients[2] : dbias};
 }
+
+namespace {
 
 void register_library(torch::stable::detail::StableLibrary& m) {
   m.impl("conv_relu", TORCH_BOX(&library_conv_relu));

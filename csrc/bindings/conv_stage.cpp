@@ -1,5 +1,5 @@
 #include "conv.h"
-#include "epilogue.h"
+#include "operators.h"
 
 namespace alexnet_fast {
 
@@ -8,11 +8,13 @@ namespace {
 
 // By this package's own kernel.
 // As epilogue(): code and r come back empty unless training asks for them.
-std::tuple<Tensor, Tensor, Tensor> conv_stage(const Tensor& input, const Tensor& kernel, std::optional<Tensor> bias,
-                                              Ints stride, Ints padding, Ints dilation, int64_t groups,
+std::tuple<Tensor, Tensor, Tensor> conv_stage(const Tensor& input, const Tensor& kernel,
+                                              const std::optional<Tensor>& bias, const Ints& stride,
+                                              const Ints& padding, const Ints& dilation, int64_t groups,
                                               int64_t lrn_size, double alpha, double beta, double k, int64_t lrn_groups,
-                                              Ints pool_kernel, Ints pool_stride, Ints pool_padding, bool ceil_mode,
-                                              bool training, bool allow_tf32) {
+                                              const Ints& pool_kernel, const Ints& pool_stride,
+                                              const Ints& pool_padding, bool ceil_mode, bool training,
+                                              bool allow_tf32) {
   constexpr const char* op = "conv_stage";
   StageParams params{};
   ConvParams& conv = params.conv;
@@ -62,21 +64,21 @@ STABLE_TORCH_LIBRARY_IMPL(alexnet_fast, ALEXNET_FAST_CUDA_KEY, m) {
 #endif
 
 #ifndef ALEXNET_FAST_HOST_SIMT
-namespace {
 
 // The library's convolution, then everything else in one pass. oneDNN adds the bias before it rounds; on GPUs torch
 // would add it in a pass of its own.
-std::tuple<Tensor, Tensor, Tensor> library_conv_stage(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias,
-                                                      Ints stride, Ints padding, Ints dilation, int64_t groups,
-                                                      int64_t lrn_size, double alpha, double beta, double k,
-                                                      int64_t lrn_groups, Ints pool_kernel, Ints pool_stride,
-                                                      Ints pool_padding, bool ceil_mode, bool training) {
+std::tuple<Tensor, Tensor, Tensor> library_conv_stage(
+    const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride, const Ints& padding,
+    const Ints& dilation, int64_t groups, int64_t lrn_size, double alpha, double beta, double k, int64_t lrn_groups,
+    const Ints& pool_kernel, const Ints& pool_stride, const Ints& pool_padding, bool ceil_mode, bool training) {
   std::optional<Tensor> with, after;
   (x.is_cpu() ? with : after) = bias;
   const Tensor z = library_convolution(x, weight, with, stride, padding, dilation, groups);
   return epilogue(z, after, lrn_size, alpha, beta, k, lrn_groups, pool_kernel, pool_stride, pool_padding, ceil_mode,
                   training);
 }
+
+namespace {
 
 void register_library(torch::stable::detail::StableLibrary& m) { m.impl("conv_stage", TORCH_BOX(&library_conv_stage)); }
 

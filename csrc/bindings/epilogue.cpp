@@ -1,6 +1,6 @@
-#include "epilogue.h"
+#include <algorithm>
 
-#include "sums.h"
+#include "operators.h"
 
 namespace alexnet_fast {
 namespace {
@@ -40,11 +40,27 @@ int64_t partial_rows([[maybe_unused]] const Tensor& dy, const EpilogueParams& pa
   return 2 * cpu::kernels().epilogue_bwd.items(params);
 }
 
+// db[c] = sum over rows of partial[row][c], in double and in the order of the rows.
+template <class Acc, class Out>
+void add_rows(const Tensor& partial, Tensor& db) {
+  const int64_t rows = partial.size(0), channels = partial.size(1);
+  const Acc* in = static_cast<const Acc*>(partial.const_data_ptr());
+  Out* const out = static_cast<Out*>(db.mutable_data_ptr());
+  for (int64_t c = 0; c < channels; ++c) {
+    double sum = 0;
+    for (int64_t row = 0; row < rows; ++row) {
+      sum += in[row * channels + c];
+    }
+    out[c] = static_cast<Out>(sum);
+  }
+}
+
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> epilogue(const Tensor& input, std::optional<Tensor> bias, int64_t lrn_size,
-                                            double alpha, double beta, double k, int64_t lrn_groups, Ints pool_kernel,
-                                            Ints pool_stride, Ints pool_padding, bool ceil_mode, bool training) {
+std::tuple<Tensor, Tensor, Tensor> epilogue(const Tensor& input, const std::optional<Tensor>& bias, int64_t lrn_size,
+                                            double alpha, double beta, double k, int64_t lrn_groups,
+                                            const Ints& pool_kernel, const Ints& pool_stride, const Ints& pool_padding,
+                                            bool ceil_mode, bool training) {
   check_4d(input, "epilogue", "z");
   const bool channels_last = is_channels_last(input);
   const Tensor z = dense(input, channels_last);
@@ -66,7 +82,7 @@ std::tuple<Tensor, Tensor, Tensor> epilogue(const Tensor& input, std::optional<T
   Tensor y = empty(z, out_shape, z.scalar_type(), channels_last);
   const bool keep_code = training && pooling, keep_r = training && lrn_size != 0;
   Tensor code = keep_code ? empty(z, out_shape, ScalarType::Byte, channels_last) : empty1d(z, 0, ScalarType::Byte);
-  Tensor r = keep_r ? torch::stable::empty_like(z) : empty1d(z, 0, z.scalar_type());
+  Tensor r = keep_r ? empty(z, shape, z.scalar_type(), channels_last) : empty1d(z, 0, z.scalar_type());
   std::optional<Tensor> b;
   if (bias) {
     STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == shape[1] && bias->device() == z.device(),
@@ -87,8 +103,9 @@ std::tuple<Tensor, Tensor, Tensor> epilogue(const Tensor& input, std::optional<T
 
 std::tuple<Tensor, Tensor> epilogue_backward(const Tensor& grad, const Tensor& codes, const Tensor& kept,
                                              int64_t height, int64_t width, bool want_bias, int64_t lrn_size,
-                                             double alpha, double beta, double k, int64_t lrn_groups, Ints pool_kernel,
-                                             Ints pool_stride, Ints pool_padding) {
+                                             double alpha, double beta, double k, int64_t lrn_groups,
+                                             const Ints& pool_kernel, const Ints& pool_stride,
+                                             const Ints& pool_padding) {
   check_4d(grad, "epilogue_backward", "dy");
   const bool pooling = pool_kernel[0] != 0, reads_r = lrn_size != 0 || !pooling;
   const bool channels_last = is_channels_last(reads_r ? kept : codes);
@@ -129,13 +146,28 @@ std::tuple<Tensor, Tensor> epilogue_backward(const Tensor& grad, const Tensor& c
   // threads.
   Tensor partial;
   if (want_bias) {
-    partial = empty2d(dy, partial_rows(dy, params), shape[1], accumulation(dy));
+    const std::array<int64_t, 2> size{partial_rows(dy, params), shape[1]};
+    const ScalarType accumulate = params.dtype == DType::f64 ? ScalarType::Double : ScalarType::Float;
+    const std::array<int64_t, 2> strides{shape[1], 1};
+    partial = empty_strided(dy, 2, size.data(), strides.data(), accumulate);
     params.db_partial = partial.mutable_data_ptr();
     params.db = db.mutable_data_ptr();
   }
   launch("epilogue_backward", dy, params, cpu::kernels().epilogue_bwd, ALEXNET_FAST_CUDA_LAUNCHER(epilogue_bwd));
   if (want_bias && runs_cpu_kernels(dy)) {
-    torch::stable::copy_(db, add_rows(partial));
+    switch (params.dtype) {
+      case DType::f32:
+        add_rows<float, float>(partial, db);
+        break;
+      case DType::f64:
+        add_rows<double, double>(partial, db);
+        break;
+      default: {  // rounded once, from double, by torch
+        Tensor total = empty1d(dy, shape[1], ScalarType::Double);
+        add_rows<float, double>(partial, total);
+        torch::stable::copy_(db, total);
+      }
+    }
   }
   return {dz, db};
 }

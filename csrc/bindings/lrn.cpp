@@ -1,4 +1,4 @@
-#include "torch_compat.h"
+#include "operators.h"
 
 namespace alexnet_fast {
 namespace {
@@ -17,11 +17,13 @@ LrnParams make_params(const Tensor& x, bool channels_last, int64_t size, double 
   return params;
 }
 
+}  // namespace
+
 Tensor lrn(const Tensor& input, int64_t size, double alpha, double beta, double k, int64_t groups) {
   check_4d(input, "lrn", "x");
   const bool channels_last = is_channels_last(input);
   const Tensor x = dense(input, channels_last);
-  Tensor y = torch::stable::empty_like(x);
+  Tensor y = empty(x, {x.size(0), x.size(1), x.size(2), x.size(3)}, x.scalar_type(), channels_last);
   LrnParams params = make_params(x, channels_last, size, alpha, beta, k, groups, "lrn");
   params.x = x.const_data_ptr();
   params.y = y.mutable_data_ptr();
@@ -38,7 +40,7 @@ Tensor lrn_backward(const Tensor& grad, const Tensor& input, int64_t size, doubl
   check_dtype(grad, input.scalar_type(), "lrn_backward", "dy");
   const bool channels_last = is_channels_last(input);
   const Tensor x = dense(input, channels_last), dy = dense(grad, channels_last);
-  Tensor dx = torch::stable::empty_like(x);
+  Tensor dx = empty(x, {x.size(0), x.size(1), x.size(2), x.size(3)}, x.scalar_type(), channels_last);
   LrnParams params = make_params(x, channels_last, size, alpha, beta, k, groups, "lrn_backward");
   params.x = x.const_data_ptr();
   params.dy = dy.const_data_ptr();
@@ -48,6 +50,8 @@ Tensor lrn_backward(const Tensor& grad, const Tensor& input, int64_t size, doubl
   }
   return dx;
 }
+
+namespace {
 
 void register_all(torch::stable::detail::StableLibrary& m) {
   m.impl("lrn", TORCH_BOX(&lrn));

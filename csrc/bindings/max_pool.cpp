@@ -1,11 +1,9 @@
-#include "torch_compat.h"
+#include "operators.h"
 
 namespace alexnet_fast {
-namespace {
-
 // keep_code false (inference): the code comes back empty and is neither computed nor written.
-std::tuple<Tensor, Tensor> max_pool(const Tensor& input, Ints kernel_size, Ints stride, Ints padding, bool ceil_mode,
-                                    bool keep_code) {
+std::tuple<Tensor, Tensor> max_pool(const Tensor& input, const Ints& kernel_size, const Ints& stride,
+                                    const Ints& padding, bool ceil_mode, bool keep_code) {
   check_4d(input, "max_pool", "x");
   check_window(kernel_size, stride, padding, "max_pool");
   const bool channels_last = is_channels_last(input);
@@ -36,8 +34,8 @@ std::tuple<Tensor, Tensor> max_pool(const Tensor& input, Ints kernel_size, Ints 
   return {y, code};
 }
 
-Tensor max_pool_backward(const Tensor& grad, const Tensor& codes, int64_t height, int64_t width, Ints kernel_size,
-                         Ints stride, Ints padding) {
+Tensor max_pool_backward(const Tensor& grad, const Tensor& codes, int64_t height, int64_t width,
+                         const Ints& kernel_size, const Ints& stride, const Ints& padding) {
   check_4d(codes, "max_pool_backward", "code");
   check_like(grad, codes, "max_pool_backward", "dy");
   check_dtype(codes, ScalarType::Byte, "max_pool_backward", "code");
@@ -66,6 +64,8 @@ Tensor max_pool_backward(const Tensor& grad, const Tensor& codes, int64_t height
   }
   return dx;
 }
+
+namespace {
 
 void register_all(torch::stable::detail::StableLibrary& m) {
   m.impl("max_pool", TORCH_BOX(&max_pool));

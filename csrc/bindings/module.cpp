@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 #include "launchers.h"
+#include "run.h"
 
 namespace py = pybind11;
 
@@ -25,4 +26,6 @@ PYBIND11_MODULE(_C, m) {
       "What this build is: its compiler, the instruction set the CPU kernels take on this processor (cpu_isa), the\n"
       "oldest torch it runs under (stable_abi), the fingerprint of its sources (sources), and nvcc's version with the\n"
       "GPU architectures compiled for, or None where CUDA was left out (cuda).");
+  alexnet_fast::define_runs(m);
+  alexnet_fast::define_guard(m);
 }

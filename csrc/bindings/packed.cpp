@@ -1,6 +1,6 @@
 // Inference on CPUs by oneDNN's own operators, for alexnet_fast.nn.packed.
 #include "conv.h"
-#include "epilogue.h"
+#include "operators.h"
 
 namespace alexnet_fast {
 namespace {
@@ -16,12 +16,14 @@ std::optional<Tensor> dense_bias(const std::optional<Tensor>& bias) {
   return bias ? std::make_optional(torch::stable::contiguous(*bias)) : std::nullopt;
 }
 
+}  // namespace
+
 // The weight is in oneDNN's blocks, which say no more of its layout: the argument does. With neither LRN nor pooling it
 // is conv_relu.
-Tensor packed_stage(const Tensor& x, const Tensor& packed, std::optional<Tensor> bias, Ints stride, Ints padding,
-                    Ints dilation, int64_t groups, int64_t lrn_size, double alpha, double beta, double k,
-                    int64_t lrn_groups, Ints pool_kernel, Ints pool_stride, Ints pool_padding, bool ceil_mode,
-                    bool weight_is_channels_last) {
+Tensor packed_stage(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias, const Ints& stride,
+                    const Ints& padding, const Ints& dilation, int64_t groups, int64_t lrn_size, double alpha,
+                    double beta, double k, int64_t lrn_groups, const Ints& pool_kernel, const Ints& pool_stride,
+                    const Ints& pool_padding, bool ceil_mode, bool weight_is_channels_last) {
   const bool channels_last = weight_is_channels_last || is_channels_last(x);
   std::array<StableIValue, 10> stack{from(dense(x, channels_last)),
                                      from(packed),
@@ -43,15 +45,13 @@ Tensor packed_stage(const Tensor& x, const Tensor& packed, std::optional<Tensor>
 }
 
 // The weight may be in oneDNN's blocks or in plain order.
-Tensor onednn_linear(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias, bool relu) {
+Tensor onednn_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, bool relu) {
   std::array<StableIValue, 6> stack{from(x),       from(weight), from(dense_bias(bias)),
                                     from(NOTHING), from(Ints{}), from(NO_ALGORITHM)};
   call_torch("mkldnn::_linear_pointwise", stack);
   const Tensor y = to<Tensor>(stack[0]);
   return relu ? relu_(y) : y;
 }
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(alexnet_fast, MkldnnCPU, m) {
   m.impl("packed_stage", TORCH_BOX(&packed_stage));

@@ -87,18 +87,52 @@ inline MemoryFormat memory_format(bool channels_last) {
   return channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }
 
-// x itself if it is dense in that layout, else a copy that is.
-inline Tensor dense(const Tensor& x, bool channels_last) {
-  return torch::stable::contiguous(x, memory_format(channels_last));
+// Strides of a dense tensor of `size` in that layout.
+inline std::array<int64_t, 4> dense_strides(const std::array<int64_t, 4>& size, bool channels_last) {
+  const auto [n, c, h, w] = size;
+  return channels_last ? std::array<int64_t, 4>{h * w * c, 1, w * c, c}
+                       : std::array<int64_t, 4>{c * h * w, h * w, w, 1};
 }
 
-inline Tensor empty(const Tensor& like, std::array<int64_t, 4> size, ScalarType dtype, bool channels_last) {
-  return torch::stable::empty({size.data(), size.size()}, dtype, std::nullopt, like.device(), std::nullopt,
-                              memory_format(channels_last));
+inline bool is_dense(const Tensor& x, bool channels_last) {
+  if (!channels_last) {
+    return x.is_contiguous();
+  }
+  int64_t stride = 1;
+  for (int axis : {1, 3, 2, 0}) {
+    const int64_t size = x.size(axis);
+    if (size != 1 && x.stride(axis) != stride) {
+      return false;
+    }
+    stride *= size;
+  }
+  return true;
+}
+
+// x itself if it is dense in that layout, else a copy that is.
+inline Tensor dense(const Tensor& x, bool channels_last) {
+  return is_dense(x, channels_last) ? x : torch::stable::contiguous(x, memory_format(channels_last));
+}
+
+// By a C function of torch's: its dispatcher takes a microsecond for the arguments alone, and a call makes many of
+// them.
+inline Tensor empty_strided(const Tensor& like, int64_t dim, const int64_t* size, const int64_t* strides,
+                            ScalarType dtype) {
+  const torch::stable::Device device = like.device();
+  AtenTensorHandle made = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      dim, size, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(device.type())), device.index(), &made));
+  return Tensor(made);
+}
+
+inline Tensor empty(const Tensor& like, const std::array<int64_t, 4>& size, ScalarType dtype, bool channels_last) {
+  return empty_strided(like, 4, size.data(), dense_strides(size, channels_last).data(), dtype);
 }
 
 inline Tensor empty1d(const Tensor& like, int64_t size, ScalarType dtype) {
-  return torch::stable::empty({&size, 1}, dtype, std::nullopt, like.device());
+  const int64_t stride = 1;
+  return empty_strided(like, 1, &size, &stride, dtype);
 }
 
 inline void check_4d(const Tensor& x, const char* op, const char* name) {

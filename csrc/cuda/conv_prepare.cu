@@ -1,4 +1,5 @@
-// Operands of convolutions in the form that the kernels read: see conv.cuh for the three transformations.
+// Operands of convolutions in the form that the kernels read, see conv.cuh for the three transformations; and weight
+// gradients that were summed in runs of pixels, brought together.
 //
 // fold_image reads each input element once and writes each output element once, 16 bytes a thread. AlexNet's first
 // layer at batch 128 in bfloat16: 38.5 MB in, 39.9 MB out, 26 us at 3.0 TB/s. That is the price of one product kernel
@@ -169,6 +170,51 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// ---------------------------------------------------------------- the splits' sum
+
+// dweight (K, R, S, C) from partial (splits, K, folded depth), and after it dbias (K) from (splits, K).
+struct SumShape {
+  int64_t weights, biases;  // elements wanted of each; 0 where not
+  int64_t rows, depth;      // K, and the folded depth in elements
+  int32_t splits;
+  Divider channels, width, height;  // C, S, R
+  int32_t factor_h, factor_w, folded_width, folded_channels;
+};
+
+constexpr int kSumThreads = 256;
+
+template <class T>
+__global__ void __launch_bounds__(kSumThreads)
+    conv_sum_splits(const float* __restrict__ partial_weights, const float* __restrict__ partial_biases,
+                    T* __restrict__ dweight, T* __restrict__ dbias, SumShape shape) {
+  const int64_t index = int64_t{blockIdx.x} * kSumThreads + threadIdx.x;
+  const float* from = partial_biases;
+  T* to;
+  int64_t stride = shape.rows;
+  if (index < shape.weights) {
+    int64_t c, s, r;
+    int64_t row = shape.channels.divide(index, c);
+    row = shape.width.divide(row, s);
+    row = shape.height.divide(row, r);
+    const int64_t place = r / shape.factor_h * shape.folded_width + s / shape.factor_w;
+    const int64_t pixel = r % shape.factor_h * shape.factor_w + s % shape.factor_w;
+    from = partial_weights + row * shape.depth + place * shape.folded_channels + pixel * shape.channels.divisor + c;
+    stride *= shape.depth;
+    to = dweight + index;
+  } else if (index < shape.weights + shape.biases) {
+    from += index - shape.weights;
+    to = dbias + index - shape.weights;
+  } else {
+    return;
+  }
+  float sum = 0;
+#pragma unroll 4
+  for (int32_t split = 0; split < shape.splits; ++split) {
+    sum += from[split * stride];
+  }
+  from_float(sum, *to);
+}
+
 }  // namespace
 
 // ---------------------------------------------------------------- launchers
@@ -261,6 +307,30 @@ int transpose_kernel(const Kernel& kernel, int32_t groups, int32_t chunks, void*
     const int64_t blocks = shape.squares_k.divisor * shape.squares_c.divisor * shape.taps.divisor * groups;
     return launch<conv_transpose_kernel<T>>(dim3(blocks), dim3(kThreads), 0, stream, static_cast<const T*>(kernel.data),
                                             static_cast<T*>(out), shape);
+  });
+}
+
+int add_splits(const ConvParams& p, const Fold& fold, int64_t splits, const float* dweight, const float* dbias,
+               void* stream) {
+  return with_dtype(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    const Window& w = p.window;
+    SumShape shape{};
+    shape.rows = p.out_channels;
+    shape.splits = static_cast<int32_t>(splits);
+    shape.channels = Divider(p.channels / p.groups);
+    shape.width = Divider(w.kernel_w);
+    shape.height = Divider(w.kernel_h);
+    shape.weights = p.dweight == nullptr ? 0 : p.out_channels * w.kernel_h * w.kernel_w * shape.channels.divisor;
+    shape.biases = p.dbias == nullptr ? 0 : p.out_channels;
+    shape.factor_h = fold.factor_h;
+    shape.factor_w = fold.factor_w;
+    shape.folded_width = ceil_div(w.kernel_w, fold.factor_w);
+    shape.folded_channels = fold.chunks * kVector<T>;
+    shape.depth = int64_t{ceil_div(w.kernel_h, fold.factor_h)} * shape.folded_width * shape.folded_channels;
+    return launch<conv_sum_splits<T>>(dim3(ceil_div<int64_t>(shape.weights + shape.biases, kSumThreads)),
+                                      dim3(kSumThreads), 0, stream, dweight, dbias, static_cast<T*>(p.dweight),
+                                      static_cast<T*>(p.dbias), shape);
   });
 }
 

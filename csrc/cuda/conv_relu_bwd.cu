@@ -220,51 +220,6 @@ __global__ void __launch_bounds__(Tile::kThreads) conv_weight_gradient(WeightArg
   }
 }
 
-// ---------------------------------------------------------------- the splits' sum
-
-// dweight (K, R, S, C) from partial (splits, K, folded depth), and after it dbias (K) from (splits, K).
-struct SumShape {
-  int64_t weights, biases;  // elements wanted of each; 0 where not
-  int64_t rows, depth;      // K, and the folded depth in elements
-  int32_t splits;
-  Divider channels, width, height;  // C, S, R
-  int32_t factor_h, factor_w, folded_width, folded_channels;
-};
-
-constexpr int kSumThreads = 256;
-
-template <class T>
-__global__ void __launch_bounds__(kSumThreads)
-    conv_sum_splits(const float* __restrict__ partial_weights, const float* __restrict__ partial_biases,
-                    T* __restrict__ dweight, T* __restrict__ dbias, SumShape shape) {
-  const int64_t index = int64_t{blockIdx.x} * kSumThreads + threadIdx.x;
-  const float* from = partial_biases;
-  T* to;
-  int64_t stride = shape.rows;
-  if (index < shape.weights) {
-    int64_t c, s, r;
-    int64_t row = shape.channels.divide(index, c);
-    row = shape.width.divide(row, s);
-    row = shape.height.divide(row, r);
-    const int64_t place = r / shape.factor_h * shape.folded_width + s / shape.factor_w;
-    const int64_t pixel = r % shape.factor_h * shape.factor_w + s % shape.factor_w;
-    from = partial_weights + row * shape.depth + place * shape.folded_channels + pixel * shape.channels.divisor + c;
-    stride *= shape.depth;
-    to = dweight + index;
-  } else if (index < shape.weights + shape.biases) {
-    from += index - shape.weights;
-    to = dbias + index - shape.weights;
-  } else {
-    return;
-  }
-  float sum = 0;
-#pragma unroll 4
-  for (int32_t split = 0; split < shape.splits; ++split) {
-    sum += from[split * stride];
-  }
-  from_float(sum, *to);
-}
-
 // ---------------------------------------------------------------- tiles
 
 template <class Tile>
@@ -443,28 +398,7 @@ int weight_gradient(const ConvParams& p, const Plan& plan, const char* m, const 
   if (const int error = plan.tile.launch(args, blocks, plan.splits, stream)) {
     return error;
   }
-  return with_dtype(p.dtype, [&](auto type) {
-    using T = decltype(type);
-    const Gather& gather = args.gather;
-    SumShape shape{};
-    shape.rows = p.out_channels;
-    shape.splits = static_cast<int32_t>(plan.splits);
-    shape.channels = Divider(p.channels / p.groups);
-    shape.width = Divider(p.window.kernel_w);
-    shape.height = Divider(p.window.kernel_h);
-    shape.weights =
-        p.dweight == nullptr ? 0 : p.out_channels * p.window.kernel_h * p.window.kernel_w * shape.channels.divisor;
-    shape.biases = p.dbias == nullptr ? 0 : p.out_channels;
-    shape.factor_h = plan.x_fold.factor_h;
-    shape.factor_w = plan.x_fold.factor_w;
-    shape.folded_width = gather.kernel_w;
-    shape.folded_channels = plan.x_fold.chunks * kVector<T>;
-    shape.depth = int64_t{gather.depth()} * kVector<T>;
-    return launch<conv_sum_splits<T>>(dim3(ceil_div<int64_t>(shape.weights + shape.biases, kSumThreads)),
-                                      dim3(kSumThreads), 0, stream, static_cast<const float*>(args.dweight),
-                                      static_cast<const float*>(args.dbias), static_cast<T*>(p.dweight),
-                                      static_cast<T*>(p.dbias), shape);
-  });
+  return add_splits(p, plan.x_fold, plan.splits, args.dweight, args.dbias, stream);
 }
 
 }  // namespace

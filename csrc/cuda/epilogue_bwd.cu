@@ -3,7 +3,7 @@
 // bias + ReLU         below: dz = dy where r > 0 or NaN
 // ... + LRN           common/lrn_bwd.cuh, the kernels of lrn_bwd.cu, masked by x = r
 // ... + pool          max_pool_bwd.cu's kernels: the code is the mask too, and no other tensor is read
-// ... + LRN + pool    common/lrn_bwd.cuh, whose dy is gathered through the pool
+// ... + LRN + pool    common/lrn_pool_bwd.cuh, or common/lrn_bwd.cuh, whose dy is gathered through the pool
 //
 // db: every thread sums dz of its own channels in float32 as it goes, a block adds up its threads, and leaves a row of
 // `db_partial`; a second kernel adds up the rows. At most 1,024 blocks go through the units of a channel, so rows are
@@ -13,12 +13,21 @@
 // pool, 4.75 with both. Instructions that 132 multiprocessors at 1.7 GHz issue in the time 4.3 TB/s take for them: 40,
 // 40, 18 and 32. Predictions, not measurements, of the fraction of copy bandwidth in NHWC:
 //   bias + ReLU   90%: 8 instructions with db
-//   LRN           75%: lrn_bwd.cu's 38, and 4 for mask and db
+//   LRN           80%: lrn_bwd.cu's 33, and 4 for mask and db
 //   pool          85%: max_pool_bwd.cu's 14, and 1 for db
-//   LRN + pool    55%: 42, and a gather of 2.25 windows at 4 instructions an element each
+//   LRN + pool    80%: see below; 45% where windows are others, or elements float32
 // Measured of the first version, GB/s of 55 x 55 pixels where a copy has 2,844 (bfloat16, batch 128, one H100 80GB
 // HBM3, 2026-11-27): bias + ReLU 2,357, pool 1,912, LRN + pool 917. Of these the pool's kernel is another one since.
+//
+// LRN + pool had 94 instructions an element (profiler: 65% of the issue slots of 124 us, DRAM at 25%): each pixel went
+// through its windows in a loop, 2.25 on average, and found their place by itself. Now, for AlexNet's LRN and window in
+// 16 bits (common/lrn_pool_bwd.cuh): sm_90's loop has 1,161 instructions for the 32 elements of a patch, 36 each, of
+// which the gather takes 12. 3.0 TB/s leave 46 for 4.75 bytes, 4.3 TB/s leave 32: bytes bind on an H100, and
+// instructions on an H200. 96 registers and 12 KB of shared memory a block of 128 threads: five blocks, 31% of the
+// warps, with the next pixel's 512 bytes a warp always under way: 10 KB a multiprocessor, beside up to 48 KB of
+// windows. Predicted, not measured: 2.3 TB/s.
 #include "cuda/common/lrn_bwd.cuh"
+#include "cuda/common/lrn_pool_bwd.cuh"
 #include "cuda/common/pool_bwd.cuh"
 #include "launchers.h"
 
@@ -131,7 +140,15 @@ struct Stage {
   }
 
   template <class T>
+  bool packs(const EpilogueParams& p) const {
+    return pooling && normalizing && lrn_pool_bwd_packs<T>(p, shape, aligned);
+  }
+
+  template <class T>
   int64_t rows(const EpilogueParams& p) const {
+    if (packs<T>(p)) {
+      return LrnPoolPatches(p, kVector<T>, true).blocks;
+    }
     if (normalizing) {
       const int V = pooling ? lrn_bwd_vector<T, PooledGradient<T>>(shape, p.lrn, aligned)
                             : lrn_bwd_vector<T, PlainGradient<T>>(shape, p.lrn, aligned);
@@ -147,6 +164,11 @@ int launch_dz(const EpilogueParams& p, const Stage& stage, void* stream) {
   const T* dy = static_cast<const T*>(p.dy);
   T* dz = static_cast<T*>(p.dz);
   float* partial = static_cast<float*>(p.db_partial);
+  if constexpr (sizeof(T) == 2) {
+    if (stage.packs<T>(p)) {
+      return launch_lrn_pool_bwd<T>(p, stream);
+    }
+  }
   if (stage.normalizing) {
     const LrnBackward<T> backward{r, dz, partial, Lrn(p.lrn)};
     if (stage.pooling) {

@@ -38,13 +38,11 @@ struct PoolBackward {
   Divider columns, strips;  // units in a row, and in a column, of input pixels
 };
 
-// 3 x 3 windows with stride 2 in NHWC; a unit is a patch of 2 x 2 input pixels, those that window (row, column) begins
-// with. Four windows reach into it: this one to all pixels, the one above to the upper two, the one on the left to the
-// left two, and the one between those to one pixel.
+// 3 x 3 windows with stride 2 in NHWC; a unit is a patch of 2 x 2 input pixels.
 template <class T, int V, bool kSumming>
 __global__ void __launch_bounds__(kThreads, kSumming ? 3 : 4)
     pool_bwd_patches(PoolBackward<T> p, Units units, int32_t channels) {
-  constexpr int K = 3, S = 2;
+  constexpr int S = 2;
   const PoolShape& shape = p.gradient.shape;
   const int32_t channel = units.vector() * V;
   const bool wanted = channel < channels;
@@ -53,38 +51,9 @@ __global__ void __launch_bounds__(kThreads, kSumming ? 3 : 4)
   for (int64_t unit = wanted ? units.first() : units.count; unit < units.count; unit += units.stride()) {
     int64_t column, row;
     const int64_t image = p.strips.divide(p.columns.divide(unit, column), row);
-    const int64_t out = image * shape.out.image + channel;
     float sums[S][S][V] = {};
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        // A window that is not there is read as the nearest one that is, and names nobody: no load waits behind a
-        // branch.
-        const int32_t y = static_cast<int32_t>(row) - i, x = static_cast<int32_t>(column) - j;
-        const int32_t near_y = min(max(y, 0), shape.out_height - 1), near_x = min(max(x, 0), shape.out_width - 1);
-        const int64_t from = out + (int64_t{near_y} * shape.out_width + near_x) * channels;
-        Pack<uint8_t, V> codes = load<V>(p.gradient.code + from);
-        const Pack<T, V> dy = load<V>(p.gradient.dy + from);
-        if (y != near_y || x != near_x) {
-          codes = nobody<V>();
-        }
-#pragma unroll
-        for (int v = 0; v < V; ++v) {
-          const int32_t code = byte_of(codes, v);
-          const float value = element(dy, v);
-#pragma unroll
-          for (int h = 0; h + i * S < K && h < S; ++h) {
-#pragma unroll
-            for (int w = 0; w + j * S < K && w < S; ++w) {
-              if (code == K * (h + i * S) + w + j * S) {
-                sums[h][w][v] += value;
-              }
-            }
-          }
-        }
-      }
-    }
+    gather_patch(p.gradient, image * shape.out.image + channel, static_cast<int32_t>(row), static_cast<int32_t>(column),
+                 channels, sums);
     const int64_t in = image * shape.in.image + channel;
 #pragma unroll
     for (int i = 0; i < S; ++i) {

@@ -38,6 +38,7 @@
 #include <functional>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 
 // ---------------------------------------------------------------- words that mean nothing on a CPU
 
@@ -82,6 +83,7 @@ constexpr int warpSize = 32;
 using cudaError_t = int;
 constexpr int cudaSuccess = 0;
 constexpr int cudaErrorInvalidValue = 1;
+constexpr int cudaErrorNotSupported = 801;
 
 namespace host_simt {
 
@@ -102,6 +104,7 @@ struct Launch {
   const std::function<void()>& thread;  // runs one thread of the kernel
   const void* address = nullptr;        // the kernel's
   dim3 cluster = 1;                     // its blocks run like any others, and see nothing of each other
+  int only = 0;                         // the architecture that it is for, or 0
 };
 
 // A launch that a card refuses is a fault. So is one of no blocks.
@@ -125,19 +128,25 @@ constexpr size_t parameter_bytes() {
   return end;
 }
 
+template <int kOnly, auto kernel, class... Args>
+int launch_on(dim3 grid, dim3 block, size_t shared_bytes, Args... args) {
+  return run({kernel_name(__PRETTY_FUNCTION__), grid, block, shared_bytes, parameter_bytes<Args...>(),
+              [&] { kernel(args...); }, reinterpret_cast<const void*>(kernel), 1, kOnly});
+}
+
 template <auto kernel, class... Args>
 int launch(dim3 grid, dim3 block, size_t shared_bytes, Args... args) {
-  return run({kernel_name(__PRETTY_FUNCTION__), grid, block, shared_bytes, parameter_bytes<Args...>(),
-              [=] { kernel(args...); }, reinterpret_cast<const void*>(kernel)});
+  return launch_on<0, kernel>(grid, block, shared_bytes, args...);
 }
 
 // Faults unless the kernel's static memory, as far as its runs have shown it, fits together with dynamic_bytes into
 // what a block has without asking, or into what was asked for (cudaFuncSetAttribute) and an architecture gives.
-void expect_allowed(const void* address, std::string_view kernel, dim3 block, size_t dynamic_bytes);
+// only: the architecture that the kernel is for, or 0.
+void expect_allowed(const void* address, std::string_view kernel, dim3 block, size_t dynamic_bytes, int only);
 
 template <auto kernel>
-void expect_allowed(dim3 block, size_t dynamic_bytes) {
-  expect_allowed(reinterpret_cast<const void*>(kernel), kernel_name(__PRETTY_FUNCTION__), block, dynamic_bytes);
+void expect_allowed(dim3 block, size_t dynamic_bytes, int only = 0) {
+  expect_allowed(reinterpret_cast<const void*>(kernel), kernel_name(__PRETTY_FUNCTION__), block, dynamic_bytes, only);
 }
 
 // Of the launches so far: a kernel whose threads never came to a __shared__ variable has not shown it.
@@ -161,7 +170,7 @@ using Same = T;
 
 // ---------------------------------------------------------------- meetings
 
-enum class Meeting { syncwarp, shuffle, vote, matrix_load, matrix_multiply };
+enum class Meeting { syncwarp, shuffle, vote, matrix_load, matrix_multiply, products };
 
 // Largest thing that one lane shows the others.
 constexpr size_t kShownBytes = 32;
@@ -285,11 +294,19 @@ struct cudaFuncAttributes {
   size_t sharedSizeBytes;
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+enum cudaDeviceAttr {
+  cudaDevAttrComputeCapabilityMajor,
+  cudaDevAttrComputeCapabilityMinor,
+  cudaDevAttrMultiProcessorCount
+};
 
 inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
 }
+// Of the architecture that counts, sm_90 if all do; of few multiprocessors, so that persistent blocks meet several
+// tiles.
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 template <class... Args>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*kernel)(Args...)) {
   attributes->sharedSizeBytes = host_simt::static_shared_bytes(reinterpret_cast<const void*>(kernel));

@@ -77,10 +77,14 @@ void expect_launchable(const Launch& launch) {
   expect(launch, "the size of the parameters in bytes", launch.parameter_bytes, kParameterBytes, 0);
   const dim3 cluster = launch.cluster;
   const int64_t together = int64_t{cluster.x} * cluster.y * cluster.z;
-  const bool clusters = architecture_now >= kClusterFrom;
+  const bool clusters = std::max(architecture_now, launch.only) >= kClusterFrom;
   expect(launch, "the number of blocks in a cluster", together, clusters ? kClusterBlocks : 1);
   if (launch.grid.x % cluster.x + launch.grid.y % cluster.y + launch.grid.z % cluster.z != 0) {
     refuse(launch.kernel, launch.block, "its grid is no whole number of clusters");
+  }
+  if (launch.only != 0 && architecture_now != 0 && launch.only != architecture_now) {
+    refuse(launch.kernel, launch.block,
+           "it is for sm_" + std::to_string(launch.only) + ", not for sm_" + std::to_string(architecture_now));
   }
   note(launch);
 }
@@ -94,7 +98,7 @@ size_t static_shared_bytes(const void* address) { return static_bytes[address]; 
 
 void allow_dynamic(const void* address, size_t bytes) { allowed_bytes[address] = bytes; }
 
-void expect_allowed(const void* address, std::string_view kernel, dim3 block, size_t dynamic_bytes) {
+void expect_allowed(const void* address, std::string_view kernel, dim3 block, size_t dynamic_bytes, int only) {
   const int64_t both = static_bytes[address] + dynamic_bytes;
   const std::string sum = std::to_string(static_bytes[address]) + " static and " + std::to_string(dynamic_bytes) +
                           " dynamic bytes of shared memory are " + std::to_string(both);
@@ -105,7 +109,8 @@ void expect_allowed(const void* address, std::string_view kernel, dim3 block, si
   }
   bool found = false;
   for (const Architecture& architecture : architectures) {
-    if (architecture_now != 0 && architecture_now != architecture.number) {
+    const int counts = only != 0 ? only : architecture_now;
+    if (counts != 0 && counts != architecture.number) {
       continue;
     }
     found = true;
@@ -121,3 +126,11 @@ void expect_allowed(const void* address, std::string_view kernel, dim3 block, si
 }
 
 }  // namespace host_simt
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  const int architecture = host_simt::architecture_now == 0 ? 90 : host_simt::architecture_now;
+  *value = attribute == cudaDevAttrComputeCapabilityMajor   ? architecture / 10
+           : attribute == cudaDevAttrComputeCapabilityMinor ? architecture % 10
+                                                            : 3;
+  return cudaSuccess;
+}

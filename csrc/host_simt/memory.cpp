@@ -27,7 +27,7 @@ size_t tensors = 0;  // regions before the launch
 
 char* new_region(const char* name, size_t bytes, size_t offset, bool shared, bool defined) {
   void* memory = nullptr;
-  if (posix_memalign(&memory, 256, offset + bytes) != 0) {
+  if (posix_memalign(&memory, 1024, offset + bytes) != 0) {
     std::abort();
   }
   regions.push_back({name, static_cast<char*>(memory) + offset, bytes, shared, defined, nullptr, memory});
@@ -144,7 +144,9 @@ size_t end_launch() {
 void* shared_array(const void* declaration, const char* name, size_t bytes) {
   char*& begin = shared_declarations[declaration];
   if (begin == nullptr) {
-    begin = new_region(name, bytes, 0, true, false);
+    // What a card puts before dynamic memory, which is aligned to 128 bytes and no more.
+    const size_t before = clocks_run && declaration == &dynamic_declaration ? 128 * (1 + draw(7)) : 0;
+    begin = new_region(name, bytes, before, true, false);
     std::memset(begin, 0xff, bytes);
   }
   return begin;
@@ -152,6 +154,18 @@ void* shared_array(const void* declaration, const char* name, size_t bytes) {
 
 unsigned char* dynamic_shared() {
   return static_cast<unsigned char*>(shared_array(&dynamic_declaration, "dynamic_shared()", dynamic_shared_size));
+}
+
+// Addresses within dynamic memory's window, which begins at a multiple of 1024, and not with 0.
+uint32_t shared_address(const void* at) {
+  const char* begin = reinterpret_cast<const char*>(dynamic_shared());
+  const char* window = begin - reinterpret_cast<uintptr_t>(begin) % 1024;
+  return static_cast<uint32_t>(static_cast<const char*>(at) - window + 1024);
+}
+
+char* shared_pointer(uint32_t address) {
+  char* begin = reinterpret_cast<char*>(dynamic_shared());
+  return begin - reinterpret_cast<uintptr_t>(begin) % 1024 + address - 1024;
 }
 
 // ---------------------------------------------------------------- cp.async

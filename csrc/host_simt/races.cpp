@@ -30,7 +30,7 @@ struct Fault {
 uint32_t begin_of(const Region& region) { return region.shared ? clock_now.block_begin : clock_now.launch_begin; }
 
 // Whether an access by `thread` in that epoch is ordered before the running thread's next one.
-bool ordered(const Region& region, uint32_t epoch, uint32_t warp_epoch, uint16_t thread) {
+bool ordered(const Region& region, uint32_t epoch, uint32_t warp_epoch, uint16_t thread, uint32_t time) {
   if (epoch < begin_of(region)) {
     return true;
   }
@@ -38,7 +38,7 @@ bool ordered(const Region& region, uint32_t epoch, uint32_t warp_epoch, uint16_t
     return false;
   }
   return epoch < clock_now.epoch || thread == running.thread ||
-         (thread / 32 == running.warp && warp_epoch < running.warp_epoch);
+         (thread / 32 == running.warp && warp_epoch < running.warp_epoch) || knows(thread, time);
 }
 
 bool reads_ordered(const Region& region, const Record& record) {
@@ -52,7 +52,7 @@ bool reads_ordered(const Region& region, const Record& record) {
     return true;
   }
   if (record.reader_warp != running.warp) {
-    return false;
+    return record.reader_warp != kMany && record.reader != kMany && knows(record.reader, record.read_time);
   }
   return record.read_warp_epoch < running.warp_epoch || record.reader == running.thread;
 }
@@ -73,11 +73,13 @@ void remember_read(const Region& region, Record& record) {
   }
   record.read_epoch = clock_now.epoch;
   record.read_warp_epoch = running.warp_epoch;
+  record.read_time = now();
 }
 
 void remember_write(Record& record, bool atomic) {
   record.write_epoch = clock_now.epoch;
   record.write_warp_epoch = running.warp_epoch;
+  record.write_time = now();
   record.writer = running.thread;
   record.written_atomically = atomic;
 }
@@ -85,14 +87,15 @@ void remember_write(Record& record, bool atomic) {
 // What is wrong with this access to this byte, and the thread it collides with; {nullptr} if nothing.
 Fault check(const Region& region, Record& record, Access access) {
   if (access == Access::copy_landed) {
-    record.flying = false;
+    record.flying = 0;
     remember_write(record, false);
     return {nullptr, nullptr};
   }
   if (record.flying && record.write_epoch >= begin_of(region)) {
-    return {"race", "a cp.async to it has not landed: its wait is missing, or comes later"};
+    return {"race", record.flying == 1 ? "a cp.async to it has not landed: its wait is missing, or comes later"
+                                       : "a bulk copy to it has not landed: its wait is missing, or comes later"};
   }
-  const bool write = access != Access::read;
+  const bool write = access != Access::read && access != Access::async_read;
   if (!write) {
     const bool written = region.shared ? record.write_epoch >= clock_now.block_begin : record.write_epoch != 0;
     if (!written && !region.defined) {
@@ -100,7 +103,7 @@ Fault check(const Region& region, Record& record, Access access) {
     }
   }
   const bool both_atomic = access == Access::atomic && record.written_atomically;
-  if (!both_atomic && !ordered(region, record.write_epoch, record.write_warp_epoch, record.writer)) {
+  if (!both_atomic && !ordered(region, record.write_epoch, record.write_warp_epoch, record.writer, record.write_time)) {
     return {"race", record.write_epoch < clock_now.block_begin ? "another block wrote it in this launch"
                                                                : "written with no barrier between by"};
   }
@@ -109,9 +112,14 @@ Fault check(const Region& region, Record& record, Access access) {
                         ? "another block read it in this launch"
                         : "read with no barrier between by"};
   }
+  if (access == Access::async_read) {  // bulk.cpp remembers these
+    const bool by_thread = region.shared && record.writer < kThreadAgents;
+    return {by_thread && !proxy_fenced(record.writer, record.write_time) ? "race" : nullptr,
+            "no async_proxy_fence() since it was written by"};
+  }
   if (write) {
     remember_write(record, access == Access::atomic);
-    record.flying = access == Access::copy_issued;
+    record.flying = access == Access::copy_issued ? 1 : access == Access::bulk_issued ? 2 : 0;
   } else {
     remember_read(region, record);
   }
@@ -128,6 +136,10 @@ const char* verb(Access access) {
       return "atomically changes";
     case Access::copy_issued:
       return "starts a cp.async to";
+    case Access::bulk_issued:
+      return "starts a bulk copy to";
+    case Access::async_read:
+      return "lets a product or a bulk store read";
     default:
       return "writes";
   }
@@ -138,8 +150,10 @@ const char* verb(Access access) {
   char other[64] = "";
   const size_t length = std::strlen(fault.what);
   if (length > 2 && std::strcmp(fault.what + length - 2, "by") == 0) {
-    const uint16_t thread = fault.what[0] == 'w' ? record.writer : record.reader;
-    if (thread == kMany) {
+    const uint16_t thread = fault.what[0] == 'r' ? record.reader : record.writer;
+    if (thread != kMany && thread >= kThreadAgents) {
+      std::snprintf(other, sizeof other, " a bulk copy whose barrier it has not waited for");
+    } else if (thread == kMany) {
       std::snprintf(other, sizeof other, " several threads");
     } else {
       const uint3 index = thread_index(thread);
@@ -210,6 +224,9 @@ void touch(const void* address, size_t bytes, Access access, const void* code) {
   if (first + bytes > region.bytes) {
     report_outside(at, bytes, access, code);
   }
+  if (clocks_run && region.shared && access != Access::read && access != Access::async_read) {
+    expect_no_async_read(at, bytes, code);
+  }
   for (size_t i = first; i < first + bytes; ++i) {
     const Record before = region.records[i];
     const Fault fault = check(region, region.records[i], access);
@@ -220,6 +237,23 @@ void touch(const void* address, size_t bytes, Access access, const void* code) {
       traffic.read += before.read_epoch < clock_now.block_begin;
     } else if (!region.shared) {
       ++traffic.written;
+    }
+  }
+}
+
+void land(const void* address, size_t bytes, uint16_t agent, uint32_t time) {
+  const char* at = static_cast<const char*>(address);
+  for (const Region& region : regions) {
+    if (at < region.begin || at >= region.begin + region.bytes) {
+      continue;
+    }
+    for (size_t i = at - region.begin; i < at - region.begin + bytes; ++i) {
+      Record& record = region.records[i];
+      record.flying = 0;
+      record.write_epoch = clock_now.epoch;
+      record.write_time = time;
+      record.writer = agent;
+      record.written_atomically = false;
     }
   }
 }

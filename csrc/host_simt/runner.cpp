@@ -31,8 +31,13 @@ struct Launcher {
   {#name, sizeof(alexnet_fast::Params), [](const void* params, void* stream) {                   \
      return alexnet_fast::cuda::name(*static_cast<const alexnet_fast::Params*>(params), stream); \
    }},
-const Launcher launchers[] = {ALEXNET_FAST_CUDA_LAUNCHERS(X)};
+#define Y(name, Params)                                                                                \
+  {"sm90::" #name, sizeof(alexnet_fast::Params), [](const void* params, void* stream) {                \
+     return alexnet_fast::cuda::sm90::name(*static_cast<const alexnet_fast::Params*>(params), stream); \
+   }},
+const Launcher launchers[] = {ALEXNET_FAST_CUDA_LAUNCHERS(X) ALEXNET_FAST_CUDA_SM90_LAUNCHERS(Y)};
 #undef X
+#undef Y
 
 struct Workspace {
   const char* name;
@@ -43,8 +48,12 @@ struct Workspace {
   {#name, [](const void* params) {                                                                         \
      return alexnet_fast::cuda::name##_workspace_bytes(*static_cast<const alexnet_fast::Params*>(params)); \
    }},
+#define Y(name, Params)                                                                                          \
+  {"sm90::" #name, [](const void* params) {                                                                      \
+     return alexnet_fast::cuda::sm90::name##_workspace_bytes(*static_cast<const alexnet_fast::Params*>(params)); \
+   }},
 const Workspace workspaces[] = {
-    ALEXNET_FAST_CUDA_WORKSPACES(X)  //
+    ALEXNET_FAST_CUDA_WORKSPACES(X) ALEXNET_FAST_CUDA_SM90_LAUNCHERS(Y)  //
     {"epilogue_bwd",
      [](const void* params) {
        const auto& p = *static_cast<const alexnet_fast::EpilogueParams*>(params);
@@ -62,6 +71,7 @@ const Workspace workspaces[] = {
      }},
 };
 #undef X
+#undef Y
 
 constexpr uint32_t kInput = 0, kOutput = 1, kWorkspace = 2;
 

@@ -23,7 +23,7 @@ namespace {
 
 // ---------------------------------------------------------------- state
 
-enum class State { ready, at_barrier, at_meeting, finished };
+enum class State { ready, at_barrier, at_meeting, at_mbarrier, finished };
 
 struct Fiber {
   Stack stack;
@@ -72,6 +72,8 @@ Barrier barrier_state;
 
 uint64_t random_state = 1;
 
+}  // namespace
+
 // xorshift64*
 uint32_t draw(uint32_t below) {
   random_state ^= random_state >> 12;
@@ -79,6 +81,8 @@ uint32_t draw(uint32_t below) {
   random_state ^= random_state >> 27;
   return static_cast<uint32_t>((random_state * 0x2545f4914f6cdd1d >> 32) * below >> 32);
 }
+
+namespace {
 
 // ---------------------------------------------------------------- switching
 
@@ -101,6 +105,12 @@ void yield() {
   Stack& from = self->stack;
   Fiber* const me = self;
   Fiber* next = nullptr;
+  if (clocks_run && copies_fly() && draw(8) == 0) {
+    land_some();
+  }
+  while (ready.empty() && copies_fly()) {
+    land_some();
+  }
   if (!ready.empty()) {
     std::swap(ready[draw(ready.size())], ready.back());
     next = ready.back();
@@ -132,6 +142,7 @@ void finish(Warp& warp, unsigned number, Gathering& gathering) {
   ++gathering.turn;
   if (gathering.kind == Meeting::syncwarp && (arrived & warp.alive) == warp.alive) {
     ++warp.epoch;
+    join_threads(32 * number, std::min(32u, block_threads - 32 * number));
   }
   for (int lane = 0; lane < 32; ++lane) {
     if (arrived >> lane & 1) {
@@ -152,6 +163,10 @@ void leave_block() {
   self->state = State::finished;
   ++finished;
   forget_copies(self->thread);
+  if (clocks_run) {
+    end_thread_bulk();
+    end_thread_products();
+  }
   if (barrier_state.arrived != 0) {
     fail("divergence", "thread %s ends while %u threads wait at the barrier in %s:%d", name(self->thread).c_str(),
          barrier_state.arrived, barrier_state.site.file, barrier_state.site.line);
@@ -177,6 +192,9 @@ void fiber_main() {
 
 void run_block() {
   begin_block();
+  begin_clocks(current->only != 0);
+  begin_block_bulk();
+  begin_block_products();
   finished = 0;
   barrier_state = Barrier{};
   warps.resize((block_threads + 31) / 32);
@@ -195,14 +213,20 @@ void run_block() {
   enter(first);
   program.switch_to(first->stack);
   if (finished == block_threads) {
+    end_block_products();
+    if (copies_fly()) {
+      fail("race", "the block ends before a bulk copy to thread (0,0,0)'s shared memory has landed");
+    }
     return;
   }
   for (unsigned thread = 0; thread < block_threads; ++thread) {
     const Fiber& fiber = *fibers[thread];
-    if (fiber.state == State::at_barrier || fiber.state == State::at_meeting) {
+    if (fiber.state == State::at_barrier || fiber.state == State::at_meeting || fiber.state == State::at_mbarrier) {
+      const char* place = fiber.state == State::at_barrier   ? "barrier"
+                          : fiber.state == State::at_meeting ? "warp meeting"
+                                                             : "mbarrier";
       fail("divergence", "thread %s waits forever at the %s in %s:%d: %u of %u threads have ended",
-           name(thread).c_str(), fiber.state == State::at_barrier ? "barrier" : "warp meeting", fiber.site.file,
-           fiber.site.line, finished, block_threads);
+           name(thread).c_str(), place, fiber.site.file, fiber.site.line, finished, block_threads);
     }
   }
 }
@@ -214,6 +238,19 @@ uint3 thread_index(unsigned thread) {
 }
 
 int lane() { return lane_of(*self); }
+
+void pause() {
+  wake(*self);
+  yield();
+}
+
+void park(Site site) {
+  self->state = State::at_mbarrier;
+  self->site = site;
+  yield();
+}
+
+void wake(unsigned thread) { wake(*fibers[thread]); }
 
 void run_last_blocks(unsigned count) { last_blocks = count; }
 
@@ -294,6 +331,7 @@ int barrier(Combine combine, bool predicate, Site site) {
                                                      : static_cast<int>(votes);
     barrier_state.arrived = 0;
     ++clock_now.epoch;
+    join_threads(0, block_threads);
     for (unsigned thread = 0; thread < block_threads; ++thread) {
       wake(*fibers[thread]);
     }

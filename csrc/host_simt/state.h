@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "host_simt/host_simt.h"
+#include "host_simt/hopper.h"
 
 namespace host_simt {
 
@@ -29,17 +29,39 @@ extern Running running;
 
 uint3 thread_index(unsigned thread);
 
+// ---------------------------------------------------------------- clocks.cpp
+
+// Vector clocks, of launches for one architecture: each thread's own time, and up to which time of the others all has
+// happened before what it does next. Barriers' phases and warps' products have times as well.
+constexpr int kThreadAgents = 1024, kBarrierAgents = 64, kWarpAgents = 32;
+constexpr int kAgents = kThreadAgents + kBarrierAgents + kWarpAgents;
+
+struct Times {
+  uint32_t of[kAgents] = {};
+  void join(const Times& other);
+};
+extern bool clocks_run;
+extern Times* known;  // of each thread of the block
+
+void begin_clocks(bool run);
+inline uint32_t now() { return clocks_run ? known[running.thread].of[running.thread] : 0; }
+inline bool knows(uint16_t agent, uint32_t time) { return clocks_run && known[running.thread].of[agent] >= time; }
+// What the running thread knows is known to whoever joins `to`; what it does next is not.
+void release(Times& to);
+void join_threads(unsigned first, unsigned count);  // as a barrier among them does
+
 // ---------------------------------------------------------------- memory.cpp
 
 // What happened to one byte last, as far as it can still collide with something.
 struct Record {
   uint32_t write_epoch, write_warp_epoch;
   uint32_t read_epoch, read_warp_epoch;
-  uint16_t writer;
-  uint16_t reader;       // the last one, or kMany in its warp since its last __syncwarp()
-  uint16_t reader_warp;  // kMany: of several warps since the last barrier
+  uint32_t write_time, read_time;  // as clocks.cpp has it
+  uint16_t writer;                 // a thread, or what else has a time
+  uint16_t reader;                 // the last one, or kMany in its warp since its last __syncwarp()
+  uint16_t reader_warp;            // kMany: of several warps since the last barrier
   bool written_atomically;
-  bool flying;               // a cp.async to this byte has not landed
+  uint8_t flying;            // 1: a cp.async to this byte has not landed; 2: a bulk copy has not
   bool read_by_other_block;  // of this launch, besides the last reader's
 };
 
@@ -70,14 +92,18 @@ void forget_copies(unsigned thread);
 
 // ---------------------------------------------------------------- races.cpp
 
-enum class Access { read, write, atomic, copy_issued, copy_landed };
+enum class Access { read, write, atomic, copy_issued, copy_landed, bulk_issued, async_read };
 
 #if defined(__SANITIZE_ADDRESS__)
 inline void touch(const void*, size_t, Access, const void*) {}
 inline void report_line(const void*) {}
+inline void land(const void*, size_t, uint16_t, uint32_t) {}
 #else
 // Checks and remembers an access by the running thread; `code` is the address of the instruction, if known.
 void touch(const void* address, size_t bytes, Access access, const void* code);
+
+// A bulk copy's bytes, from the end of the barrier's phase on.
+void land(const void* address, size_t bytes, uint16_t agent, uint32_t time);
 
 // Prints the source line of an instruction, where there is addr2line to find it.
 void report_line(const void* code);
@@ -95,5 +121,45 @@ void remember_static(const Launch& launch, size_t bytes);
 
 // Prints what runs where.
 void print_context();
+
+uint32_t draw(uint32_t below);
+
+// Another thread may run; or the running one waits until somebody wakes it.
+void pause();
+void park(Site site);
+void wake(unsigned thread);
+
+// ---------------------------------------------------------------- bulk.cpp, products.cpp
+
+// Some of a copy lands. False if none is on its way.
+bool land_some();
+bool copies_fly();
+
+// Whether `address` may be written to as far as stores and products that read it are concerned; fails if not.
+void expect_no_async_read(const char* address, size_t bytes, const void* code);
+// Whether an async_proxy_fence() of `thread` lies between its write at `time` and the running thread's next read.
+bool proxy_fenced(uint16_t thread, uint32_t time);
+
+// What stores and products of an agent read, until `finish` or the running thread's wait for it says otherwise.
+struct AsyncRead {
+  const char* begin;
+  const char* end;
+  uint16_t agent;
+  int group;
+  bool pending;
+  uint32_t time;
+  const char* what;
+  Site site;
+};
+void begin_async_read(const AsyncRead& read);
+// Those of the agent up to that group are over at `time`.
+void end_async_reads(uint16_t agent, int group, uint32_t time);
+
+char* shared_pointer(uint32_t address);  // what shared_address() was given
+void begin_block_bulk();
+void begin_block_products();
+void end_thread_bulk();
+void end_thread_products();
+void end_block_products();
 
 }  // namespace host_simt

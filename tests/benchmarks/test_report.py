@@ -40,9 +40,9 @@ def test_pages_are_those_of_the_results(page):
     assert page.read_text() == report.pages(DEVICES)[page]
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_pictures_are_those_of_the_results(device):
-    for kind, data in report.picture_data(DEVICES[device]).items():
+@pytest.mark.parametrize(("device", "pictures"), report.pictures_of(DEVICES).items())
+def test_pictures_are_those_of_the_results(device, pictures):
+    for kind, data in pictures.items():
         with Image.open(report.ROOT / "docs" / "performance" / f"{device}-{kind}.png") as picture:
             assert picture.text["Data"] == report.digest(data), kind
 
@@ -89,7 +89,7 @@ def test_a_page_keeps_what_is_outside_its_markers():
 
 def test_pictures_carry_their_data(measured, tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed: the extra demo brings it")
-    report.draw(measured, tmp_path, "p")
+    report.draw(report.picture_data(measured), tmp_path, "p")
     for kind, data in report.picture_data(measured).items():
         with Image.open(tmp_path / f"p-{kind}.png") as picture:
             assert picture.text["Data"] == report.digest(data)

@@ -42,12 +42,8 @@ def compile_binding(source: Path) -> Path:
 
 def library() -> Path:
     """The bindings as a shared library that registers them for CPU tensors; built once per content."""
-    kernels = [path for path in sorted((host_build.CSRC / "cuda").glob("*.cu")) if path.stem != "runtime"]
-    runtime = [
-        host_build.CSRC / f"host_simt/{name}.cpp"
-        for name in ("scheduler", "launches", "memory", "matrix", "approximate")
-    ]
-    objects = [host_build.compile_object("address", source, host_build.CSRC) for source in [*kernels, *runtime]]
+    compiled = [*host_build.kernel_files(), *host_build.runtime_files("address")]
+    objects = [host_build.compile_object("address", source, host_build.CSRC) for source in compiled]
     sources = [*(host_build.CSRC / f"bindings/{stem}.cpp" for stem in STEMS), host_build.HERE / "bindings.cpp"]
     objects += [compile_binding(source) for source in sources]
     key = hashlib.sha256(repr(objects).encode()).hexdigest()[:20]

@@ -59,6 +59,11 @@ BUDGETS = [
     # 40 KB of LRN's output a block, which is what bounds it but in NCHW.
     Budget(r"lrn_pool_fwd<\w+, \d, \d, true>", 80, 40 * KB, (3, 2, 2, 3)),
     Budget("lrn_pool_fwd<", 112, 40 * KB, (2, 2, 2, 2)),
+    # AlexNet's stages in 16 bits: a pixel's LRN once a block, in pairs from there on. The first version had 1,136
+    # instructions, of which it issued 55 an element; backward 1,168, and 94.
+    Budget(r"lrn_pool_fwd_packed<\w+, \d, false>", 64, 40 * KB, (3, 2, 2, 4), 520),
+    Budget("lrn_pool_fwd_packed<", 64, 40 * KB, (3, 2, 2, 4), 780),
+    Budget("lrn_pool_bwd_packed<", 96, 12 * KB, (5, 5, 5, 5), 1400),
     # Copies and sums of little data. The fold of whole lines in pairs is AlexNet's first layer: 1,080 instructions at
     # first, when they and not bytes bound it.
     Budget(r"conv_fold_image<\w+, 2, false>", 32, 0, (8, 6, 6, 8), 480),
@@ -79,6 +84,8 @@ BUDGETS = [
     Budget(r"conv_weight_gradient<WeightTile<TensorCores<\w+>, 128, 128,", 224, 99 * KB, (2, 1, 1, 2)),
     Budget(r"conv_weight_gradient<WeightTile<TensorCores<\w+>, 64, 128,", 128, 99 * KB, (3, 1, 1, 4)),
     Budget("conv_weight_gradient<WeightTile<MultiplyAdd, 64, 128,", 168, 99 * KB, (3, 1, 1, 3)),
+    # One block has all of a multiprocessor of sm_90a: 168 registers a thread at its start, handed out anew inside.
+    Budget("sm90::(conv_relu_fwd|conv_weight_gradient)<", 168, 227 * KB, (0, 0, 0, 1)),
     # The slabs and the ring of the convolution's output: one block on all but sm_90.
     Budget("conv_stage_fwd<", 152, 99 * KB, (1, 1, 1, 2)),
 ]
@@ -105,14 +112,22 @@ def wanted_instructions(kernel: Kernel) -> list[str]:
         words = math == "TensorCores<float>" and kernel.family == "conv_weight_gradient"  # ldmatrix turns 16 bits alone
         wanted += [] if math == "MultiplyAdd" or words else [r"LDSM\..*"]
         return wanted + ([] if kernel.family == "conv_weight_gradient" else [r"STG\.E\.128"])
+    if kernel.hopper:  # products of operands in shared memory, which bulk copies bring, and registers handed out anew
+        forward = kernel.family == "sm90::conv_relu_fwd"
+        columns = re.findall(r"\d+(?=[,>])", kernel.name)[-2] if forward else 192
+        product = rf"HGMMA\.64x{columns}x16\.F32" + (r"\.BF16" if "bf16" in kernel.name else "")
+        copies = [r"UTMALDG\.4D\.IM2COL", r"UTMALDG\.4D", *([r"UTMASTG\.3D"] if forward else [])]
+        return [product, *copies, r"USETMAXREG.*", r"SYNCS\.PHASECHK.*"]
     if kernel.family == "conv_fold_image":
         return [r"STG\.E\.128"]
     if kernel.family in ("lpips_fwd", "lpips_weight"):  # which write a number a pixel, or a channel
         return [rf"LDG?\.E\.{8 * kernel.vector}(\.CONSTANT)?"] if kernel.vector == 16 else []
     maxima = []
-    if kernel.family == "pool_fwd_packed":  # of two elements each, and of three where sm_90 knows that there is no sign
-        maxima = [r"VIMNMX3\.S16"] if "Rectified" in kernel.name and kernel.architecture == 90 else []
-        maxima.append(r"HMNMX2(\.BF16_V2)?\.NAN")
+    of_two, of_three = r"HMNMX2(\.BF16_V2)?\.NAN", r"VIMNMX3\.S16"  # sm_90 has these, where there is no sign
+    if kernel.family == "pool_fwd_packed":
+        maxima = [of_two, of_three] if "Rectified" in kernel.name and kernel.architecture == 90 else [of_two]
+    if kernel.family == "lrn_pool_fwd_packed":
+        maxima = [of_three if kernel.architecture == 90 else of_two, r"STS\.128"]
     if kernel.vector in (8, 16):  # LD: where the compiler has lost that a pointer is to global memory
         bits = 8 * kernel.vector
         return [*maxima, rf"LDG?\.E\.{bits}(\.CONSTANT)?", rf"STG\.E\.{bits}"]
@@ -122,6 +137,7 @@ def wanted_instructions(kernel: Kernel) -> list[str]:
 def unwanted_instructions(kernel: Kernel) -> str:
     """A regular expression: local memory, atomics (sums have an order), and vectors stored word by word."""
     words = r"|STG\.E" if kernel.family.startswith("lrn_fwd") and kernel.vector == 16 else ""
+    words += r"|STS" if kernel.family == "lrn_pool_fwd_packed" else ""
     return r"LDL.*|STL.*|RED\..*|ATOM.*" + words
 
 
@@ -145,6 +161,13 @@ def faults(kernel: Kernel) -> list[str]:
     fewest = allowed.blocks[list(MULTIPROCESSORS).index(kernel.architecture)]
     if kernel.blocks < fewest:
         found.append(f"{kernel.blocks} blocks fit a multiprocessor, budget {fewest}")
+    if kernel.hopper:  # several products between two waits: ptxas would give each its own where it serializes them
+        products, waits = (
+            sum(kernel.instructions[i] for i in kernel.instructions if i.startswith(start))
+            for start in ("HGMMA", "WARPGROUP.ARRIVE")
+        )
+        if products < 3 * waits:
+            found.append(f"{products} products in {waits} batches: they are serialized")
     for wanted in wanted_instructions(kernel):
         if not any(re.fullmatch(wanted, instruction) for instruction in kernel.instructions):
             found.append(f"no instruction {wanted}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import pytest
 import torch
 
 from alexnet_fast.ops import conv_relu
@@ -44,9 +45,27 @@ def check_tf32() -> None:
     switch.fp32_precision = "ieee"
 
 
+def check_sm90() -> None:
+    """Hopper's kernels by their own names: in both layouts, what they refuse an error."""
+    kernel = torch.ops.alexnet_fast.conv_relu_sm90.default
+    x, weight, bias = torch.ones(2, 24, 5, 6).bfloat16(), torch.ones(16, 24, 3, 3).bfloat16(), torch.ones(16).bfloat16()
+    for layout in (torch.contiguous_format, torch.channels_last):
+        y = kernel(x.contiguous(memory_format=layout), weight, bias, [1, 1], [1, 1], [1, 1], 1)
+        assert y.is_contiguous(memory_format=layout)
+        assert torch.equal(y, conv_relu(x, weight, bias, padding=1, backend="reference"))
+        dx, dweight, _ = torch.ops.alexnet_fast.conv_relu_backward_sm90(
+            torch.ones_like(y), x, weight, y, [1, 1], [1, 1], [1, 1], 1, [True, True, False]
+        )
+        assert dx[0, 0, 2, 2] == 9 * 16
+        assert dweight[0, 0, 1, 1] == 2 * 5 * 6
+    with pytest.raises(RuntimeError, match="conv_relu_sm90: "):
+        kernel(x, weight, bias, [2, 2], [1, 1], [1, 1], 1)
+
+
 def main() -> None:
     bindings.take_over(sys.argv[1])
     check_tf32()
+    check_sm90()
     # AlexNet's first convolution is check_variants'; the gradient of its image takes long here.
     samples = [s for s in SAMPLES if s.stem in bindings.STEMS and not (s.weight and "AlexNet" in s.reason)]
     reached, wrong = set(), []

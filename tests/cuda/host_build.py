@@ -98,6 +98,20 @@ def run_once(command: list[str], target: Path) -> None:
         os.replace(scratch.name, target)
 
 
+def kernel_files() -> list[Path]:
+    """Everything that launches a kernel, those for one architecture after those for all."""
+    return [path for path in sorted((CSRC / "cuda").rglob("*.cu")) if path.stem != "runtime"]
+
+
+def unit(source: Path) -> str:
+    return "::".join(source.with_suffix("").parts[len((CSRC / "cuda").parts) :])
+
+
+def runtime_files(kind: str) -> list[Path]:
+    names = ["scheduler", "clocks", "launches", "memory", "matrix", "bulk", "products", "approximate"]
+    return [CSRC / f"host_simt/{name}.cpp" for name in names + (["races"] if kind == "threads" else [])]
+
+
 def build(
     kind: str,
     kernels: list[Path] | None = None,
@@ -106,18 +120,16 @@ def build(
 ) -> Path:
     """The program made of ``kernels`` (all of csrc/cuda), ``main`` (the runner) and host_simt, once per content.
 
-    ``changed`` maps a kernel file's stem to another csrc/ from which it alone is compiled, headers and all."""
-    kernels = (
-        [path for path in sorted((CSRC / "cuda").glob("*.cu")) if path.stem != "runtime"]
-        if kernels is None
-        else kernels
-    )
-    runtime = ["scheduler", "launches", "memory", "matrix", "approximate"] + (["races"] if kind == "threads" else [])
-    sources = [*kernels, main or CSRC / "host_simt/runner.cpp", *(CSRC / f"host_simt/{name}.cpp" for name in runtime)]
+    ``changed`` maps a kernel file's name below csrc/cuda, with :: for / and no suffix, to another csrc/ from which it
+    alone is compiled, headers and all."""
+    kernels = kernel_files() if kernels is None else kernels
+    sources = [*kernels, main or CSRC / "host_simt/runner.cpp", *runtime_files(kind)]
 
     def compile_one(source: Path) -> Path:
-        csrc = (changed or {}).get(source.stem)
-        return compile_object(kind, csrc / "cuda" / source.name, csrc) if csrc else compile_object(kind, source, CSRC)
+        csrc = (changed or {}).get(unit(source))
+        return (
+            compile_object(kind, csrc / source.relative_to(CSRC), csrc) if csrc else compile_object(kind, source, CSRC)
+        )
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compile_one, sources))

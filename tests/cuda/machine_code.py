@@ -53,6 +53,11 @@ class Kernel:
         return self.name.partition("<")[0]
 
     @property
+    def hopper(self) -> bool:
+        """Whether it is for sm_90a alone: of csrc/cuda/sm90, with wgmma and bulk copies."""
+        return self.name.startswith("sm90::")
+
+    @property
     def arguments(self) -> list[str]:
         """Of the template: the numbers and names in it, from left to right."""
         return re.findall(r"\w+", self.name)[1:]
@@ -65,8 +70,15 @@ class Kernel:
 
     def dynamic(self, mask: bool = False) -> int:
         """Bytes of shared memory that a launch asks for: the most there is, but for convolutions without ``mask``."""
-        if self.family == "lrn_pool_fwd":
+        if self.family.startswith("lrn_pool_fwd"):
             return 40 * KB  # kTileBytes
+        if (
+            self.hopper
+        ):  # stages of 128-byte lines, two pieces of 2 KB for each of eight warps, and the first one's place
+            if self.family == "sm90::conv_weight_gradient":
+                return 5 * 5 * 8 * KB + KB  # five stages of five boxes
+            _, height, columns, stages = map(int, re.findall(r"\d+(?=[,>])", self.name)[-4:])
+            return stages * 128 * (128 * height + columns) + 8 * 2 * 2 * KB + KB
         if not self.family.startswith("conv_") or "Tile" not in self.name:
             return 0
         rows, columns, _, _, stages = map(int, re.findall(r"\d+(?=[,>])", self.name)[-5:])
@@ -131,7 +143,7 @@ def short(demangled: str) -> str:
 def disassemble(cubin: Path) -> dict[str, Counter[str]]:
     """Mangled name -> how often each instruction occurs, with its modifiers."""
     _, *parts = re.split(r"^//-+ \.text\.(\S+) -+$", output(tool("nvdisasm"), "-c", cubin), flags=re.MULTILINE)
-    instruction = re.compile(r"/\*[0-9a-f]{4,}\*/ +(?:@!?U?P[0-9T] +)?([A-Z][A-Z0-9_.]*)")
+    instruction = re.compile(r"/\*[0-9a-f]{4,}\*/ +(?:@!?U?P[0-9T] +)?([A-Z][A-Z0-9_.x]*)")
     return {name: Counter(instruction.findall(code)) for name, code in zip(parts[::2], parts[1::2], strict=True)}
 
 

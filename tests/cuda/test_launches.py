@@ -17,12 +17,13 @@ from alexnet_fast.ops import LRN
 
 from ..ops.samples import epilogue, lpips_layer, lrn
 from . import host_build, machine_code
-from .conv import BF16, EDGES, MODES, TILE_ROWS, TILES, backward, forward, stage, stages
+from .conv import BF16, EDGES, F16, MODES, TILE_ROWS, TILES, backward, forward, stage, stages
 from .host_build import Case
 from .limits import MULTIPROCESSORS, refusals
 from .machine_code import Kernel
 from .mutants import Mutant
 from .pointwise import tasks
+from .test_hopper import LISTED, hopper, hopper_backward
 from .test_pointwise import STEMS, of
 
 OLD_LAUNCH = Mutant(
@@ -63,6 +64,9 @@ def cases() -> list[Case]:
         found += [forward(shape, mode)[0] for shape in TILES if shape.tile <= TILE_ROWS[mode.name]]
         found += [forward(shape, mode)[0] for shape in EDGES[:6]]
         found += [backward(shape, mode)[0] for shape in [*EDGES[:6], *TILES] if shape.tile <= 2]
+        if mode in (BF16, F16):
+            found += [hopper(shape, mode)[0] for shape in LISTED if shape.tile]
+            found.append(hopper_backward(LISTED[0], mode)[0])
         # Longer rows are too much for sm_86 and sm_89, and launchers do not choose these tiles for them.
         found += [stage(one, mode)[0] for one in stages(0, seed=0) if one.shape.width <= 27]
     return found

@@ -29,12 +29,14 @@ def test_every_kernel_keeps_to_its_budget(built):
 
 
 def test_every_kernel_is_there_for_every_architecture(built):
-    """And for later ones as PTX, which their drivers compile."""
-    names = {kernel.name for kernel in built}
+    """And for later ones as PTX, which their drivers compile. Hopper's own are for sm_90 alone."""
+    general = [kernel for kernel in built if not kernel.hopper]
+    names = {kernel.name for kernel in general}
     for architecture in MULTIPROCESSORS:
         assert f"sm_{architecture}" in _C.build_info()["cuda"]
-        assert {kernel.name for kernel in built if kernel.architecture == architecture} == names
-    assert len(built) == len(MULTIPROCESSORS) * len(names)
+        assert {kernel.name for kernel in general if kernel.architecture == architecture} == names
+    assert len(general) == len(MULTIPROCESSORS) * len(names)
+    assert {kernel.architecture for kernel in built if kernel.hopper} == {90}
     assert machine_code.ptx_targets() == {f"sm_{max(MULTIPROCESSORS)}"}
 
 
@@ -43,8 +45,12 @@ def test_every_budget_is_some_kernels(built):
     assert {budget(kernel) for kernel in built} == set(BUDGETS)
 
 
+HOPPER = "sm90::conv_relu_fwd<sm90::WgmmaTile<bf16, 4, 2, 192,"
+
+
 def one(built: list[Kernel], name: str) -> Kernel:
-    return next(kernel for kernel in built if kernel.name.startswith(name) and kernel.architecture == 86)
+    found = [kernel for kernel in built if kernel.name.startswith(name)]
+    return next(kernel for kernel in found if kernel.hopper or kernel.architecture == 86)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +68,12 @@ def one(built: list[Kernel], name: str) -> Kernel:
         ("relu_nhwc<float, 4", {"instructions": "LD"}, "no instruction LDG"),
         ("pool_fwd_packed<bf16, 8", {"instructions": "HMNMX2"}, "no instruction HMNMX2"),
         ("pool_fwd_packed<bf16, 8, 2, true", {"registers": 65}, "3 blocks fit a multiprocessor, budget 4"),
+        (HOPPER, {"instructions": "HGMMA"}, "no instruction HGMMA"),
+        (HOPPER, {"instructions": "UTMALDG"}, "no instruction UTMALDG"),
+        (HOPPER, {"instructions": "UTMASTG"}, "no instruction UTMASTG"),
+        (HOPPER, {"instructions": "USETMAXREG"}, "no instruction USETMAXREG"),
+        (HOPPER, {"stack": 8}, "8 bytes of a thread are in local memory"),
+        (HOPPER, {"shared": 24 * KB}, "of shared memory, budget 232448"),
         ("nothing<float>", {}, "has no budget"),
     ],
 )
@@ -82,6 +94,14 @@ def test_too_many_instructions(built):
     kernel = one(built, "conv_fold_image<bf16, 2, false")
     (fault,) = faults(replace(kernel, instructions=kernel.instructions + Counter(IMAD=500)))
     assert fault.endswith("instructions, budget 480")
+
+
+def test_serialized_products(built):
+    """As ptxas makes them where it cannot keep the sums' registers to the products alone."""
+    kernel = one(built, HOPPER)
+    waits = Counter({"WARPGROUP.ARRIVE": sum(kernel.instructions.values())})
+    (fault,) = faults(replace(kernel, instructions=kernel.instructions + waits))
+    assert fault.endswith("batches: they are serialized")
 
 
 @pytest.mark.parametrize("instruction", ["LDL.64", "STL", "RED.E.ADD.F32.FTZ.RN.STRONG.GPU", "ATOMG.E.ADD", "STG.E"])

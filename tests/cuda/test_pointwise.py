@@ -13,7 +13,7 @@ from torch import Tensor
 from alexnet_fast import reference
 from alexnet_fast.ops import LRN, Pool
 
-from ..ops.samples import Sample, epilogue, lpips_layer, lrn, max_pool
+from ..ops.samples import Sample, epilogue, lpips_layer, lrn, max_pool, torch_lrn
 from . import host_build
 from .host_build import Case, run
 from .params import LrnParams
@@ -99,6 +99,30 @@ def test_ties(dtype, channels_last):
         object.__setattr__(whole, "data", sample.whole_numbers)
         some += of(whole, dtype, channels_last)
     run_and_check("threads", some)
+
+
+FIVE = LRN(5, 0.02, 0.75, 2.0)
+
+
+def pairs(dtype: torch.dtype) -> list[Task]:
+    """What the 16-bit kernels for AlexNet's stages alone take: edges of tiles, patches and groups."""
+    some = []
+    for shape, norm, pool in (
+        ((2, 16, 13, 13), FIVE, Pool(3, 2)),
+        ((1, 24, 8, 10), FIVE, Pool(3, 2)),  # the last row and column are in no window
+        ((1, 8, 9, 8), FIVE, Pool(3, 2, 1)),
+        ((1, 16, 8, 8), FIVE, Pool(3, 2, 0, True)),
+        ((1, 48, 7, 3), LRN(5, 0.02, 0.75, 1.0, 2), Pool(3, 2)),
+        ((1, 264, 5, 27), FIVE, Pool(3, 2)),  # tiles of channels, the last not full
+        ((1, 8, 39, 21), FIVE, Pool(3, 2)),
+    ):
+        some += of(epilogue("pairs", shape, lrn=norm, pool=pool), dtype, True)
+    return some
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_lrn_and_pool_in_pairs(dtype):
+    run_and_check("threads", pairs(dtype))
 
 
 # ---- Special values --------------------------------------------------------------------------------------------------
@@ -203,6 +227,24 @@ def test_every_bit_of_pooling(dtype, channels_last, numbers):
         named = torch.where(named.isnan(), torch.tensor(0x7FFF, dtype=torch.int16).view(dtype), named)
         assert torch.equal(y.view(torch.int16), named.view(torch.int16))
         assert torch.equal(inferred.outputs["y"].view(torch.int16), y.view(torch.int16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_nan_through_lrn_and_pool(dtype):
+    """Of a window's NaN the last one is named, and numbers that pairs cannot tell from NaN are numbers."""
+    sample = epilogue("", (1, 16, 9, 9), lrn=LRN(5, 1e-30, 0.75, 1.0), pool=Pool(3, 2))
+    forward = of(sample, dtype, True)[0]
+    z = forward.case.inputs["z"].clone()
+    z[0, 3, 2:5, 3:6] = torch.nan
+    z[0, 9, 4, 4] = torch.finfo(dtype).max
+    z[0, 14] = 0.0
+    outputs = single("epilogue_fwd", forward, z=z, bias=torch.zeros(16, dtype=dtype))
+    r = z.relu()
+    normalized = torch_lrn(r.float(), *sample.arguments["lrn"]).to(dtype)
+    assert torch.equal(outputs["r"].double().nan_to_num(7e9), r.double().nan_to_num(7e9))
+    assert torch.equal(outputs["code"], codes(normalized, 3, 2))
+    assert outputs["y"][0, 1:6].isnan().any()
+    assert outputs["y"][0, 8:].isfinite().all()
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

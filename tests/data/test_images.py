@@ -136,3 +136,4 @@ def test_a_picture_stands_as_its_orientation_says(tmp_path: Path):
     exif[274] = 6
     picture(48, 64).save(tmp_path / "turned.jpg", exif=exif)
     assert read_image(tmp_path / "turned.jpg").size == (48, 64)
+    assert read_image(tmp_path / "turned.jpg", exif=False).size == (64, 48)

@@ -103,8 +103,8 @@ def test_state_dicts_go_both_ways(plain, ours):
 
 
 def test_same_modules(plain, ours):
-    """The same text but for the classes' own names, so the same options of every module."""
-    assert repr(ours).replace("FusedSequential", "Sequential") == repr(plain).replace("Documented", "AlexNet")
+    """The same text, so the same options of every module."""
+    assert repr(ours) == repr(plain).replace("Documented", "AlexNet")
     assert type(ours.features) is FusedSequential
 
 
@@ -326,15 +326,6 @@ def test_compiles_to_one_graph(name, images):
     model = small(name)
     torch._dynamo.reset()
     torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(images), model(images))
-
-
-def test_exports_with_any_batch(ours, images):
-    batch = torch.export.Dim("batch")
-    program = torch.export.export(ours.eval(), (images,), dynamic_shapes={"x": {0: batch}})
-    assert "alexnet_fast.conv_stage.default" in str(program.graph)
-    for n in (1, 5):
-        more = torch.randn(n, *images.shape[1:])
-        torch.testing.assert_close(program.module()(more), ours(more))
 
 
 def test_autocast_and_half(ours, images):

@@ -252,7 +252,7 @@ EDITS = {
     "setitem": (lambda net: net.__setitem__(1, nn.Tanh()), ["lrn", "max_pool", *STAGES[1:]]),
     "setitem subclass": (lambda net: net.__setitem__(4, Shifted(6, 6, 3, padding=1)), [STAGES[0], "lrn", *STAGES[2:]]),
     "append": (lambda net: net.append(nn.MaxPool2d(2)), [*STAGES, "max_pool"]),
-    "insert": (lambda net: net.insert(2, nn.Identity()), ["conv_relu", "lrn", "max_pool", *STAGES[1:]]),
+    "insert": (lambda net: net.insert(2, nn.Tanh()), ["conv_relu", "lrn", "max_pool", *STAGES[1:]]),
     "extend": (lambda net: net.extend([convolution(), nn.ReLU()]), [*STAGES, "conv_relu"]),
     "delete": (lambda net: net.__delitem__(13), [*STAGES[:4], "max_pool", "lrn"]),
     "pool stride": (lambda net: setattr(net[3], "stride", 3), STAGES),
@@ -289,7 +289,7 @@ def test_edits_take_effect(pair, image, name, operators):
 def test_keys_and_repr(pair):
     plain, fused = pair
     assert list(plain.state_dict()) == list(fused.state_dict())
-    assert repr(fused) == repr(plain).replace("Sequential(", "FusedSequential(", 1)
+    assert repr(fused) == repr(plain)
 
 
 def test_copies_and_pickles(pair, image, operators):

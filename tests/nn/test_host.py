@@ -10,7 +10,9 @@ import torch
 
 from benchmarks.host import PRODUCTS, SIDE, bare, call_of, nets, products
 
-MOST = 2.5  # times nn.Sequential's calls, whose number differs between versions of torch and Python
+# Times nn.Sequential's calls, in inference and in training, whose numbers differ between versions of torch and Python.
+# More than half of those in training are zero_grad's, of either net.
+MOST = {False: 0.3, True: 0.8}
 
 
 def python_calls(call: Callable[[], object]) -> int:
@@ -34,7 +36,7 @@ def python_calls(call: Callable[[], object]) -> int:
 def test_python_calls_do_not_creep_back(training):
     x = torch.randn(1, 3, SIDE, SIDE)
     counts = {name: python_calls(call_of(net, x, training)) for name, net in nets().items()}
-    assert counts["ours"] <= MOST * counts["eager"]
+    assert counts["ours"] <= MOST[training] * counts["eager"]
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])

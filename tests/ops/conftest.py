@@ -7,7 +7,7 @@ import torch
 
 from alexnet_fast import BackendError, backends
 
-# A backend, and the device its tests run on. On a GPU ``auto`` takes torch's own convolutions.
+# A backend, and the device its tests run on. On a GPU ``auto`` takes cuDNN's convolutions for shapes as small as these.
 DEVICES = {"reference": "cpu", "cpu": "cpu", "cuda": "cuda", "auto": "cuda"}
 # What the CUDA kernels do not cover; with it a test of ``cuda`` by name is skipped.
 REFUSED = ("got torch.float64", "windows of more than 16 channels", "a weight without elements")

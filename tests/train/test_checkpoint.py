@@ -13,15 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from alexnet_fast.data.hashes import record_sha256
+from alexnet_fast.data.hashes import file_sha256, record_sha256
 from alexnet_fast.errors import InputError, RunError
 from alexnet_fast.train import checkpoint
 from alexnet_fast.train.config import resolve
 
 CONFIG = resolve({"data": "digits", "out": "x"}, 10)
 MODEL = {"a.weight": torch.randn(3, 4, 5, 5).contiguous(memory_format=torch.channels_last), "a.bias": torch.randn(3)}
-MOMENTUM = {"a.weight": torch.randn(3, 4, 5, 5)}
+MOMENTUM = {"a.weight": torch.randn(3, 4, 5, 5), "a.bias": torch.randn(3)}
 
 
 def save(run: Path, step: int) -> Path:
@@ -170,6 +171,92 @@ def test_keys_that_are_missing_though_hashes_agree(tmp_path: Path, key: str):
     (path / "state.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match=f"damaged checkpoint: .*{key}"):
         checkpoint.load(path)
+
+
+def _resealed(path: Path, **changes: object) -> Path:
+    """The checkpoint with other values in state.json, and the right hash over them."""
+    record = json.loads((path / "state.json").read_text())
+    del record["sha256"]
+    for name, value in changes.items():
+        *parents, key = name.split("__")
+        part = record
+        for parent in parents:
+            part = part[parent]
+        part[key] = value
+    record["files"] |= {file: file_sha256(path / file) for file in checkpoint.TENSORS}
+    (path / "state.json").write_text(json.dumps({**record, "sha256": record_sha256(record)}))
+    return path
+
+
+WRONG = {
+    "config: --num-classes: DATA has 3 classes, got 2": {"config__num_classes": 2, "classes": ["a", "b", "c"]},
+    "config: seed: expected from 0": {"config__seed": -1},
+    "config: std[2]: expected from": {"config__std": [1, 1, 0]},
+    "config: mean[0]: expected a number, got 'a'": {"config__mean": ["a", 0, 0]},
+    "config: --variant: unknown variant 'x'": {"config__variant": "x"},
+    "config: expected an object": {"config": []},
+    "classes: expected at least 1 entries, got 0": {"classes": []},
+    "classes[0]: expected text, got 1": {"classes": [1, 2]},
+    "state: step: expected from 0": {"state__step": -1},
+    "state: sums: expected 3 entries, got 1": {"state__sums": [1]},
+    "state: sums[1]: expected a finite number": {"state__sums": [0, float("nan"), 0]},
+    "state: best: expected an object": {"state__best": 3},
+    "state: unknown 'other'": {"state__other": 1},
+    "state: plateau: without cuts": {"state__plateau": {"best": None, "stale": 0}},
+    "format 2; this version reads 1": {"format": 2},
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_wrong_content_under_a_right_hash_is_named(tmp_path: Path, said: str):
+    path = _resealed(save(tmp_path, 1), **WRONG[said])
+    with pytest.raises(InputError) as caught:
+        checkpoint.load(path)
+    said = said.replace("config: --", "--")
+    assert str(caught.value).startswith(f"{path}: damaged checkpoint: ")
+    assert said in str(caught.value)
+
+
+class Net(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = torch.nn.Conv2d(4, 3, 5)
+
+
+@pytest.mark.parametrize(
+    ("file", "tensors", "said"),
+    [
+        ("model", {"a.weight": MODEL["a.weight"]}, "without a.bias"),
+        ("model", {**MODEL, "b": torch.ones(2)}, "b is not in the net"),
+        ("model", {**MODEL, "a.bias": torch.ones(())}, r"a\.bias is F32 \[\], the net's is F32 \[3\]"),
+        ("model", {**MODEL, "a.bias": torch.ones(3, dtype=torch.int64)}, r"a\.bias is I64 \[3\]"),
+        ("model", {**MODEL, "a.bias": torch.full((3,), torch.nan)}, "a.bias has numbers that are not finite"),
+        ("optimizer", {"a.weight": torch.ones(1)}, r"optimizer.*a\.weight is F32 \[1\]"),
+        ("optimizer", {"a.weight": MOMENTUM["a.weight"]}, r"optimizer.*without a\.bias"),
+        ("optimizer", {**MOMENTUM, "exp_avg:a.bias": torch.ones(3)}, "exp_avg:a.bias is not in the net"),
+        ("optimizer", {**MOMENTUM, "a.bias": torch.full((3,), torch.inf)}, "a.bias has numbers that are not finite"),
+    ],
+)
+def test_tensors_that_are_not_the_nets_are_named(tmp_path: Path, file: str, tensors: dict, said: str):
+    path = save(tmp_path, 1)
+    checkpoint.load(path).read(Net())
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path / f"{file}.safetensors")
+    found = checkpoint.load(_resealed(path))
+    with pytest.raises(InputError, match=said):
+        found.read(Net())
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"), [(2**26, r"a\.weight is F32 \[67108864\]"), (2**38, "unable to mmap 1099511627")]
+)
+def test_a_file_that_claims_gigabytes_is_refused_before_they_are_allocated(tmp_path: Path, numbers: int, said: str):
+    path = save(tmp_path, 1)
+    header = json.dumps({"a.weight": {"dtype": "F32", "shape": [numbers], "data_offsets": [0, 4 * numbers]}}).encode()
+    with open(path / "model.safetensors", "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + 4 * numbers)  # sparse: it takes no room
+    with pytest.raises(InputError, match=said):
+        checkpoint.load(path, verify=False).read(Net())
 
 
 @pytest.mark.parametrize("step", ["save_file", "_flush", "os.rename", "os.replace"])

@@ -44,8 +44,27 @@ def test_what_is_given_wins_over_the_preset():
 def test_it_survives_json():
     config = resolve(DIGITS, 10)
     assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
-    with pytest.raises(KeyError, match="other fields"):
+    with pytest.raises(ValueError, match="config: unknown 'unknown'"):
         TrainConfig.from_json({**config.to_json(), "unknown": 1})
+    before = {name: value for name, value in config.to_json().items() if name not in ("max_bad", "momentum")}
+    assert TrainConfig.from_json(before) == config  # of a version that had fewer fields
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[
+            (name, value)
+            for name in ("data", "lr", "epochs", "variant", "mean")
+            for value in (None, [], {}, "x" * 5000)
+        ],
+        *[("batch_size", 10**30), ("seed", 10**40), ("std", [0, 0, 0]), ("mean", ["a", 0, 0]), ("num_classes", True)],
+        *[("colour", [[0, 0, 0]]), ("init_std", [-1] * 8), ("recipe", "x"), ("image_size", 7), ("parallel", "towers")],
+    ],
+)
+def test_stored_values_of_another_type_or_range_are_named(field: str, value: object):
+    with pytest.raises(ValueError, match=field.replace("_", "[-_]")):
+        TrainConfig.from_json({**resolve(DIGITS, 10).to_json(), field: value})
 
 
 @pytest.mark.parametrize(
@@ -62,13 +81,20 @@ def test_it_survives_json():
         ({"image_size": 62}, "--image-size: variant torchvision takes at least 63, got 62"),
         ({"num_classes": 9}, "--num-classes: DATA has 10 classes, got 9"),
         ({"batch_size": 1, "nproc": 2}, "--batch-size: 1 images cannot be shared by 2 ranks"),
-        ({"epochs": 0}, "--epochs: expected at least 1, got 0"),
-        ({"lr": float("nan")}, "--lr: expected at least 0, got nan"),
+        ({"epochs": 0}, "--epochs: expected from 1 to 1000000, got 0"),
+        ({"lr": float("nan")}, "--lr: expected a finite number, got nan"),
         ({"lr": float("inf")}, "--lr"),
         ({"dropout": 1.5}, "--dropout: expected from 0 to 1, got 1.5"),
         ({"max_steps": 0}, "--max-steps"),
         ({"workers": -1}, "--workers"),
         ({"lr_step": 0.0}, "--lr-step"),
+        ({"seed": 10**40}, "--seed: expected from 0 to 9223372036854775807, got a number of more than 20 digits"),
+        ({"batch_size": 10**30}, "--batch-size: expected from 1 to 1048576, got"),
+        ({"image_size": 100_000}, "--image-size: expected from 1 to 4096, got 100000"),
+        ({"num_classes": 10**9}, "--num-classes: expected from 1 to 1000000, got 1000000000"),
+        ({"init_std": (-1.0,) * 8}, "--init-std[0]: expected from 0 to 1000, got -1.0"),
+        ({"mean": (float("nan"),) * 3}, "--mean[0]: expected a finite number, got nan"),
+        ({"init_bias": (float("inf"),) * 8}, "--init-bias[0]: expected a finite number, got inf"),
     ],
 )
 def test_wrong_values_are_refused_with_what_is_wanted(given: dict, said: str):

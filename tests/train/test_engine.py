@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import builtins
+import fcntl
+import io
 import json
 import math
+import multiprocessing
+import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from torch import nn
 
 from alexnet_fast.data import Transform, training_batches
 from alexnet_fast.errors import InputError, RunError
-from alexnet_fast.train import commands
+from alexnet_fast.train import checkpoint, commands
+from alexnet_fast.train.config import resolve
+from alexnet_fast.train.evaluate import Evaluation
+from alexnet_fast.train.report import Report
 from tests.data.pictures import write_folder
 from tests.train import runs
 
@@ -48,14 +57,11 @@ def test_pictures_show_what_they_claim(tmp_path: Path):
     run = tmp_path / "run"
     assert runs.train(run, epochs=1) == 0
     assert Image.open(run / "curves.png").size == (1440, 432)
-    filters = np.asarray(Image.open(run / "conv1.png"))
-    assert filters.shape == (
-        8 * 12 * 4 + 4,
-        1 * 12 * 4 + 4,
-        3,
-    )  # 8 filters of 11x11 in one column, a white line between
-    weight = runs.tensors(run)["0.weight"][5]
-    scaled = ((weight - weight.min()) / (weight.max() - weight.min()) * 255).round().permute(1, 2, 0)
+    sheet = np.asarray(Image.open(run / "conv1.png"))
+    filters = sheet[-(8 * 12 * 4 + 4) :, : 1 * 12 * 4 + 4]  # 8 of 11x11 in one column, a white line between
+    assert (sheet[: -len(filters)] < 128).any()  # what they are and their scale, in words
+    weights = runs.tensors(run)["0.weight"]
+    scaled = ((weights[5] / weights.abs().max() + 1) / 2 * 255).round().permute(1, 2, 0)
     shown = filters[5 * 48 + 4 : 6 * 48 : 4, 4:48:4]
     assert (shown == scaled.numpy().astype(np.uint8)).all()
 
@@ -75,6 +81,29 @@ def test_without_matplotlib_one_line_says_so(
     assert capsys.readouterr().out.count("matplotlib is not installed") == 1
     assert not (tmp_path / "run" / "curves.png").exists()
     assert (tmp_path / "run" / "conv1.png").exists()
+
+
+def test_the_bar_is_gone_before_the_summary(tmp_path: Path):
+    screen = io.StringIO()
+    config = resolve({"data": "digits", "out": str(tmp_path)}, 10)
+    report = Report(config, Console(force_terminal=True, file=screen), step=0, steps=3, metrics_bytes=0)
+    report.finished(Evaluation(1.0, 1, 1, 2), dict(checkpoint.START), 1.0, {}, {})
+    report.close()
+    assert "held-out accuracy 50.00%" in screen.getvalue()
+    assert screen.getvalue().rfind("\x1b[2K") < screen.getvalue().find("held-out accuracy")  # the bar's line, erased
+    assert report.bar.live.transient
+
+
+@pytest.mark.parametrize(("classes", "told"), [(5, False), (6, True)])
+def test_among_five_classes_the_first_five_are_not_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture, classes: int, told: bool
+):
+    config = resolve({"data": "/pictures", "out": str(tmp_path)}, classes)
+    report = Report(config, Console(), step=0, steps=3, metrics_bytes=0)
+    row = {"epoch": 0, "step": 1, "val_loss": 1.0, "val_top1": 0.5, "val_top5": 1.0, "count": 4}
+    report.evaluated("stop", row)
+    report.close()
+    assert ("top-5" in capsys.readouterr().out) == told
 
 
 def test_a_set_smaller_than_the_batch_trains(tmp_path: Path):
@@ -151,6 +180,109 @@ def test_tensorboard_logs_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(list((run / "tensorboard").glob("events.*"))) == 1
     assert runs.train(tmp_path / "plain", max_steps=1) == 0
     assert not (tmp_path / "plain" / "tensorboard").exists()
+
+
+# ----------------------------------------------------------------------------------------------------- what is taken up
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "a line"])
+def test_a_run_goes_on_without_its_metrics(tmp_path: Path, capsys: pytest.CaptureFixture, damage: str):
+    run = tmp_path / "run"
+    assert runs.train(run, max_steps=5) == 0
+    path = run / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    if damage == "gone":
+        path.unlink()
+    else:
+        lines[2] = lines[2][:5] if damage == "cut" else b"[]\n"
+        path.write_bytes(b"".join(lines[: 3 if damage == "cut" else None]))
+    capsys.readouterr()
+    assert runs.train(run, resume=run, max_steps=8) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert len(said) == 1
+    assert "metrics.jsonl" in said[0]
+    assert [row["step"] for row in runs.rows(run)] == [*range(1, 1 if damage == "gone" else 3), 6, 7, 8, 8]
+
+
+def _left_unsaved(tmp_path: Path) -> Path:
+    """The folder of a run that was killed before its first checkpoint."""
+    run = tmp_path / "run"
+    assert runs.train(run, max_steps=1) == 0
+    for path in run.iterdir():
+        if path.name not in (".lock", "config.json", "metrics.jsonl"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (run / "checkpoints" / ".unfinished-step-00000000").mkdir(parents=True)
+    return run
+
+
+@pytest.mark.parametrize("how", ["resume", "out"])
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture, how: str
+):
+    run = _left_unsaved(tmp_path)
+    capsys.readouterr()
+    assert runs.train(run, resume=run if how == "resume" else None, max_steps=2) == 0
+    assert f"anew   {run} was left before its first checkpoint" in capsys.readouterr().out
+    assert [row["step"] for row in runs.rows(run)] == [1, 2, 2]
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"about": {}}', "[" * 100_000])
+def test_an_unsaved_run_without_a_whole_configuration_is_named(tmp_path: Path, content: str):
+    run = _left_unsaved(tmp_path)
+    (run / "config.json").write_text(content)
+    with pytest.raises(InputError, match=r"config\.json: damaged: config\.json"):
+        runs.train(run, resume=run)
+    (run / "config.json").unlink()
+    with pytest.raises(InputError, match="no checkpoint there"):
+        runs.train(run, resume=run)
+
+
+def test_a_checkpoint_is_there_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("alexnet_fast.train.engine.Trainer._step", dies)
+        with pytest.raises(KeyboardInterrupt):
+            runs.train(run, max_steps=3)
+    assert (run / "checkpoints" / "last").resolve().name == "step-00000000"
+    assert runs.train(run, resume=run) == 0
+    assert runs.train(tmp_path / "whole", max_steps=3) == 0
+    runs.assert_same_bits(run, tmp_path / "whole")
+
+
+def test_each_resume_is_a_restart_also_from_one_checkpoint(tmp_path: Path):
+    run = tmp_path / "run"
+    assert runs.train(run, max_steps=2) == 0
+    for restarts in (1, 2, 3):
+        assert runs.train(run, resume=run) == 0
+        assert json.loads((run / "summary.json").read_text())["restarts"] == restarts
+
+
+def test_a_refused_resume_changes_nothing(tmp_path: Path):
+    """While the run that holds the folder goes on."""
+    run = tmp_path / "run"
+    assert runs.train(run, max_steps=2) == 0
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with (run / ".lock").open("w") as file:
+        ready, held = multiprocessing.Pipe()
+        holder = multiprocessing.get_context("fork").Process(target=_hold, args=(file, ready, held))
+        holder.start()
+        assert ready.recv()
+        with pytest.raises(InputError, match="another run is writing there"):
+            runs.train(run, resume=run, max_steps=9)
+        ready.close()
+        holder.kill()
+        holder.join()
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def _hold(file, ready, held) -> None:
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    ready.close()
+    held.send(True)
+    time.sleep(60)
 
 
 # ------------------------------------------------------------------------------------------------------------ bad files

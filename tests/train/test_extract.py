@@ -11,7 +11,7 @@ from PIL import Image
 
 from alexnet_fast import backends
 from alexnet_fast.errors import InputError
-from alexnet_fast.models import features
+from alexnet_fast.models.features import features
 from alexnet_fast.train import checkpoint
 from alexnet_fast.train.config import resolve
 from alexnet_fast.train.extract import extract

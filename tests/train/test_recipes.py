@@ -42,7 +42,7 @@ def test_every_value_is_in_the_configuration_and_can_be_set_otherwise(recipe: st
         elif isinstance(value, bool):
             other = not value
         else:
-            other = others.get(name) or value / 2 + (1 if isinstance(value, int) else 0)
+            other = others.get(name) or (value // 2 + 1 if isinstance(value, int) else value / 2)
         given = {"ten_crop": False, name: other}
         assert getattr(resolved(recipe, **given), name) == other
 
@@ -81,8 +81,8 @@ def test_small_grey_sets_keep_their_own_pictures():
     [
         ({"recipe": "resnet"}, "--recipe: unknown recipe 'resnet'; known are paper, "),
         ({"schedule": "multistep"}, "--lr-milestones: schedule multistep needs them"),
-        ({"init_std": (0.1, 0.2)}, "--init-std: expected 8 numbers, got 2"),
-        ({"std": (1.0, 0.0, 1.0)}, "--std: expected three numbers above 0"),
+        ({"init_std": (0.1, 0.2)}, "--init-std: expected 8 entries, got 2"),
+        ({"std": (1.0, 0.0, 1.0)}, "--std[1]: expected from 1e-06 to 1000, got 0.0"),
         ({"colour_divisor": 0.0}, "--colour-divisor"),
         ({"lr_head": -1.0}, "--lr-head"),
     ],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -40,8 +42,9 @@ def _ended(process: subprocess.Popen, children: list[int]) -> None:
 
 
 def _wait_for_checkpoint(run: Path, seconds: float) -> None:
+    """One of a step that was trained."""
     deadline = time.monotonic() + seconds
-    while not (run / "checkpoints" / "last").exists():
+    while not (run / "checkpoints" / "last").exists() or (run / "checkpoints" / "last").resolve().name[-1] == "0":
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -74,7 +77,7 @@ def test_killed_then_resumed(tmp_path: Path, undisturbed, nproc: int, victim: st
     assert runs.rows(run) == runs.rows(undisturbed(nproc))
 
 
-@pytest.mark.parametrize(("nproc", "number"), [(1, signal.SIGINT), (2, signal.SIGTERM)])
+@pytest.mark.parametrize(("nproc", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT)])
 def test_a_signal_leaves_a_checkpoint_of_the_very_step(tmp_path: Path, undisturbed, nproc: int, number: int):
     run = tmp_path / "run"
     process = runs.start(run, nproc=nproc, max_steps=20)  # no checkpoint of its own before step 12
@@ -85,7 +88,8 @@ def test_a_signal_leaves_a_checkpoint_of_the_very_step(tmp_path: Path, undisturb
     last = max(row["step"] for row in runs.rows(run))
     assert last < 12
     assert (run / "checkpoints" / f"step-{last:08d}").is_dir()
-    assert f"at step {last}; go on with --resume" in run.with_suffix(".log").read_text()
+    said = f"stopped by {signal.Signals(number).name} at step {last}; go on with --resume"
+    assert said in run.with_suffix(".log").read_text()
     if nproc == 1:
         assert runs.train(run, resume=run) == 0
         runs.assert_same_bits(run, undisturbed(nproc))
@@ -103,6 +107,42 @@ def test_a_loader_worker_that_dies_ends_the_run_with_one_line(tmp_path: Path):
     said = run.with_suffix(".log").read_text()
     assert said.endswith("error: a loader worker process died (killed, or out of memory)\n")
     assert "Traceback" not in said
+
+
+def _folder_run(tmp_path: Path, **given: object) -> subprocess.Popen:
+    data = write_folder(tmp_path / "set", train=60, val=2)
+    options = {"image_size": 64, "batch_size": 4, "epochs": 50, "workers": 1, "nproc": 1, "data": str(data)}
+    return runs.start(tmp_path / "run", **{**options, **given})
+
+
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_a_second_signal_kills_also_while_a_loader_worker_is_stopped(tmp_path: Path, nproc: int):
+    process = _folder_run(tmp_path, nproc=nproc)
+    runs.wait_for_step(tmp_path / "run", 2, process)
+    ranks = [process.pid] if nproc == 1 else runs.children(process.pid)
+    workers = [worker for rank in ranks for worker in runs.children(rank)]
+    assert len(workers) == nproc
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 128 + signal.SIGTERM
+    _ended(process, [*ranks, *workers])
+
+
+def test_a_full_dev_shm_ends_the_run_with_one_line(tmp_path: Path):
+    inside = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
+    mounted = "mount -t tmpfs -o size=1M tmpfs /dev/shm"
+    if subprocess.run([*inside, mounted], capture_output=True).returncode:
+        pytest.skip("this machine lets no test mount a small /dev/shm")
+    options = {"data": str(write_folder(tmp_path / "set", train=8, val=2)), "out": str(tmp_path / "run")}
+    words = json.dumps({**runs.GIVEN, **options, "image_size": 200, "workers": 2})
+    run = f"{mounted} && exec {sys.executable} -m tests.train.runs '{words}'"
+    ended = subprocess.run([*inside, run], cwd=runs.ROOT, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 1
+    assert ended.stdout.splitlines()[-1].startswith("error: /dev/shm is full")
+    assert "Traceback" not in ended.stdout + ended.stderr
 
 
 def test_resuming_an_earlier_checkpoint_of_the_run(tmp_path: Path, undisturbed):

@@ -3,8 +3,8 @@
     python -m tests.triton.machine_code 90
 
 prints one line of JSON for each kernel: its name and case, registers a thread, bytes of stack (spilled registers) and
-of shared memory, the widest load in bytes, and its matrix instructions. Tensors are on torch's meta device: they have a
-shape and a dtype, and no memory.
+of shared memory, in bytes the widest and the narrowest load and the widest store, and its matrix instructions. Tensors
+are on torch's meta device: they have a shape and a dtype, and no memory.
 """
 
 from __future__ import annotations
@@ -119,7 +119,11 @@ def convolution(layer: str, dtype: torch.dtype) -> None:
 
 def cases() -> Iterator[str]:
     """Launches everything once, after giving the case its name."""
-    for dtype, form in ((torch.float32, torch.contiguous_format), (torch.bfloat16, torch.channels_last)):
+    for dtype, form in (
+        (torch.float32, torch.contiguous_format),
+        (torch.float32, torch.channels_last),
+        (torch.bfloat16, torch.channels_last),
+    ):
         yield f"{dtype} {form}"
         pointwise(dtype, form)
     for dtype in (torch.float32, torch.bfloat16):
@@ -149,11 +153,11 @@ def resources(cubin: bytes) -> dict[str, int]:
     return used
 
 
-def widest_load(ptx: str) -> int:
-    """In bytes, of one thread from global memory."""
-    loads = [int(n or 1) * int(bits) // 8 for n, bits in re.findall(r"ld\.global\S*?(?:\.v(\d))?\.b(\d+)", ptx)]
-    copies = [int(n, 0) for n in re.findall(r"cp\.async\.c\w\.shared\.global \[[^]]+\], \[[^]]+\], (\w+)", ptx)]
-    return max(loads + copies)
+def widths(ptx: str, what: str) -> list[int]:
+    """In bytes, of one thread's loads from global memory (``what`` is "ld") or stores to it ("st")."""
+    found = [int(n or 1) * int(bits) // 8 for n, bits in re.findall(rf"{what}\.global\S*?(?:\.v(\d))?\.b(\d+)", ptx)]
+    copies = re.findall(r"cp\.async\.c\w\.shared\.global \[[^]]+\], \[[^]]+\], (\w+)", ptx) if what == "ld" else []
+    return found + [int(n, 0) for n in copies]
 
 
 def main(capability: int) -> None:
@@ -174,7 +178,9 @@ def main(capability: int) -> None:
                 "stack": used["STACK"] + used["LOCAL"],
                 "shared": kernel.metadata.shared,
                 "threads": 32 * kernel.metadata.num_warps,
-                "load": widest_load(ptx),
+                "load": max(widths(ptx, "ld")),
+                "narrowest": min(widths(ptx, "ld")),
+                "store": max(widths(ptx, "st"), default=0),
                 "matrix": sorted(set(re.findall(r"\b(?:wgmma\.mma_async|mma\.sync)\S*", ptx))),
             }
             print(json.dumps(row), flush=True)

@@ -33,6 +33,10 @@ struct Convolution {
 
 int convolve(const Convolution& convolution, void* stream);
 
+namespace sm90 {
+int convolve(const Convolution& convolution, void* stream);  // cudaErrorNotSupported for what it does not take
+}
+
 // ---------------------------------------------------------------- operands
 
 inline int64_t element_bytes(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
@@ -82,6 +86,11 @@ int fold_kernel(const Kernel& kernel, const Fold& fold, void* out, void* stream)
 // weight (groups, K, R, S, C) -> (groups, C, R, S, chunks), turned by 180 degrees, K filled up to whole chunks with
 // zeros: the weight of the input gradient.
 int transpose_kernel(const Kernel& kernel, int32_t groups, int32_t chunks, void* out, void* stream);
+
+// p's dweight and dbias, where they are wanted, from what runs of pixels gave: (splits, K, depth of the folded kernel)
+// and (splits, K). Runs are added in their order.
+int add_splits(const ConvParams& p, const Fold& fold, int64_t splits, const float* dweight, const float* dbias,
+               void* stream);
 
 // ---------------------------------------------------------------- planning
 

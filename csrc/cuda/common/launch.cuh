@@ -6,7 +6,7 @@
 
 #ifdef ALEXNET_FAST_HOST_SIMT
 
-#include "host_simt/host_simt.h"
+#include "host_simt/hopper.h"
 
 #else
 
@@ -22,6 +22,7 @@
 #include <map>
 #include <mutex>
 #include <type_traits>
+#include <utility>
 
 namespace alexnet_fast::cuda {
 
@@ -41,6 +42,18 @@ __device__ __forceinline__ unsigned char* dynamic_shared() {
 using ::host_simt::dynamic_shared;
 
 #endif
+
+// The same from its first multiple of kBytes on; the launch asks for so many bytes more.
+template <int kBytes>
+__device__ __forceinline__ unsigned char* dynamic_shared_at() {
+  unsigned char* const begin = dynamic_shared();
+#ifndef ALEXNET_FAST_HOST_SIMT
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(begin));
+#else
+  const uint32_t address = host_simt::shared_address(begin);
+#endif
+  return begin + (-address & (kBytes - 1));
+}
 
 // Lets `kernel` have that much dynamic shared memory on the current device. Up to 48 KB nobody need ask, but these hold
 // for static and dynamic memory together. Attributes are asked once for each kernel and device, and what was allowed is
@@ -84,9 +97,10 @@ int allow_shared(size_t dynamic_bytes) {
 #ifndef ALEXNET_FAST_HOST_SIMT
 
 // Enqueues kernel<<<grid, block, shared_bytes, stream>>>(args...) and returns the cudaError_t as int.
-// `kernel` is a template argument so that the host build can name the very instantiation in its reports.
-template <auto kernel, class... Args>
-int launch(dim3 grid, dim3 block, size_t shared_bytes, void* stream, Args... args) {
+// `kernel` is a template argument so that the host build can name the very instantiation in its reports; kOnly is the
+// architecture that it is for, or 0 for all.
+template <int kOnly, auto kernel, class... Args>
+int launch_on(dim3 grid, dim3 block, size_t shared_bytes, void* stream, const Args&... args) {
   if (const int error = allow_shared<kernel>(shared_bytes)) {
     return error;
   }
@@ -97,17 +111,39 @@ int launch(dim3 grid, dim3 block, size_t shared_bytes, void* stream, Args... arg
 #else
 
 // A CPU learns of a kernel's __shared__ variables by running it, so what they ask for is looked at afterwards.
-template <auto kernel, class... Args>
-int launch(dim3 grid, dim3 block, size_t shared_bytes, void* /*stream*/, Args... args) {
-  int error = host_simt::launch<kernel>(grid, block, shared_bytes, args...);
+template <int kOnly, auto kernel, class... Args>
+int launch_on(dim3 grid, dim3 block, size_t shared_bytes, void* /*stream*/, const Args&... args) {
+  int error = host_simt::launch_on<kOnly, kernel>(grid, block, shared_bytes, args...);
   if (error == cudaSuccess) {
     error = allow_shared<kernel>(shared_bytes);
   }
-  host_simt::expect_allowed<kernel>(block, shared_bytes);
+  host_simt::expect_allowed<kernel>(block, shared_bytes, kOnly);
   return error;
 }
 
 #endif
+
+template <auto kernel, class... Args>
+int launch(dim3 grid, dim3 block, size_t shared_bytes, void* stream, const Args&... args) {
+  return launch_on<0, kernel>(grid, block, shared_bytes, stream, args...);
+}
+
+// The current device's multiprocessors, if it is of compute capability 9.0: code for sm_90a runs on no other.
+inline int hopper_multiprocessors(int& count) {
+  int device, major, minor;
+  if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) {
+    return error;
+  }
+  const std::pair<cudaDeviceAttr, int*> wanted[] = {{cudaDevAttrComputeCapabilityMajor, &major},
+                                                    {cudaDevAttrComputeCapabilityMinor, &minor},
+                                                    {cudaDevAttrMultiProcessorCount, &count}};
+  for (const auto& [attribute, value] : wanted) {
+    if (const cudaError_t error = cudaDeviceGetAttribute(value, attribute, device); error != cudaSuccess) {
+      return error;
+    }
+  }
+  return major == 9 && minor == 0 ? cudaSuccess : cudaErrorNotSupported;
+}
 
 template <class Int>
 __host__ __device__ constexpr Int ceil_div(Int a, Int b) {

@@ -1,7 +1,7 @@
 // What the kernels with local response normalization share: t^-beta, and windows of channels.
 //
-// Window sums are added up afresh for every channel. A running sum that subtracts what leaves the window is cheaper by
-// three additions at size 5, but keeps rounding errors, and a NaN forever.
+// Window sums hold what is in the window and nothing else. A running sum that subtracts what leaves the window keeps
+// rounding errors, and a NaN forever. AlexNet's windows of five share parts of their sums instead (FiveSums).
 #pragma once
 
 #include "cuda/common/math.cuh"
@@ -36,6 +36,19 @@ struct Lrn {
         normal(window.k > 1e-30 && window.alpha >= 0) {}
 };
 
+// AlexNet's: windows of five, beta 3/4. Kernels that take this one hold no code for others.
+struct LrnOfFive : Lrn {
+  static constexpr int32_t before = 2, after = 2;
+  static constexpr Power power = Power::three_quarters;
+  static constexpr bool normal = true;
+
+  using Lrn::Lrn;
+  static bool is(const LrnWindow& window) {
+    const Lrn lrn(window);
+    return window.size == 5 && lrn.power == power && lrn.normal;
+  }
+};
+
 // Calls body(Halo{}): how many neighbours a kernel reads on either side, 2 or 8. Refuses windows that no kernel takes.
 // In NHWC with channels that make no vectors there are kernels for 8 alone.
 constexpr int kWidestHalo = 8;
@@ -60,8 +73,8 @@ __device__ __forceinline__ float refined(float w, float error, float weight) {
 // exponent: 2 ulp at t = 1, 4 at t = 1000.
 //
 // Backward wants 1 / t as well, which is r r.
-template <class T, int N>
-__device__ __forceinline__ void inverse_power(const float (&t)[N], const Lrn& lrn, float (&w)[N],
+template <class T, int N, class L>
+__device__ __forceinline__ void inverse_power(const float (&t)[N], const L& lrn, float (&w)[N],
                                               float (&reciprocal)[N]) {
   constexpr bool kExact = sizeof(T) == 4;
   float r[N];
@@ -114,18 +127,45 @@ __device__ __forceinline__ void inverse_power(const float (&t)[N], const Lrn& lr
   }
 }
 
-template <class T, int N>
-__device__ __forceinline__ void inverse_power(const float (&t)[N], const Lrn& lrn, float (&w)[N]) {
+template <class T, int N, class L>
+__device__ __forceinline__ void inverse_power(const float (&t)[N], const L& lrn, float (&w)[N]) {
   float unused[N];
   inverse_power<T>(t, lrn, w, unused);
 }
 
 // ---------------------------------------------------------------- windows
 
+// Sums of five neighbours: sum[i] = f(values[i]) + ... + f(values[i + 4]), with f(v) = first(v), and plus(v, sum) one
+// more of them. Values are cut into blocks of five; a window is the rest of one block and the beginning of the next
+// (van Herk, 1992). For N = 8 that is 18 additions, where each window by itself takes 32.
+template <int N, class First, class Plus>
+__device__ __forceinline__ void sums_of_five(const float (&values)[N + 4], float (&sum)[N], const First& first,
+                                             const Plus& plus) {
+  float rest[N + 4], beginning[N + 4];  // of the block that a value is in: from it on, and up to it
+#pragma unroll
+  for (int i = N + 3; i >= 0; --i) {
+    rest[i] = i % 5 == 4 || i == N + 3 ? first(values[i]) : plus(values[i], rest[i + 1]);
+  }
+#pragma unroll
+  for (int i = 0; i < N + 4; ++i) {
+    beginning[i] = i % 5 == 0 ? first(values[i]) : plus(values[i], beginning[i - 1]);
+  }
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    sum[i] = i % 5 == 0 ? rest[i] : rest[i] + beginning[i + 4];
+  }
+}
+
 // sum[i] = values[i + Halo - before] + ... + values[i + Halo + after]: values[Halo] stands at sum[0]'s own channel.
 template <int Halo, int N>
 __device__ __forceinline__ void window_sums(const float (&values)[N + 2 * Halo], int before, int after,
                                             float (&sum)[N]) {
+  if constexpr (Halo == 2) {
+    if (before + after == 4) {
+      sums_of_five<N>(values, sum, [](float v) { return v; }, [](float v, float sum) { return v + sum; });
+      return;
+    }
+  }
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     sum[i] = values[i + Halo];
@@ -148,58 +188,96 @@ __device__ __forceinline__ void window_sums(const float (&values)[N + 2 * Halo],
 }
 
 // t = k + scale * (sum of squares over the window), for N channels in a row.
-template <int Halo, int N>
-__device__ __forceinline__ void scales(const float (&x)[N + 2 * Halo], const Lrn& lrn, float (&t)[N]) {
-  float squares[N + 2 * Halo];
-#pragma unroll
-  for (int i = 0; i < N + 2 * Halo; ++i) {
-    squares[i] = x[i] * x[i];
+template <int Halo, int N, class L>
+__device__ __forceinline__ void scales(const float (&x)[N + 2 * Halo], const L& lrn, float (&t)[N]) {
+  const bool fives = Halo == 2 && lrn.before + lrn.after == 4;  // the same for every thread
+  if constexpr (Halo == 2) {
+    if (fives) {
+      sums_of_five<N>(x, t, [](float v) { return v * v; }, [](float v, float sum) { return fmaf(v, v, sum); });
+    }
   }
-  window_sums<Halo>(squares, lrn.before, lrn.after, t);
+  if (!fives) {
+    float squares[N + 2 * Halo];
+#pragma unroll
+    for (int i = 0; i < N + 2 * Halo; ++i) {
+      squares[i] = x[i] * x[i];
+    }
+    window_sums<Halo>(squares, lrn.before, lrn.after, t);
+  }
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     t[i] = fmaf(lrn.scale, t[i], lrn.k);
   }
 }
 
-// V channels of one pixel and Halo channels on either side, in NHWC. The sides are read in pieces that never cross a
+// V channels of a pixel and Halo channels on either side, in NHWC. The sides are read in pieces that never cross a
 // group's end, because it is a multiple of V away; what lies beyond that end is zero.
-template <class T, int V, int Halo>
+template <class Source, class T, int V, int Halo>
 struct Neighbourhood {
   static constexpr int kPiece = Halo < V ? Halo : V;
   static constexpr int kPieces = Halo / kPiece;
-  Pack<T, V> own;
-  Pack<T, kPiece> left[kPieces], right[kPieces];
+  // What a source has to know of a piece's channels stays in registers, where it is one piece of a few channels.
+  static constexpr bool kKept = kPieces == 1 && Halo == 2;
+  template <int N>
+  using Local = typename Source::template Local<N>;
+  struct Nothing {};
 
-  // `before` and `after`: channels of the group on either side.
-  template <class Source>
-  __device__ __forceinline__ void load(const Source& source, int64_t offset, int32_t channel, int32_t before,
-                                       int32_t after) {
-    own = source.template local<V>(channel).at(offset);
-#pragma unroll
-    for (int i = 0; i < kPieces; ++i) {
-      const int32_t distance = Halo - i * kPiece;
-      left[i] = Pack<T, kPiece>{};
-      right[i] = Pack<T, kPiece>{};
-      if (distance <= before) {
-        left[i] = source.template local<kPiece>(channel - distance).at(offset - distance);
-      }
-      if (i * kPiece < after) {
-        right[i] = source.template local<kPiece>(channel + V + i * kPiece).at(offset + V + i * kPiece);
-      }
+  Source source;
+  int32_t channel, before, after;  // channels of the group on either side
+  Local<V> own;
+  std::conditional_t<kKept, Local<kPiece>, Nothing> left, right;
+
+  __device__ __forceinline__ Neighbourhood(const Source& source, int32_t channel, int32_t group_channels)
+      : source(source),
+        channel(channel),
+        before(channel < group_channels ? channel : channel % group_channels),
+        after(group_channels - before - V),
+        own(source.template local<V>(channel)) {
+    if constexpr (kKept) {  // where there is no such piece, another's, which nobody asks for
+      left = source.template local<kPiece>(Halo <= before ? channel - Halo : channel);
+      right = source.template local<kPiece>(0 < after ? channel + V : channel);
     }
   }
 
-  __device__ __forceinline__ void unpack(float (&values)[Halo + V + Halo]) const {
-#pragma unroll
-    for (int i = 0; i < Halo; ++i) {
-      values[i] = element(left[i / kPiece], i % kPiece);
-      values[Halo + V + i] = element(right[i / kPiece], i % kPiece);
+  // Of pixel `offset` the piece that begins `distance` channels from the own ones.
+  __device__ __forceinline__ Pack<T, kPiece> beside(int64_t offset, int32_t distance) const {
+    if (distance < 0 ? -distance > before : distance - V >= after) {
+      return {};
     }
-#pragma unroll
-    for (int i = 0; i < V; ++i) {
-      values[Halo + i] = element(own, i);
+    if constexpr (kKept) {
+      return (distance < 0 ? left : right).at(offset + distance);
+    } else {
+      return source.template local<kPiece>(channel + distance).at(offset + distance);
     }
+  }
+
+  struct Values {
+    Pack<T, V> own;
+    Pack<T, kPiece> left[kPieces], right[kPieces];
+
+    __device__ __forceinline__ void unpack(float (&values)[Halo + V + Halo]) const {
+#pragma unroll
+      for (int i = 0; i < Halo; ++i) {
+        values[i] = element(left[i / kPiece], i % kPiece);
+        values[Halo + V + i] = element(right[i / kPiece], i % kPiece);
+      }
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        values[Halo + i] = element(own, i);
+      }
+    }
+  };
+
+  // `offset`: of the pixel's `channel`.
+  __device__ __forceinline__ Values load(int64_t offset) const {
+    Values values;
+    values.own = own.at(offset);
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      values.left[i] = beside(offset, i * kPiece - Halo);
+      values.right[i] = beside(offset, V + i * kPiece);
+    }
+    return values;
   }
 };
 

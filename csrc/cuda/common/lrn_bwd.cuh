@@ -64,9 +64,8 @@ __global__ void __launch_bounds__(kThreads, 1) lrn_bwd_nhwc(LrnBackward<T> p, Gr
   const int32_t channel = vector * V;
   const bool there = channel >= 0 && channel < channels;
   const bool owned = there && lane >= tile.edge && lane < tile.threads - tile.edge;
-  const int32_t before = there ? channel % group_channels : 0, after = group_channels - before - V;
   const int32_t place = (threadIdx.y * blockDim.x + lane) * V;
-  const Plain<T> source{p.x};
+  const Neighbourhood<Plain<T>, T, V, Halo> near(Plain<T>{p.x}, there ? channel : 0, group_channels);
   float total[V] = {};
   int turn = 0;
   for (int64_t first = int64_t{blockIdx.x} * blockDim.y; first < pixels; first += int64_t{gridDim.x} * blockDim.y) {
@@ -75,11 +74,10 @@ __global__ void __launch_bounds__(kThreads, 1) lrn_bwd_nhwc(LrnBackward<T> p, Gr
     const int64_t offset = pixel * channels + channel;
     float x[Halo + V + Halo] = {}, a[V] = {}, q[Halo + V + Halo] = {};
     if (active) {
-      Neighbourhood<T, V, Halo> near;
-      near.load(source, offset, channel, before, after);
+      const auto values = near.load(offset);
       float dy[V], t[V], w[V], reciprocal[V];
       gradient.at(gradient.place(pixel), offset, channel, dy);
-      near.unpack(x);
+      values.unpack(x);
       scales<Halo>(x, p.lrn, t);
       inverse_power<T>(t, p.lrn, w, reciprocal);
 #pragma unroll
@@ -105,10 +103,10 @@ __global__ void __launch_bounds__(kThreads, 1) lrn_bwd_nhwc(LrnBackward<T> p, Gr
 #pragma unroll
       for (int i = 0; i < Halo; i += kPiece) {
         float left[kPiece] = {}, right[kPiece] = {};
-        if (Halo - i <= before) {
+        if (Halo - i <= near.before) {
           unpack(load<kPiece>(own - Halo + i), left);
         }
-        if (i < after) {
+        if (i < near.after) {
           unpack(load<kPiece>(own + V + i), right);
         }
 #pragma unroll

@@ -18,15 +18,13 @@ namespace alexnet_fast::cuda {
 // ---------------------------------------------------------------- NHWC
 
 // y of V channels of one pixel; their x is left in `own`.
-template <class T, int V, int Halo, class Source>
-__device__ __forceinline__ Pack<T, V> lrn_of_vector(const Source& source, int64_t offset, int32_t channel,
-                                                    int32_t group_channels, const Lrn& lrn, Pack<T, V>& own) {
-  const int32_t before = channel % group_channels;
-  Neighbourhood<T, V, Halo> near;
-  near.load(source, offset, channel, before, group_channels - before - V);
-  own = near.own;
+template <class T, int V, int Halo, class Source, class L>
+__device__ __forceinline__ Pack<T, V> lrn_of_vector(const Neighbourhood<Source, T, V, Halo>& near, int64_t offset,
+                                                    const L& lrn, Pack<T, V>& own) {
   float x[Halo + V + Halo], t[V], w[V];
-  near.unpack(x);
+  const auto values = near.load(offset);
+  own = values.own;
+  values.unpack(x);
   scales<Halo>(x, lrn, t);
   inverse_power<T>(t, lrn, w);
 #pragma unroll
@@ -43,10 +41,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (channel >= channels) {
     return;
   }
+  const Neighbourhood<Source, T, V, Halo> near(source, channel, group_channels);
   for (int64_t pixel = units.first(); pixel < units.count; pixel += units.stride()) {
     const int64_t offset = pixel * channels + channel;
     Pack<T, V> own;
-    const Pack<T, V> result = lrn_of_vector<T, V, Halo>(source, offset, channel, group_channels, lrn, own);
+    const Pack<T, V> result = lrn_of_vector(near, offset, lrn, own);
     source.keep(offset, own);
     store(y + offset, result);
   }

@@ -91,7 +91,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     if constexpr (kChannelsLast) {
       const int32_t channel = first + vector * V;
       Pack<T, V> own;
-      const Pack<T, V> result = lrn_of_vector<T, V, Halo>(source, offset + channel, channel, group_channels, lrn, own);
+      const Neighbourhood<Rectified<T, kChannelsLast>, T, V, Halo> near(source, channel, group_channels);
+      const Pack<T, V> result = lrn_of_vector(near, offset + channel, lrn, own);
       if (owned) {
         source.keep(offset + channel, own);
       }
@@ -146,6 +147,181 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
+// ---------------------------------------------------------------- AlexNet's stages in 16 bits
+
+// store_shared of 16 bytes, spelled out as store() is: nvcc 13.0 makes four stores of it here.
+template <class T, int N>
+__device__ __forceinline__ void store_shared_16(T* to, const Pack<T, N>& pack) {
+  static_assert(sizeof(pack) == 16);
+#ifdef ALEXNET_FAST_HOST_SIMT
+  store_shared(to, pack);
+#else
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+               "r"(pack.words[0]), "r"(pack.words[1]), "r"(pack.words[2]), "r"(pack.words[3])
+               : "memory");
+#endif
+}
+
+// The largest of a window's nine, and its place: the nine are gone through backwards, so that of equals the first one's
+// is left. Rows and columns beyond the image are the nearest one within, at its place.
+template <class T, int V, bool kCodes>
+__device__ __forceinline__ PackedBest<V> best_of_nine(const Pack<T, V> (&x)[3][3], const uint32_t (&row_place)[3],
+                                                      const uint32_t (&column_place)[3]) {
+  PackedBest<V> best;
+#pragma unroll
+  for (int n = 0; n < V / 2; ++n) {
+    uint32_t rows[3];
+#pragma unroll
+    for (int i = 0; i < 3; ++i) {
+      rows[i] = max_of_rectified<T>(x[i][0].words[n], x[i][1].words[n], x[i][2].words[n]);
+    }
+    best.values[n] = max_of_rectified<T>(rows[0], rows[1], rows[2]);
+  }
+  if constexpr (kCodes) {
+#pragma unroll
+    for (int n = 0; n < V / 4; ++n) {
+      best.places[n] = row_place[2] + column_place[2];
+#pragma unroll
+      for (int k = 7; k >= 0; --k) {
+        best.places[n] = select_bits(equal_four(x[k / 3][k % 3].words, best.values, n),
+                                     row_place[k / 3] + column_place[k % 3], best.places[n]);
+      }
+    }
+  }
+  return best;
+}
+
+// Goes through the pixels of a rectangle, row by row, from number `first` on every `step`th of them. Divides once, and
+// then adds to the pixel's offset in global memory, and to its place in shared memory, both from the rectangle's first.
+struct Stroll {
+  int32_t row, column, width, step_rows, step_columns;
+  int32_t offset, step_offset, wrap_offset, place, step_place, wrap_place;
+
+  // What a row and a pixel further is for either.
+  __device__ __forceinline__ Stroll(uint32_t first, uint32_t step, uint32_t width, int32_t line, int32_t pixel,
+                                    int32_t place_line, int32_t place_pixel)
+      : row(first / width),
+        column(first - row * width),
+        width(width),
+        step_rows(step / width),
+        step_columns(step - step_rows * width),
+        offset(row * line + column * pixel),
+        step_offset(step_rows * line + step_columns * pixel),
+        wrap_offset(line - this->width * pixel),
+        place(row * place_line + column * place_pixel),
+        step_place(step_rows * place_line + step_columns * place_pixel),
+        wrap_place(place_line - this->width * place_pixel) {}
+
+  __device__ __forceinline__ void next() {
+    row += step_rows;
+    column += step_columns;
+    offset += step_offset;
+    place += step_place;
+    if (column >= width) {
+      ++row;
+      column -= width;
+      offset += wrap_offset;
+      place += wrap_place;
+    }
+  }
+};
+
+// lrn_pool_fwd for windows of 3 with stride 2 and LrnOfFive; in training it keeps both codes and the ReLU's output. A
+// thread keeps its V channels, and with them their bias and their place in the group. LRN's output is no less than 0,
+// so maxima and places are those of pool_fwd_packed.
+template <class T, int V, bool kTraining>
+__global__ void __launch_bounds__(kThreads, 4)
+    lrn_pool_fwd_packed(Rectified<T, true> source, T* __restrict__ y, uint8_t* __restrict__ code, PoolShape shape,
+                        Tiling tiling, int32_t channels, int32_t group_channels, LrnOfFive lrn) {
+  constexpr int K = 3, S = 2, Halo = 2;
+  uint32_t rest, channel_tile;
+  const int64_t image = tiling.blocks_of_image.divide_small(blockIdx.x, rest);
+  const uint32_t tile_row = tiling.blocks_of_row.divide_small(rest, rest);
+  const uint32_t tile_column = tiling.blocks_of_column.divide_small(rest, channel_tile);
+  const Span rows(tiling.rows, tile_row, shape.height, shape.out_height, S, shape.window.pad_h, kTraining);
+  const Span columns(tiling.columns, tile_column, shape.width, shape.out_width, S, shape.window.pad_w, kTraining);
+  const int32_t channel = channel_tile * tiling.channels + threadIdx.x * V;
+  const bool there = channel < channels;
+
+  T* tile = reinterpret_cast<T*>(dynamic_shared()) + threadIdx.x * V;  // [row][column][channel]
+  const int32_t tile_line = tiling.columns.inputs * tiling.channels;
+
+  if (there && columns.end > columns.begin) {
+    const Neighbourhood<Rectified<T, true>, T, V, Halo> near(source, channel, group_channels);
+    const int64_t in =
+        image * shape.in.image + (int64_t{rows.begin} * shape.width + columns.begin) * channels + channel;
+    T* to = tile + (rows.begin - rows.origin) * tile_line + (columns.begin - columns.origin) * tiling.channels;
+#pragma unroll 1
+    for (Stroll at(threadIdx.y, blockDim.y, columns.end - columns.begin, shape.width * channels, channels, tile_line,
+                   tiling.channels);
+         at.row < rows.end - rows.begin; at.next()) {
+      Pack<T, V> own;
+      const Pack<T, V> result = lrn_of_vector(near, in + at.offset, lrn, own);
+      if (kTraining) {
+        const int32_t h = rows.begin + at.row, w = columns.begin + at.column;
+        if (h < rows.own_end && w < columns.own_end) {  // own_begin is begin
+          store(source.r + in + at.offset, own);
+        }
+        if (h - rows.origin >= tiling.rows.inputs || w - columns.origin >= tiling.columns.inputs) {
+          continue;  // kept, and in no window
+        }
+      }
+      store_shared_16(to + at.place, result);
+    }
+  }
+  __syncthreads();
+  if (!there) {
+    return;
+  }
+
+  const int64_t out =
+      image * shape.out.image + (int64_t{rows.out_begin} * shape.out_width + columns.out_begin) * channels + channel;
+#pragma unroll 1
+  for (Stroll at(threadIdx.y, blockDim.y, columns.out_end - columns.out_begin, shape.out_width * channels, channels, 0,
+                 0);
+       at.row < rows.out_end - rows.out_begin; at.next()) {
+    const int32_t top = at.row * S, left = at.column * S;  // in shared memory
+    const T* line[K];
+    int32_t from[K];
+    uint32_t row_place[K], column_place[K];
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      const int32_t row = min(max(top + k, -rows.origin), shape.height - 1 - rows.origin);
+      const int32_t column = min(max(left + k, -columns.origin), shape.width - 1 - columns.origin);
+      line[k] = tile + row * tile_line;
+      from[k] = column * tiling.channels;
+      row_place[k] = (row - top) * K * 0x01010101u;
+      column_place[k] = (column - left) * 0x01010101u;
+    }
+    Pack<T, V> x[K][K];
+#pragma unroll
+    for (int i = 0; i < K; ++i) {
+#pragma unroll
+      for (int j = 0; j < K; ++j) {
+        x[i][j] = load<V>(line[i] + from[j]);
+      }
+    }
+    const PackedBest<V> best = best_of_nine<T, V, kTraining>(x, row_place, column_place);
+    if (store_packed<true, kTraining, false>(best, 0, out + at.offset, y, code) == 0) {
+      continue;
+    }
+    // Rare: the place of a NaN, or in bfloat16 of 2^121 or more. Channel by channel.
+#pragma unroll 1
+    for (int32_t c = 0; c < V; ++c) {
+      Best of_channel[1] = {{-INFINITY, 0}};
+#pragma unroll 1
+      for (int32_t k = 0; k < K * K; ++k) {
+        const int32_t row = top + k / K, column = left + k % K;
+        const int32_t h = rows.origin + row, w = columns.origin + column;
+        if (h >= 0 && h < shape.height && w >= 0 && w < shape.width) {
+          of_channel[0].take(element(load<1>(tile + row * tile_line + column * tiling.channels + c), 0), k);
+        }
+      }
+      store_best<false>(of_channel, out + at.offset + c, y, code);
+    }
+  }
+}
+
 // ---------------------------------------------------------------- launch
 
 // The tile that reads least for what it makes, among those that fit. Reading: the overlap of windows, and LRN's halo of
@@ -163,8 +339,8 @@ Tiling choose_tiling(const Params& p, int V, int element_bytes, int halo) {
               {},
               {}};
   double least = INFINITY;
-  for (const int64_t channels : {whole, int64_t{128}, int64_t{64}, int64_t{32}, int64_t{V}}) {
-    if (channels > whole || channels % V != 0) {
+  for (const int64_t channels : {whole, int64_t{128}, int64_t{64}, int64_t{48}, int64_t{32}, int64_t{V}}) {
+    if (channels > whole || channels % V != 0 || channels / V > kThreads) {
       continue;
     }
     for (int32_t h = 1; h <= std::min<int64_t>(p.out_height, 16); ++h) {
@@ -194,10 +370,25 @@ template <class T, int V, int Halo, bool kChannelsLast, class Params>
 int launch_lrn_pool_fwd(const Params& p, const Rectified<T, kChannelsLast>& source, void* stream) {
   const Tiling tiling = choose_tiling(p, V, sizeof(T), Halo);
   const size_t bytes = sizeof(T) * tiling.rows.inputs * tiling.columns.inputs * tiling.channels;
-  return launch<lrn_pool_fwd<T, V, Halo, kChannelsLast>>(dim3(p.batch * tiling.blocks_of_image.divisor), dim3(kThreads),
-                                                         bytes, stream, source, static_cast<T*>(p.y), p.code,
-                                                         PoolShape(p), tiling, static_cast<int32_t>(p.channels),
-                                                         static_cast<int32_t>(p.channels / p.lrn.groups), Lrn(p.lrn));
+  const dim3 grid(p.batch * tiling.blocks_of_image.divisor);
+  const auto launch_with = [&](auto kernel, dim3 block, const auto& lrn) {
+    return kernel(grid, block, bytes, stream, source, static_cast<T*>(p.y), p.code, PoolShape(p), tiling,
+                  static_cast<int32_t>(p.channels), static_cast<int32_t>(p.channels / p.lrn.groups), lrn);
+  };
+  if constexpr (kChannelsLast && sizeof(T) == 2 && V > 1 && Halo == 2) {
+    const bool small = (tiling.rows.inputs + 2) * p.width * p.channels <= INT32_MAX;  // offsets within a tile
+    if (overlapping_3_by_2(p.window) && LrnOfFive::is(p.lrn) && (p.code == nullptr) == (p.r == nullptr) && small) {
+      constexpr auto training = launch<lrn_pool_fwd_packed<T, V, true>, Rectified<T, true>, T*, uint8_t*, PoolShape,
+                                       Tiling, int32_t, int32_t, LrnOfFive>;
+      constexpr auto inference = launch<lrn_pool_fwd_packed<T, V, false>, Rectified<T, true>, T*, uint8_t*, PoolShape,
+                                        Tiling, int32_t, int32_t, LrnOfFive>;
+      const int32_t vectors = tiling.channels / V;
+      return launch_with(p.code != nullptr ? training : inference, dim3(vectors, kThreads / vectors), LrnOfFive(p.lrn));
+    }
+  }
+  constexpr auto kernel = launch<lrn_pool_fwd<T, V, Halo, kChannelsLast>, Rectified<T, kChannelsLast>, T*, uint8_t*,
+                                 PoolShape, Tiling, int32_t, int32_t, Lrn>;
+  return launch_with(kernel, dim3(kThreads), Lrn(p.lrn));
 }
 
 }  // namespace alexnet_fast::cuda

@@ -134,4 +134,44 @@ struct PooledGradient {
   }
 };
 
+// The same for V channels of a patch of 2 x 2 pixels, those that window (row, column) begins with, where windows are 3
+// x 3 with stride 2, in NHWC; `out` is the offset of the image's output. Four windows reach into the patch: this one to
+// all pixels, the one above to the upper two, the one on the left to the left two, and the one between those to one
+// pixel. So it takes 9 comparisons for 4 pixels.
+template <class T, int V>
+__device__ __forceinline__ void gather_patch(const PooledGradient<T>& gradient, int64_t out, int32_t row,
+                                             int32_t column, int32_t channels, float (&sums)[2][2][V]) {
+  constexpr int K = 3, S = 2;
+  const PoolShape& shape = gradient.shape;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      // A window that is not there is read as the nearest one that is, and names nobody: no load waits behind a branch.
+      const int32_t y = row - i, x = column - j;
+      const int32_t near_y = min(max(y, 0), shape.out_height - 1), near_x = min(max(x, 0), shape.out_width - 1);
+      const int64_t from = out + (int64_t{near_y} * shape.out_width + near_x) * channels;
+      Pack<uint8_t, V> codes = load<V>(gradient.code + from);
+      const Pack<T, V> dy = load<V>(gradient.dy + from);
+      if (y != near_y || x != near_x) {
+        codes = nobody<V>();
+      }
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        const int32_t code = byte_of(codes, v);
+        const float value = element(dy, v);
+#pragma unroll
+        for (int h = 0; h + i * S < K && h < S; ++h) {
+#pragma unroll
+          for (int w = 0; w + j * S < K && w < S; ++w) {
+            if (code == K * (h + i * S) + w + j * S) {
+              sums[h][w][v] += value;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
 }  // namespace alexnet_fast::cuda

@@ -1,0 +1,101 @@
+// Hopper's own words on a CPU: barriers that count bytes, bulk tensor copies, and products of a warpgroup. What they do
+// is said in csrc/cuda/common/{mbarrier,tma,wgmma}.cuh; here is what a run adds to it.
+//
+//   bulk load   Its bytes land in pieces, in any order, at moments that are drawn, and nobody may touch them before the
+//               barrier's phase has ended and he has waited for it.
+//   bulk store  Reads shared memory when it is issued or when it is waited for, which is drawn.
+//   wgmma       Reads its operands then or then as well; its sums are NaN until they are waited for.
+//
+// Descriptors, boxes and swizzles are decoded from the bits that the kernel made. Reports come from the build
+// `threads`:
+//
+//   race           reading what has not landed; writing or loading over what a product or a store may still read, or
+//                  what was read by a thread whose release the writer has not waited for; a thread's writes read by a
+//                  product or a store without async_proxy_fence(); a block that ends before its copies
+//   divergence     a wait that never ends: the wrong phase, arrivals or bytes
+//   uninitialized  a barrier that is not initialized, or not shown to the copies that come to it
+//   registers      setmaxnreg that hands out more than there is; products without wgmma_fence()
+//
+// What threads know of each other goes through vector clocks, which run in launches for an architecture alone.
+#pragma once
+
+#include "host_simt/host_simt.h"
+
+namespace host_simt {
+
+// ---------------------------------------------------------------- mbarrier
+
+// Of dynamic shared memory, with the lower ten bits of its place on the host.
+uint32_t shared_address(const void* at);
+
+void mbarrier_init(uint64_t* barrier, uint32_t arrivals, Site site = Site::here());
+void mbarrier_init_fence();
+void mbarrier_expect(uint64_t* barrier, uint32_t bytes, Site site = Site::here());
+void mbarrier_arrive(uint64_t* barrier, Site site = Site::here());
+void mbarrier_wait(uint64_t* barrier, uint32_t parity, Site site = Site::here());
+
+// ---------------------------------------------------------------- bulk copies
+
+struct alignas(64) TensorMap {
+  const char* tensor = nullptr;
+  uint64_t strides[3] = {};
+  uint32_t extents[4] = {1, 1, 1, 1};
+  uint32_t box[4] = {1, 1, 1, 1};  // of im2col: channels, pixels
+  int32_t lower[2] = {}, upper[2] = {};
+  uint8_t rank = 0, swizzle = 128;
+  bool im2col = false;
+};
+static_assert(sizeof(TensorMap) == 128);
+
+int encode_tensor_map(TensorMap& map, const void* tensor, int rank, const uint64_t* extents, const uint64_t* strides);
+
+template <int kRank>
+int encode_tiled(TensorMap& map, const void* tensor, const uint64_t (&extents)[kRank],
+                 const uint64_t (&strides)[kRank - 1], const uint32_t (&box)[kRank]) {
+  static_assert(kRank <= 4);
+  if (const int error = encode_tensor_map(map, tensor, kRank, extents, strides)) {
+    return error;
+  }
+  for (int i = 0; i < kRank; ++i) {
+    if (box[i] < 1 || box[i] > 256) {
+      return cudaErrorInvalidValue;
+    }
+    map.box[i] = box[i];
+  }
+  return box[0] == 64 ? cudaSuccess : cudaErrorInvalidValue;  // a line of the swizzle
+}
+
+int encode_im2col(TensorMap& map, const void* tensor, const uint64_t (&extents)[4], const uint64_t (&strides)[3],
+                  const int32_t (&lower)[2], const int32_t (&upper)[2], uint32_t channels, uint32_t pixels);
+
+void bulk_load(void* to, const TensorMap& map, uint64_t* barrier, const int32_t (&at)[4], Site site = Site::here());
+void bulk_load_im2col(void* to, const TensorMap& map, uint64_t* barrier, int32_t c, int32_t w, int32_t h, int32_t n,
+                      uint16_t s, uint16_t r, Site site = Site::here());
+void bulk_store(const TensorMap& map, const void* from, const int32_t (&at)[3], Site site = Site::here());
+void bulk_commit();
+void wait_stores(int still_flying);
+
+template <int kInFlight>
+void bulk_wait_read() {
+  wait_stores(kInFlight);
+}
+
+void async_proxy_fence();
+
+// ---------------------------------------------------------------- products of a warpgroup
+
+// `turn`: the operand's lines are 64 rows (columns) at one place in depth.
+void wgmma(Element element, int columns, uint64_t a, bool turn_a, uint64_t b, bool turn_b, float* d, bool accumulate,
+           Site site);
+void wgmma_fence(Site site = Site::here());
+void wgmma_commit(Site site = Site::here());
+void wait_products(int still_flying, Site site);
+
+template <int kInFlight>
+void wgmma_wait(Site site = Site::here()) {
+  wait_products(kInFlight, site);
+}
+
+void set_registers(int count, Site site);
+
+}  // namespace host_simt

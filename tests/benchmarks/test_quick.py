@@ -1,0 +1,218 @@
+"""The step that a lease of minutes begins with, its whole code run on the CPU with a CPU's clock, at tiny sizes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from itertools import product
+from time import perf_counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from alexnet_fast import AlexNet, tuning
+from alexnet_fast.ops.registry import NATIVE
+from benchmarks import bench_alexnet, bench_train_step, machine, peers, profile, quick, results
+from benchmarks.quick import SECTIONS, Place
+from benchmarks.tables import PASSES, quick_table
+from tests.ops.calls import Calls
+
+CEILINGS = {"copy_gb_s": 3000.0, "float32_tflop_s": 50.0, "bfloat16_tflop_s": 780.0}
+
+
+class Clock:
+    """What gpu.Clock is, without a card."""
+
+    rotation = 1
+
+    def cold(self, call) -> float:
+        begin = perf_counter()
+        call()
+        return perf_counter() - begin
+
+    warm = cold
+
+    def captured(self, call):
+        return call
+
+    def synchronize(self) -> None:
+        pass
+
+
+@cache
+def small_net(variant: str) -> AlexNet:
+    net = AlexNet(variant=variant)
+    for number, sides in ((1, (9216, 8)), (4, (8, 8)), (6, (8, 1000))):
+        net.classifier[number] = nn.Linear(*sides)
+    return net
+
+
+@pytest.fixture
+def place(monkeypatch) -> Iterator[Place]:
+    """A CPU in a card's place: oneDNN for every kind of convolution, and some of the cases, of few pixels."""
+    for name, value in {"SECONDS": 0, "ROUNDS": (1, 1), "REPLAYS": 1, "CALLS": 1, "VARIANTS": ("torchvision",)}.items():
+        monkeypatch.setattr(quick, name, value)
+    for name, chosen in {"POINTWISE": (0, 2, 5, 7), "CONVOLUTIONS": (0, 6), "STAGES": (0, 4)}.items():
+        few = [getattr(quick, name)[number] for number in chosen]
+        monkeypatch.setattr(quick, name, [replace(sample, input=(1, sample.input[1], 19, 19)) for sample in few])
+    monkeypatch.setattr(quick, "FORMS", quick.FORMS[1:])
+    monkeypatch.setattr(quick, "HOST", quick.HOST[-1:])
+    monkeypatch.setattr(quick, "family", lambda name: NATIVE)
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", lambda *arguments: F.relu(F.conv2d(*arguments)))
+    for stem, library in tuning.LIBRARY.items():
+        monkeypatch.setitem(quick.CANDIDATES[stem], "triton", quick.CANDIDATES[stem][library])
+    monkeypatch.setattr(torch, "compile", lambda net, mode: net)
+    monkeypatch.setattr(peers, "compiled", lambda net, x: lambda: net(x))
+    monkeypatch.setattr(machine, "ceilings", lambda: CEILINGS)
+    for module in (bench_alexnet, bench_train_step):
+        monkeypatch.setattr(module, "net_of", small_net)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.library._scoped_library("alexnet_fast", "IMPL") as library:
+        for name in ("conv_relu", "conv_relu_backward", "conv_stage"):
+            library.impl(f"{name}_cuda", getattr(NATIVE, name), "CPU")
+        yield Place(Clock(), "cpu", "cpu", batches=(2,), net_batches=(1,))
+    torch.set_num_threads(before)
+
+
+def test_every_section_runs(place, tmp_path):
+    path = tmp_path / "quick.jsonl"
+    last = quick.measure(path, place, list(SECTIONS), 600)
+    found = results.load_lines(path)
+    assert [row for row in found["rows"] if "failed" in row] == []
+    assert (last["failed"], last["left_out"], found["left_out"]) == (0, {}, {})
+    assert found["ceilings"] == CEILINGS
+    us = {name: {} for name in ("lrn", "conv_relu", "conv_stage", "conv_backward_weight", "alexnet", "train_step")}
+    for row in results.merged(found["rows"]):
+        us.setdefault(row["bench"], {}).update(row["us"])
+        assert all(time > 0 for time in row["us"].values())
+    assert set(us["lrn"]) == {"cpu", "copy", "eager", "triton"}
+    assert set(us["conv_relu"]) == {*quick.CANDIDATES["conv_relu"], "eager", "cudnn"}
+    assert set(us["conv_stage"]) == {*quick.CANDIDATES["conv_stage"], "eager"}
+    assert set(us["conv_backward_weight"]) == set(quick.CANDIDATES["conv_backward_weight"])
+    plain = {"eager", "auto", "cpu"}
+    assert set(us["alexnet"]) == {*plain, *(f"{side}, graph" for side in plain), "compile"}
+    assert set(us["train_step"]) == {"eager", "auto", "compile"}
+    assert set(us["host"]) == {"eager", "auto"}
+    layers = json.loads((tmp_path / "layers.json").read_text())
+    shipped = json.loads((machine.ROOT / "benchmarks/results/nvidia-h100-80gb-hbm3/layers.json").read_text())
+    assert layers["rows"][0].keys() == shipped["rows"][0].keys()
+    assert layers["about"].keys() == shipped["about"].keys()
+
+
+def test_one_call_of_each_kernel(place):
+    with Calls() as seen:
+        profile.one_call_of_each(place)
+    names = [operator._opname for operator, _ in seen.calls]
+    assert {"lrn", "lrn_backward", "max_pool", "max_pool_backward", "epilogue", "epilogue_backward"} <= set(names)
+    assert {"conv_relu_cuda", "conv_relu_backward_cuda", "conv_stage_cuda"} <= set(names)
+
+
+@pytest.fixture
+def one_case(place, monkeypatch):
+    """Sections of one case each that gives ``row`` or raises it."""
+
+    def install(**rows: dict | Exception) -> None:
+        def run(row):
+            if isinstance(row, Exception):
+                raise row
+            yield row
+
+        def section(name: str):
+            return lambda _: iter([(f"case of {name}", lambda: run(rows[name]))])
+
+        monkeypatch.setattr(quick, "SECTIONS", {name: section(name) for name in rows})
+
+    return install
+
+
+ROW = {"bench": "lrn", "case": "c, batch 2", "dtype": "float32", "layout": "contiguous", "pass": "forward"}
+
+
+def test_a_case_that_fails_is_named_and_the_rest_goes_on(place, one_case, tmp_path):
+    one_case(a=RuntimeError("CUDA error: invalid argument\nmore"), b=ROW | {"us": {"cuda": 2.0, "copy": 1.0}})
+    last = quick.measure(tmp_path / "q.jsonl", place, ["a", "b"], 600)
+    assert (last["rows"], last["failed"]) == (2, 1)
+    found = results.load_lines(tmp_path / "q.jsonl")
+    assert found["rows"][0]["failed"] == {"": "RuntimeError: CUDA error: invalid argument"}
+    table = quick_table(found)
+    assert "  case of a : RuntimeError: CUDA error: invalid argument" in table
+    assert "lrn c float NCHW" in table[2]
+    assert "2 50%" in table[2]
+
+
+def test_a_spent_budget_says_what_it_left_out(place, one_case, tmp_path):
+    one_case(a=ROW | {"us": {"cuda": 2.0}}, layers=ROW | {"us": {}})
+    quick.measure(tmp_path / "q.jsonl", place, ["a", "layers"], 0)
+    found = results.load_lines(tmp_path / "q.jsonl")
+    assert found["rows"] == []
+    assert found["left_out"] == {"a": ["case of a"], "layers": ["case of layers"]}
+    assert quick_table(found)[-1] == "left out: 1 of a, 1 of layers"
+    assert not (tmp_path / "layers.json").exists()
+
+
+LAYER = ROW | {"bench": "conv_relu", "layer": {"batch": 2}, "us": {"cuda": 2.0}}
+
+
+@pytest.mark.parametrize("broken", [RuntimeError("illegal access"), LAYER | {"us": {}}, None])
+def test_layers_are_replaced_by_whole_runs_alone(broken, place, one_case, tmp_path):
+    one_case(layers=LAYER, gradients=broken or LAYER)
+    quick.measure(tmp_path / "q.jsonl", place, ["layers", "gradients"], 600)
+    assert (tmp_path / "layers.json").exists() == (broken is None)
+
+
+def test_a_side_with_another_result_is_not_timed():
+    sides = {"eager": lambda: torch.ones(2, 3), "same": lambda: torch.ones(2, 3), "other": lambda: torch.zeros(2, 3)}
+
+    def breaks() -> None:
+        raise RuntimeError("no kernel image")
+
+    found = quick.raced(Clock(), sides | {"broken": breaks})
+    assert list(found["us"]) == ["eager", "same"]
+    assert found["failed"] == {"other": "gives another result", "broken": "RuntimeError: no kernel image"}
+
+
+def test_a_file_that_was_broken_off_counts_until_there(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text(json.dumps({"commit": "abc"}) + "\n" + json.dumps(ROW) + "\n" + json.dumps(ROW)[:20])
+    assert results.load_lines(path) == {"commit": "abc", "rows": [ROW]}
+
+
+def test_the_table_of_all_cases_fits_a_screen():
+    """Of a card's cases, not of a test's few."""
+    rows, us = [], {"us": {"cuda": 1.0, "copy": 1.0, "cudnn": 1.0, "auto": 1.0}}
+    gradients = ("conv_backward_input", "conv_backward_weight")
+    for batch in (128, 1024):
+        for (dtype, layout), sample, what in product(quick.FORMS, quick.POINTWISE, PASSES):
+            rows.append(quick.labels(sample.stem, sample, batch, what, dtype, layout) | us)
+        for sample in [*quick.CONVOLUTIONS, *quick.STAGES]:
+            rows.append(quick.labels(sample.stem, sample, batch, "forward") | us)
+        for sample, bench in product(quick.CONVOLUTIONS, gradients):
+            rows.append(quick.labels(bench, sample, batch, "backward") | us)
+    for variant in quick.VARIANTS:
+        for batch in quick.GPU_BATCHES:
+            rows.append(quick.labels_of(variant, batch, quick.HALF) | us)
+        for batch in (128, 1024):
+            rows.append(quick.labels_of(variant, batch, quick.HALF) | quick.LABELS | us)
+    for case in [*(sample.stem for sample in quick.HOST), "torchvision net, batch 1", "tiny net", "tiny net too"]:
+        rows.append({"bench": "host", "case": case, "pass": "forward", "us": {"eager": 1.0, "auto": 1.0}})
+    failed = [{"bench": "lrn", "case": str(n), "failed": {"cuda": "why"}} for n in range(9)]
+    left_out = {section: ["a case"] for section in SECTIONS}
+    table = quick_table({"rows": rows + failed, "ceilings": CEILINGS, "left_out": left_out})
+    assert len(table) <= 60
+    assert max(map(len, table)) <= 160
+    assert sum("lrn after conv1" in line for line in table) == len(quick.FORMS)
+
+
+def test_it_needs_a_gpu(capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    assert quick.main(["x.jsonl"]) == 2
+    assert capsys.readouterr().err.startswith("quick: torch")
+    with pytest.raises(SystemExit):
+        quick.main(["x.jsonl", "layer"])
+    assert "no section is called 'layer'; there are ceilings, pointwise" in capsys.readouterr().err

@@ -1,0 +1,270 @@
+"""csrc/cuda/sm90 on the CPU: bulk copies, mbarriers and wgmma as a card may order them, and the convolution of them.
+
+No GPU has run these kernels.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import replace
+from functools import cache
+from math import prod
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ..ops.compare import as_exact, error
+from . import host_build
+from .conv import BF16, EDGES, F16, F32, Mode, Shape, backward, forward, gradients
+from .host_build import HostFaultError, run_program
+from .test_conv_relu import CUDA_ERROR_INVALID_VALUE, TYPICAL, Expected, check
+
+CUDA_ERROR_NOT_SUPPORTED = 801
+GROUPS, TILES = 4, 9  # kMaxGroups, rows of kTiles
+
+# ---- Words -----------------------------------------------------------------------------------------------------------
+
+HERE = Path(__file__).parent
+NOT_LANDED, NO_END = "race: .*a bulk copy to it has not landed", "divergence: thread .* waits forever at the"
+# Whether what is overwritten was read by a product or came by a copy is a matter of chance.
+OVERWRITTEN = "race: .*(what a wgmma reads that|a bulk copy whose barrier it has not waited for|nobody has waited for)"
+# What a report must say in the build `threads`.
+FAULTS = {
+    "missing_expect": NOT_LANDED,
+    "expects_too_much": NO_END,
+    "wrong_phase": f"{NOT_LANDED}|{NO_END}|{OVERWRITTEN}",
+    "missing_wait": NOT_LANDED,
+    "missing_free_wait": f"{NOT_LANDED}|{OVERWRITTEN}",
+    "released_too_early": OVERWRITTEN,
+    "released_by_one_warp": OVERWRITTEN,
+    "arrival_missing": NO_END,
+    "arrival_too_many": f"{OVERWRITTEN}|divergence: .* more than the 4 arrivals",
+    "missing_init_fence": "uninitialized: .*no mbarrier_init_fence",
+    "missing_init_barrier": "uninitialized: thread .* an mbarrier that nobody initialized|race: thread",
+    "missing_proxy_fence": "race: .*no async_proxy_fence.. since it was written by thread",
+    "missing_syncwarp": "race: .*written with no barrier between by thread|uninitialized",
+    "staging_overwritten": "race: .*(a bulk store reads|with no barrier between)",
+    "missing_store_wait": "race: .*ends before its bulk store",
+    "missing_product_fence": "registers: .*no wgmma_fence",
+    "missing_product_wait": f"{OVERWRITTEN}|race: .*before its last wgmma is waited for",
+    "wrong_depth_step": "wrong result|race: .*|uninitialized: .*",
+    "wrong_swizzle": "wrong result",
+    "wrong_corner": "wrong result",
+    "wrong_offset": "wrong result",
+    "misaligned_stage": "misaligned: .*a bulk copy",
+    "lanes_differ": "divergence: .*different products",
+    "product_over_pixels": "wrong result",
+    "registers": "registers: setmaxnreg hands out 65536 registers",
+}
+
+
+@cache
+def words(kind: str) -> Path:
+    return host_build.build(kind, kernels=[], main=HERE / "hopper_faults.cu")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_fault_is_reported(fault):
+    """With the thread, in the first schedule that is tried; and the same kernel without it passes several."""
+    for kind in host_build.BUILDS:
+        run_program([words(kind), fault, "right"])
+    with pytest.raises(HostFaultError, match=f"host_simt: ({FAULTS[fault]})") as report:
+        run_program([words("threads"), fault, "wrong"])
+    assert re.search(r"thread(s from)? \(|row \d+, column \d+", str(report.value))
+
+
+# ---- Shapes ----------------------------------------------------------------------------------------------------------
+
+
+def hopper(shape: Shape, mode: Mode, whole_numbers: bool = True, **case) -> Expected:
+    """As :func:`forward`, of Hopper's launcher."""
+    general, exact = forward(shape, mode, whole_numbers, **case)
+    return replace(general, launcher="sm90::conv_relu_fwd"), exact
+
+
+def hopper_backward(shape: Shape, mode: Mode, whole_numbers: bool = True, masks: bool = True, **case) -> Expected:
+    """As :func:`backward`, of Hopper's launcher, and of the gradients that it gives."""
+    turns = shape.stride == (1, 1) and shape.channels // shape.groups % 8 == 0
+    wanted = ("dx", "dweight") if turns and not shape.tile else ("dweight",)
+    general, exact = backward(shape, mode, whole_numbers, masks, wanted, **case)
+    return replace(general, launcher="sm90::conv_relu_bwd"), exact
+
+
+def taken(shape: Shape) -> bool:
+    """What the kernel covers: stride 1, or a stride that the fold of few channels takes away."""
+    channels, (stride_h, stride_w) = shape.channels // shape.groups, shape.stride
+    taps = -(-shape.kernel[0] // stride_h) * -(-shape.kernel[1] // stride_w)
+    folds = channels % 8 != 0 and shape.dilation == (1, 1)
+    folds = folds and taps * -(-stride_h * stride_w * channels // 8) < prod(shape.kernel) * -(-channels // 8)
+    return (shape.stride == (1, 1) or folds) and shape.out_channels // shape.groups % 8 == 0 and shape.groups <= GROUPS
+
+
+ALEXNET = [
+    Shape("torchvision's first", 1, 3, 224, 224, 64, (11, 11), (4, 4), (2, 2)),
+    Shape("torchvision's second", 1, 64, 27, 27, 192, (5, 5), padding=(2, 2)),
+    Shape("torchvision's third", 2, 192, 13, 13, 384, (3, 3), padding=(1, 1)),
+    Shape("torchvision's fourth", 1, 384, 13, 13, 256, (3, 3), padding=(1, 1)),
+    Shape("torchvision's fifth", 2, 256, 13, 13, 256, (3, 3), padding=(1, 1)),
+    Shape("2012's first", 1, 3, 227, 227, 96, (11, 11), (4, 4)),
+    Shape("2012's second, two towers", 1, 96, 27, 27, 256, (5, 5), padding=(2, 2), groups=2),
+    Shape("2012's fourth, two towers", 1, 384, 13, 13, 384, (3, 3), padding=(1, 1), groups=2),
+    Shape("2012's fifth, two towers", 2, 384, 13, 13, 256, (3, 3), padding=(1, 1), groups=2),
+]
+
+
+def shapes(count: int, seed: int) -> list[Shape]:
+    """Shapes nobody thought of: ends of tiles, slabs, groups and images anywhere."""
+    draw = random.Random(seed)
+    found: list[Shape] = []
+    while len(found) < count:
+        groups = draw.choice([1, 1, 1, 2, 3, 4])
+        shape = Shape(
+            f"random {len(found)}",
+            batch=draw.choice([1, 1, 2, 3]),
+            channels=groups * draw.choice([1, 3, 5, 8, 16, 24, 40, 48, 64, 72, 96, 136]),
+            height=draw.randint(1, 14),
+            width=draw.randint(1, 14),
+            out_channels=groups * 8 * draw.choice([1, 1, 2, 3, 5, 8, 9, 12, 17, 26]),
+            kernel=(draw.randint(1, 5), draw.randint(1, 5)),
+            stride=draw.choice([(1, 1), (1, 1), (2, 2), (4, 4), (2, 3)]),
+            padding=(draw.randint(0, 3), draw.randint(0, 3)),
+            dilation=draw.choice([(1, 1), (1, 1), (2, 2), (1, 3)]),
+            groups=groups,
+            bias=draw.random() < 0.7,
+        )
+        if min(shape.out) > 0 and taken(shape) and prod(shape.kernel) * shape.channels // groups <= 600:
+            found.append(shape)
+    return found
+
+
+LISTED = [shape for shape in EDGES if taken(shape)] + [
+    Shape(f"tile {tile}", 2, 56, 12, 13, 208, (2, 3), padding=(1, 1), groups=1 + tile % 2, tile=tile)
+    for tile in range(1, TILES + 1)
+]
+
+
+@pytest.mark.parametrize("mode", [BF16, F16], ids=str)
+def test_forward(mode):
+    """The listed shapes, every tile, and 220 random ones in both dtypes together: equal to float64."""
+    some = LISTED + shapes(110, seed={BF16: 21, F16: 22}[mode])
+    check("threads", [hopper(shape, mode, seed=number) for number, shape in enumerate(some)])
+
+
+def test_alexnet():
+    """Whole layers, of one image or two."""
+    check("threads", [hopper(shape, BF16) for shape in ALEXNET])
+
+
+def test_sanitizers():
+    some = [*LISTED, *shapes(40, seed=23), *ALEXNET[1:7:2]]
+    check("address", [hopper(shape, (BF16, F16)[number % 2]) for number, shape in enumerate(some)])
+
+
+def test_schedules():
+    """The same bits whatever lands and runs first."""
+    some = [Shape("3x3", 2, 96, 9, 9, 72, (3, 3), padding=(1, 1)), Shape("towers", 1, 96, 8, 9, 80, (2, 2), groups=2)]
+    for shape in some:
+        (result,) = host_build.run("threads", [hopper(shape, BF16, False, schedules=8)[0]])
+        assert result.error == 0
+
+
+@pytest.mark.parametrize("mode", [BF16, F16], ids=str)
+def test_as_exact_as_torch(mode):
+    some = [shape for shape in [*TYPICAL, *LISTED] if taken(shape)]
+    expected = [hopper(shape, mode, False) for shape in some]
+    results = host_build.run("threads", [case for case, _ in expected])
+    for shape, (case, exact), result in zip(some, expected, results, strict=True):
+        peer = F.relu(shape.convolution(*(case.inputs.get(name) for name in ("x", "weight", "bias"))))
+        y = result.outputs["y"]
+        assert as_exact(y, peer, exact["y"]), f"{shape}: {error(y, exact['y']):.3g}, {error(peer, exact['y']):.3g}"
+
+
+@pytest.mark.parametrize("mode", [BF16, F16], ids=str)
+def test_backward(mode):
+    """200 random shapes and the listed ones, dy masked by the launcher or already; AlexNet's third and the towers'."""
+    some = [shape for shape in LISTED if not shape.tile] + shapes(100, seed={BF16: 31, F16: 32}[mode])
+    some += [ALEXNET[2], ALEXNET[6]] if mode == BF16 else []
+    check("threads", [hopper_backward(shape, mode, masks=n % 2 == 0, seed=n) for n, shape in enumerate(some)])
+
+
+def test_backward_sanitizers_and_schedules():
+    some = [shape for shape in LISTED if not shape.tile] + shapes(15, seed=33)
+    check("address", [hopper_backward(shape, (BF16, F16)[n % 2]) for n, shape in enumerate(some)])
+    several_runs = Shape("several runs", 3, 40, 14, 13, 24, (3, 2), padding=(1, 1))
+    (result,) = host_build.run("threads", [hopper_backward(several_runs, BF16, False, schedules=10)[0]])
+    assert result.error == 0
+
+
+def test_backward_is_as_exact_as_torch():
+    some = [shape for shape in TYPICAL if taken(shape)]
+    expected = [hopper_backward(shape, BF16, False) for shape in some]
+    results = host_build.run("threads", [case for case, _ in expected])
+    for shape, (case, exact), result in zip(some, expected, results, strict=True):
+        x, weight, dy, y = (case.inputs[name] for name in ("x", "weight", "dy", "y"))
+        peers = gradients(shape, x.clone(), weight.clone(), dy * (y > 0))
+        for name, value in exact.items():
+            assert as_exact(result.outputs[name], peers[name], value), f"{shape}, {name}"
+
+
+def test_nan_stays_in_its_tower():
+    """Slabs are wider than a tower of 48 channels: what lies beyond it is zeros, not the next tower."""
+    shape = Shape("towers", 1, 96, 5, 5, 32, (3, 3), padding=(1, 1), groups=2)
+    case, exact = hopper(shape, BF16)
+    case.inputs["x"][0, 48, 2, 2] = float("nan")
+    (result,) = host_build.run("threads", [case])
+    y = result.outputs["y"].double()
+    assert torch.equal(y[:, :16], exact["y"][:, :16])
+    assert y[:, 16:, 1:4, 1:4].isnan().all()
+
+
+def test_batch_of_0():
+    empty = Shape("empty", 0, 8, 5, 5, 8, (3, 3), padding=(1, 1))
+    check("threads", [hopper(empty, BF16), hopper_backward(empty, BF16)])
+
+
+def test_misaligned():
+    """Through the workspace, or refused where it is the output."""
+    names = ("x", "weight", "bias")
+    check("threads", [hopper(TYPICAL[0], BF16, offsets={name: 2}) for name in names])
+    (result,) = host_build.run("threads", [hopper(TYPICAL[0], BF16, offsets={"y": 2})[0]])
+    assert result.error == CUDA_ERROR_NOT_SUPPORTED
+
+
+# ---- Refusals --------------------------------------------------------------------------------------------------------
+
+REFUSED = [
+    Shape("stride over whole chunks", 1, 16, 9, 9, 16, (3, 3), (2, 2)),
+    Shape("output channels of no whole chunk", 1, 16, 5, 5, 12, (3, 3)),
+    Shape("five towers", 1, 40, 5, 5, 40, (3, 3), groups=5),
+    Shape("a kernel wider than offsets reach", 1, 8, 1, 300, 8, (1, 2), dilation=(1, 256)),
+    Shape("more padding than corners reach", 1, 8, 1, 5, 8, (1, 2), padding=(0, 129)),
+]
+
+
+@pytest.mark.parametrize("shape", REFUSED, ids=str)
+def test_refused_shapes(shape):
+    assert not taken(shape) or max(shape.padding) > 128 or max(shape.dilation) > 128
+    (result,) = host_build.run("threads", [hopper(shape, BF16)[0]])
+    assert result.error == CUDA_ERROR_NOT_SUPPORTED
+
+
+def test_refused_dtype_and_tile():
+    wrong = [hopper(TYPICAL[0], F32)[0], hopper(replace(TYPICAL[0], tile=TILES + 1), BF16)[0]]
+    wrong += [
+        hopper_backward(TYPICAL[0], F32)[0],
+        replace(backward(TYPICAL[0], BF16)[0], launcher=wrong[0].launcher[:-3] + "bwd"),
+    ]
+    errors = [result.error for result in host_build.run("threads", wrong)]
+    unsupported = CUDA_ERROR_NOT_SUPPORTED
+    assert errors == [unsupported, CUDA_ERROR_INVALID_VALUE, unsupported, unsupported]
+
+
+@pytest.mark.parametrize("architecture", ["80", "86", "89"])
+def test_other_cards_never_launch_it(architecture, monkeypatch):
+    monkeypatch.setenv("HOST_SIMT_ARCHITECTURE", architecture)
+    for case, _ in (hopper(TYPICAL[0], BF16), hopper_backward(TYPICAL[0], BF16)):
+        (result,) = host_build.run("threads", [case])
+        assert result.error == CUDA_ERROR_NOT_SUPPORTED
