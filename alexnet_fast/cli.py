@@ -285,7 +285,7 @@ def predict(
 @app.command()
 def features(
     images: Annotated[list[Path], typer.Argument(help="picture files")],
-    weights: Annotated[str, _option("a run's folder (its best checkpoint), or one of its checkpoints")],
+    weights: Annotated[str, _option(NET_HELP)],
     layer: Annotated[list[str], _option("conv1, relu5, fc7 … or a module's name; may be given several times")],
     out: Annotated[Path, _option("file to write: an array for each layer, and the pictures' paths", "--out")],
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="images at a time")] = 32,

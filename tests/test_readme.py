@@ -9,12 +9,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS, *PAGES = (
+PAGES = "training.md", "models.md", "graphs.md", "uses.md"
+BLOCKS, *OTHERS = (
     re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    for text in (
-        README,
-        *((ROOT / "docs" / name).read_text() for name in ("training.md", "models.md", "graphs.md", "uses.md")),
-    )
+    for text in (README, *((ROOT / "docs" / name).read_text() for name in PAGES))
 )
 
 

@@ -48,7 +48,8 @@ def extract(
             pictures = []
             for path in paths[first : first + batch_size]:
                 try:
-                    pictures.append(torch.from_numpy(transform(read_image(path, found.config.exif)).copy()).permute(2, 0, 1))
+                    pixels = transform(read_image(path, found.config.exif))
+                    pictures.append(torch.from_numpy(pixels.copy()).permute(2, 0, 1))
                     names.append(str(path))
                 except BadImage as error:
                     bad.append(str(error))
