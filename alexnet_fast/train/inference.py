@@ -27,7 +27,7 @@ from alexnet_fast.train import checkpoint
 from alexnet_fast.train.commands import absolute, check_workers, open_run_data
 from alexnet_fast.train.config import TrainConfig, check, check_choices, resolve
 from alexnet_fast.train.evaluate import autocast, evaluate, normalized, using
-from alexnet_fast.train.model import build_model
+from alexnet_fast.train.model import build_model, skeleton
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,7 @@ def find(given: str, data: str | None = None, verify: bool = True) -> Found:
     config = resolve({"data": data or ".", "out": "", "num_classes": len(head), **net}, 0)
     classes = AlexNet_Weights[weights.name].meta["categories"] if weights.name in AlexNet_Weights.__members__ else None
     try:
-        with torch.device("meta"):
-            net = build_model(config)
-        weights.load_into(net.to_empty(device="cpu"))
+        weights.load_into(skeleton(config).to_empty(device="cpu"))
     except ValueError as error:
         raise InputError(str(error)) from None
     return Found(weights.name, config, classes, None, lambda net: weights.state)

@@ -123,7 +123,7 @@ def wanted_instructions(kernel: Kernel) -> list[str]:
     if kernel.family in ("lpips_fwd", "lpips_weight"):  # which write a number a pixel, or a channel
         return [rf"LDG?\.E\.{8 * kernel.vector}(\.CONSTANT)?"] if kernel.vector == 16 else []
     maxima = []
-    of_two, of_three = r"HMNMX2(\.BF16_V2)?\.NAN", r"VIMNMX3\.S16"  # sm_90 has these, where there is no sign
+    of_two, of_three = r"HMNMX2(\.BF16_V2)?\.NAN", r"VIMNMX3\.S16x2\.RELU"  # sm_90 has these, where there is no sign
     if kernel.family == "pool_fwd_packed":
         maxima = [of_two, of_three] if "Rectified" in kernel.name and kernel.architecture == 90 else [of_two]
     if kernel.family == "lrn_pool_fwd_packed":

@@ -72,9 +72,7 @@ class Kernel:
         """Bytes of shared memory that a launch asks for: the most there is, but for convolutions without ``mask``."""
         if self.family.startswith("lrn_pool_fwd"):
             return 40 * KB  # kTileBytes
-        if (
-            self.hopper
-        ):  # stages of 128-byte lines, two pieces of 2 KB for each of eight warps, and the first one's place
+        if self.hopper:  # stages of 128-byte lines, two pieces of 2 KB for each of eight warps, the first one's place
             if self.family == "sm90::conv_weight_gradient":
                 return 5 * 5 * 8 * KB + KB  # five stages of five boxes
             _, height, columns, stages = map(int, re.findall(r"\d+(?=[,>])", self.name)[-4:])
@@ -202,6 +200,9 @@ def table(found: list[Kernel]) -> list[str]:
         line = f"{family:22}{span([kernel.threads for kernel in rows]):>8}{span(shared, KB):>6}"
         for architecture in MULTIPROCESSORS:
             here = [kernel for kernel in rows if kernel.architecture == architecture]
+            if not here:  # Hopper's kernels are for it alone
+                line += " " * 24
+                continue
             line += f"{span([k.registers for k in here]):>10}{span([k.blocks for k in here]):>7}"
             line += f"{span([100 * k.occupancy for k in here]):>7}"
         lines.append(line)

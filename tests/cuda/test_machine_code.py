@@ -73,7 +73,7 @@ def one(built: list[Kernel], name: str) -> Kernel:
         (HOPPER, {"instructions": "UTMASTG"}, "no instruction UTMASTG"),
         (HOPPER, {"instructions": "USETMAXREG"}, "no instruction USETMAXREG"),
         (HOPPER, {"stack": 8}, "8 bytes of a thread are in local memory"),
-        (HOPPER, {"shared": 24 * KB}, "of shared memory, budget 232448"),
+        (HOPPER, {"shared": 32 * KB}, "of shared memory, budget 232448"),
         ("nothing<float>", {}, "has no budget"),
     ],
 )
