@@ -15,7 +15,7 @@ from alexnet_fast.models.features import features
 from alexnet_fast.train import checkpoint
 from alexnet_fast.train.config import resolve
 from alexnet_fast.train.extract import extract
-from alexnet_fast.train.inference import model_of
+from alexnet_fast.train.inference import find, model_of
 from alexnet_fast.train.model import build_model
 
 
@@ -25,8 +25,8 @@ def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     config = resolve({"data": "digits", "out": str(folder)}, 10)
     state = build_model(config).state_dict()
-    named = {"config": config, "classes": list("0123456789"), "state": {**checkpoint.START, "step": 1}}
-    checkpoint.save(folder, 1, state, {}, **named)
+    named = {"config": config, "classes": list("0123456789"), "state": checkpoint.START}
+    checkpoint.save(folder, 0, state, {}, **named)
     return folder
 
 
@@ -52,7 +52,7 @@ def test_what_is_written(run, tmp_path, capsys):
         whole = file["fc7"]
     assert np.ptp(whole, 0).max() > 0
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".npz"] == ["seen.npz"]
-    found = checkpoint.load(checkpoint.find(run, "best", "last"))
+    found = find(str(run))
     net = features(model_of(found, torch.device("cpu")), "fc8")
     assert net(torch.zeros(1, 3, 64, 64))["fc8"].shape == (1, 10)
 
