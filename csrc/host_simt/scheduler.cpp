@@ -193,8 +193,10 @@ void fiber_main() {
 void run_block() {
   begin_block();
   begin_clocks(current->only != 0);
-  begin_block_bulk();
-  begin_block_products();
+  if (clocks_run) {
+    begin_block_bulk();
+    begin_block_products();
+  }
   finished = 0;
   barrier_state = Barrier{};
   warps.resize((block_threads + 31) / 32);
@@ -213,7 +215,9 @@ void run_block() {
   enter(first);
   program.switch_to(first->stack);
   if (finished == block_threads) {
-    end_block_products();
+    if (clocks_run) {
+      end_block_products();
+    }
     if (copies_fly()) {
       fail("race", "the block ends before a bulk copy to thread (0,0,0)'s shared memory has landed");
     }
