@@ -42,7 +42,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       const int k = threadIdx.x / kUnit, pixel = threadIdx.x % kUnit;
       const float g = pixel < here.count ? gradient.at(pair, unit * kUnit + pixel, tensors.pixels) : 0.0f;
       const float square = squares[k][pixel], scale = scales[k][pixel];
-      along[k][pixel] = square == 0 ? 0.0f : 2 * g * along[k][pixel] * scale * scale / sqrtf(square);
+      // What is subtracted from h s below nearly cancels it, so its own roundings would show.
+      const double radial = 2.0 * g * along[k][pixel] * scale * scale;
+      along[k][pixel] = square == 0 ? 0.0f : static_cast<float>(radial / sqrt(static_cast<double>(square)));
       if (k == 0) {
         dy[pixel] = g;
       }
@@ -63,8 +65,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
           for (int v = 0; v < V; ++v) {
             const float h = g * w[v] * (a[v] * s - b[v] * t);
-            a[v] = h * s - a[v] * along[0][pixel];
-            b[v] = b[v] * along[1][pixel] - h * t;
+            a[v] = fmaf(h, s, -a[v] * along[0][pixel]);
+            b[v] = fmaf(b[v], along[1][pixel], -h * t);
           }
           store(da + offset, pack<T>(a));
           store(db + offset, pack<T>(b));
