@@ -51,6 +51,7 @@ AUTO = {
         "conv_stage": "cpu",
         "linear_relu_dropout": "reference",
         "augment": "cpu",
+        "lpips_layer": "cpu",
         "sgd": "cpu",
     },
     "cuda": {
@@ -61,6 +62,7 @@ AUTO = {
         "conv_stage": "tuned",
         "linear_relu_dropout": "triton",
         "augment": "triton",
+        "lpips_layer": "cuda",
         "sgd": "triton",
     },
 }

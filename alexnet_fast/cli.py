@@ -1,4 +1,5 @@
-"""``alexnet-fast train [DATA] | eval | predict IMAGE… | prepare SRC DST | curves RUN… | bench | tune | doctor``
+"""``alexnet-fast train [DATA] | eval | predict IMAGE… | features IMAGE… | prepare SRC DST | curves RUN… | bench |
+tune | doctor``
 
 Exit codes: 0 done; 1 the run broke off; 2 the input cannot be used (one line on standard error says why); 130 and 143
 stopped by Ctrl-C or SIGTERM, after a checkpoint.
@@ -279,6 +280,22 @@ def predict(
     from alexnet_fast.train import predict as run
 
     raise typer.Exit(run(images, weights, top, backend or backends.current(), as_json, exif))
+
+
+@app.command()
+def features(
+    images: Annotated[list[Path], typer.Argument(help="picture files")],
+    weights: Annotated[str, _option(NET_HELP)],
+    layer: Annotated[list[str], _option("conv1, relu5, fc7 … or a module's name; may be given several times")],
+    out: Annotated[Path, _option("file to write: an array for each layer, and the pictures' paths", "--out")],
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="images at a time")] = 32,
+    overwrite: Annotated[bool, _option("replace FILE if it is there", "--overwrite")] = False,
+    backend: Annotated[str | None, _option(f"{BACKEND_HELP} (auto)")] = None,
+) -> None:
+    """What layers of a net give for pictures, as a .npz file."""
+    from alexnet_fast.train.extract import extract
+
+    raise typer.Exit(extract(images, weights, layer, out, batch_size, overwrite, backend or backends.current()))
 
 
 @app.command()

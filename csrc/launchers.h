@@ -19,6 +19,8 @@ namespace alexnet_fast {
   X(epilogue_fwd, EpilogueParams)   \
   X(epilogue_bwd, EpilogueParams)   \
   X(augment_fwd, AugmentParams)     \
+  X(lpips_layer_fwd, LpipsParams)   \
+  X(lpips_layer_bwd, LpipsParams)   \
   X(sgd, SgdParams)
 
 namespace cpu {
@@ -56,7 +58,9 @@ const char* build();  // "13.0 sm_80 sm_86 …": nvcc's version and the architec
   X(epilogue_bwd, EpilogueParams)      \
   X(conv_relu_fwd, ConvParams)         \
   X(conv_relu_bwd, ConvParams)         \
-  X(conv_stage_fwd, StageParams)
+  X(conv_stage_fwd, StageParams)       \
+  X(lpips_layer_fwd, LpipsParams)      \
+  X(lpips_layer_bwd, LpipsParams)
 
 #define X(name, Params) int name(const Params& params, void* stream);
 ALEXNET_FAST_CUDA_LAUNCHERS(X)
@@ -87,8 +91,9 @@ ALEXNET_FAST_CUDA_SM90_LAUNCHERS(X)
 ALEXNET_FAST_CUDA_WORKSPACES(X)
 #undef X
 
-// Rows of EpilogueParams::db_partial. It depends on the same.
+// Rows of EpilogueParams::db_partial and LpipsParams::partial. They depend on the same.
 int64_t epilogue_bwd_partial_rows(const EpilogueParams& params);
+int64_t lpips_layer_bwd_partial_rows(const LpipsParams& params);
 
 }  // namespace cuda
 }  // namespace alexnet_fast

@@ -84,6 +84,26 @@ struct AugmentParams {
   void* y;
 };
 
+// d = sum over channels of weight * (a / (|a| + eps) - b / (|b| + eps))^2 at each pixel, a and b being the features of
+// images n and n + pairs in x; y is d, or its mean over pixels.
+constexpr double kLpipsEpsilon = 1e-10;
+constexpr int64_t kLpipsUnit = 64;  // pixels whose distances are added up as one partial sum
+
+struct LpipsParams {
+  DType dtype;  // of x and dx; all other tensors have the accumulation type
+  bool channels_last, spatial;
+  int64_t pairs, channels, pixels;
+  const void* x;       // 2 * pairs images
+  const void* weight;  // C
+  void* y;             // forward: (pairs, P) if spatial, else (pairs), which on CPUs the bindings add up
+  void* partial;       // forward unless spatial: (pairs, units) sums. backward: rows of C numbers, or null
+  const void* dy;      // backward: as y
+  void* dx;            // backward
+  void* dweight;       // backward on CUDA, whose launcher adds the rows up: C
+};
+
+inline int64_t lpips_units(const LpipsParams& p) { return (p.pixels + kLpipsUnit - 1) / kLpipsUnit; }
+
 // One step of SGD:
 //   torch  g = g + weight_decay * w; v = momentum * v + keep * g, or g at first; g = v, or g + momentum * v (nesterov);
 //          w = w - lr * g

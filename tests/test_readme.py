@@ -9,14 +9,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS, *PAGES = (
+PAGES = "training.md", "models.md", "graphs.md", "uses.md"
+BLOCKS, *OTHERS = (
     re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    for text in (README, *((ROOT / "docs" / name).read_text() for name in ("training.md", "models.md", "graphs.md")))
+    for text in (README, *((ROOT / "docs" / name).read_text() for name in PAGES))
 )
 
 
 @pytest.mark.parametrize(
-    "code", BLOCKS + [code for page in PAGES for code in page], ids=lambda code: code.splitlines()[-1][:40]
+    "code", BLOCKS + [code for page in OTHERS for code in page], ids=lambda code: code.splitlines()[-1][:40]
 )
 def test_code_runs(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

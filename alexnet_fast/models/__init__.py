@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from alexnet_fast.models.alexnet import AlexNet
+from alexnet_fast.models.lpips import LPIPS
 from alexnet_fast.models.variants import VARIANTS, Variant
 from alexnet_fast.models.weights import AlexNet_Weights
 
@@ -11,4 +12,4 @@ if TYPE_CHECKING:
 else:
     from alexnet_fast.models import alexnet  # the module, which can be called as the function that it holds
 
-__all__ = ["VARIANTS", "AlexNet", "AlexNet_Weights", "Variant", "alexnet"]
+__all__ = ["LPIPS", "VARIANTS", "AlexNet", "AlexNet_Weights", "Variant", "alexnet"]

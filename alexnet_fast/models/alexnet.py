@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alexnet_fast.models.features import fully_convolutional
 from alexnet_fast.models.registration import register_with_torchvision
 from alexnet_fast.models.variants import VARIANTS, Conv, Layer, Relu, SpatialLRN, ZeroPad
 from alexnet_fast.models.weights import HEAD, AlexNet_Weights, read
@@ -111,6 +112,10 @@ class AlexNet(nn.Module):
             if isinstance(x, Tensor) and (reason := self._refusal(x)):
                 raise ValueError(reason) from error
             raise
+
+    def fully_convolutional(self) -> nn.Sequential:
+        """See :func:`alexnet_fast.models.features.fully_convolutional`."""
+        return fully_convolutional(self)
 
     def _refusal(self, x: Tensor) -> str:
         """What of an image a net as it was built cannot take; '' for nothing, and where ``features`` was changed: users

@@ -6,6 +6,7 @@ from alexnet_fast.ops.conv_relu import conv_relu
 from alexnet_fast.ops.conv_stage import conv_stage
 from alexnet_fast.ops.epilogue import epilogue
 from alexnet_fast.ops.linear_relu_dropout import linear_relu_dropout
+from alexnet_fast.ops.lpips_layer import lpips_layer
 from alexnet_fast.ops.lrn import local_response_norm
 from alexnet_fast.ops.max_pool import max_pool2d
 
@@ -18,5 +19,6 @@ __all__ = [
     "epilogue",
     "linear_relu_dropout",
     "local_response_norm",
+    "lpips_layer",
     "max_pool2d",
 ]

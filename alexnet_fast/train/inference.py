@@ -106,7 +106,7 @@ def evaluate_checkpoint(path: str, data: str | None, options: dict[str, Any], as
 
 def _evaluate_rank(ranks: Ranks, config: TrainConfig, path: str, as_json: bool) -> int:
     found = find(path, config.data, verify=False)
-    model = _model(found, ranks.device)
+    model = model_of(found, ranks.device)
     split = open_run_data(config, held_out_alone=True).val
     with using(config.backend), worker_deaths_named():
         result, bad = evaluate(model, split, config, ranks, ten_crop=config.ten_crop)
@@ -150,7 +150,7 @@ def predict(paths: list[Path], weights: str, top: int, backend: str, as_json: bo
     check_choices({"backend": backend})
     found = find(weights)
     device = torch.device(plan_devices(1))
-    model = _model(found, device)
+    model = model_of(found, device)
     transform = Transform(found.config.transform, found.config.image_size)
     names = list(found.classes or [])
     names += [f"class {number}" for number in range(len(names), found.config.num_classes)]
@@ -184,7 +184,8 @@ def predict(paths: list[Path], weights: str, top: int, backend: str, as_json: bo
     return 0
 
 
-def _model(found: Found, device: torch.device) -> nn.Module:
+def model_of(found: Found, device: torch.device) -> nn.Module:
+    """What was found, for inference."""
     model = build_model(dataclasses.replace(found.config, weights=None))
     model.load_state_dict(found.read(model))
     return model.to(device, memory_format=torch.channels_last).eval()

@@ -10,6 +10,7 @@ from alexnet_fast.triton_kernels import (  # noqa: F401  each registers its oper
     conv_stage,
     epilogue,
     linear_relu_dropout,
+    lpips_layer,
     lrn,
     max_pool,
 )

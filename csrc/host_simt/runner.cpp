@@ -53,12 +53,22 @@ struct Workspace {
      return alexnet_fast::cuda::sm90::name##_workspace_bytes(*static_cast<const alexnet_fast::Params*>(params)); \
    }},
 const Workspace workspaces[] = {
-    ALEXNET_FAST_CUDA_WORKSPACES(X) ALEXNET_FAST_CUDA_SM90_LAUNCHERS(Y){
-        "epilogue_bwd",
-        [](const void* params) {
-          const auto& p = *static_cast<const alexnet_fast::EpilogueParams*>(params);
-          return alexnet_fast::cuda::epilogue_bwd_partial_rows(p) * p.channels * int64_t{sizeof(float)};
-        }},
+    ALEXNET_FAST_CUDA_WORKSPACES(X) ALEXNET_FAST_CUDA_SM90_LAUNCHERS(Y)  //
+    {"epilogue_bwd",
+     [](const void* params) {
+       const auto& p = *static_cast<const alexnet_fast::EpilogueParams*>(params);
+       return alexnet_fast::cuda::epilogue_bwd_partial_rows(p) * p.channels * int64_t{sizeof(float)};
+     }},
+    {"lpips_layer_fwd",
+     [](const void* params) {
+       const auto& p = *static_cast<const alexnet_fast::LpipsParams*>(params);
+       return p.pairs * alexnet_fast::lpips_units(p) * int64_t{sizeof(float)};
+     }},
+    {"lpips_layer_bwd",
+     [](const void* params) {
+       const auto& p = *static_cast<const alexnet_fast::LpipsParams*>(params);
+       return alexnet_fast::cuda::lpips_layer_bwd_partial_rows(p) * p.channels * int64_t{sizeof(float)};
+     }},
 };
 #undef X
 #undef Y

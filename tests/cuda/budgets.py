@@ -69,6 +69,11 @@ BUDGETS = [
     Budget(r"conv_fold_image<\w+, 2, false>", 32, 0, (8, 6, 6, 8), 480),
     Budget("conv_fold_image<", 40, 0, (6, 6, 6, 6), 760),
     Budget("(conv_fold_kernel|conv_transpose|conv_sum)", 40, 5 * KB, (6, 6, 6, 6)),
+    # A block shares three numbers of 64 pixels for both images, NCHW two for each thread as well.
+    Budget("lpips_fwd<", 64, 6 * KB, (4, 4, 4, 4)),
+    Budget("lpips_bwd<", 80, 7 * KB, (3, 3, 3, 3)),
+    Budget("lpips_weight<", 64, 9 * KB, (4, 4, 4, 4)),
+    Budget("lpips_average<", 48, 0, (6, 6, 6, 5)),
     Budget("add_rows<", 32, 4 * KB, (2, 1, 1, 2)),
     # The larger tiles: two blocks on cards with the shared memory for it. 128 x 192 has 256 threads, and one block.
     Budget(r"conv_relu_fwd<ConvTile<TensorCores<\w+>, 128, 128,", 224, 99 * KB, (2, 1, 1, 2)),
@@ -115,6 +120,8 @@ def wanted_instructions(kernel: Kernel) -> list[str]:
         return [product, *copies, r"USETMAXREG.*", r"SYNCS\.PHASECHK.*"]
     if kernel.family == "conv_fold_image":
         return [r"STG\.E\.128"]
+    if kernel.family in ("lpips_fwd", "lpips_weight"):  # which write a number a pixel, or a channel
+        return [rf"LDG?\.E\.{8 * kernel.vector}(\.CONSTANT)?"] if kernel.vector == 16 else []
     maxima = []
     of_two, of_three = r"HMNMX2(\.BF16_V2)?\.NAN", r"VIMNMX3\.S16x2\.RELU"  # sm_90 has these, where there is no sign
     if kernel.family == "pool_fwd_packed":

@@ -51,6 +51,15 @@ class EpilogueParams(Structure):
     ]
 
 
+class LpipsParams(Structure):
+    _fields_ = [
+        ("dtype", c_int32),
+        *((name, c_bool) for name in ("channels_last", "spatial")),
+        *((name, c_int64) for name in ("pairs", "channels", "pixels")),
+        *((name, c_void_p) for name in ("x", "weight", "y", "partial", "dy", "dx", "dweight")),
+    ]
+
+
 class ConvParams(Structure):
     _fields_ = [
         ("dtype", c_int32),

@@ -1,4 +1,4 @@
-"""Samples of the pointwise operators as cases of their launchers, and what must come out."""
+"""Samples of the pointwise operators, and of LPIPS's layers, as cases of their launchers, and what must come out."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 from alexnet_fast.ops import LRN, Pool
 
 from ..ops.compare import as_exact, double, error, output_gradient, results
-from ..ops.samples import SAMPLES, Sample, epilogue, lrn, max_pool, torch_lrn
+from ..ops.samples import SAMPLES, Sample, epilogue, lpips_layer, lrn, max_pool, torch_lrn
 from .host_build import Case, Result
-from .params import DTYPES, EpilogueParams, LrnParams, LrnWindow, PoolParams, Window
+from .params import DTYPES, EpilogueParams, LpipsParams, LrnParams, LrnWindow, PoolParams, Window
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
 CLOSED = 255  # kClosed
@@ -133,6 +133,26 @@ def epilogue_tasks(sample: Sample, dtype: torch.dtype, channels_last: bool, name
     yield Task(f"{name}, no db", Case("epilogue_bwd", params, inputs, {"dz": z}), exact_dz, peer_dz, {})
 
 
+def lpips_layer_tasks(sample: Sample, dtype: torch.dtype, channels_last: bool, name: str) -> Iterator[Task]:
+    data, dy, peer, exact, put = prepare(sample, dtype, channels_last)
+    x, weight, dy = put(data["input"]), data["weight"].float(), dy.float()
+    images, channels, *pixels = x.shape
+    spatial = sample.arguments.get("spatial", False)
+    sizes = {"pairs": images // 2, "channels": channels, "pixels": torch.Size(pixels).numel()}
+    params = LpipsParams(dtype=DTYPES[dtype], channels_last=channels_last, spatial=spatial, **sizes)
+    inputs = {"x": x, "weight": weight}
+    forward = Case("lpips_layer_fwd", params, inputs, {"y": dy}, workspace=None if spatial else "partial")
+    yield Task(name, forward, {"y": exact["output"]}, {"y": peer["output"]}, {})
+    inputs |= {"dy": dy}
+    exact_dx, peer_dx = {"dx": exact["input"]}, {"dx": peer["input"]}
+    yield Task(f"{name}, no dweight", Case("lpips_layer_bwd", params, inputs, {"dx": x}), exact_dx, peer_dx, {})
+    # The weight's gradient is float32 whatever x is.
+    wide = results(sample.torch, {key: tensor.float() for key, tensor in data.items()}, dy)
+    backward = Case("lpips_layer_bwd", params, inputs, {"dx": x, "dweight": weight}, workspace="partial")
+    exact_both, peer_both = exact_dx | {"dweight": exact["weight"]}, peer_dx | {"dweight": wide["weight"]}
+    yield Task(name, backward, exact_both, peer_both, {})
+
+
 def prepare(sample: Sample, dtype: torch.dtype, channels_last: bool):
     data, dy = sample.data(dtype), output_gradient(sample, dtype)
     peer, exact = results(sample.torch, data, dy), results(sample.torch, double(data), dy.double())
@@ -198,15 +218,24 @@ def random_epilogue(chance: random.Random) -> Sample:
     return epilogue("random", shape, bias=chance.random() < 0.8, **arguments)
 
 
+def random_lpips_layer(chance: random.Random) -> Sample:
+    # Of two channels a unit vector's gradient is what rounding leaves of a difference, in PyTorch's operators too.
+    channels = chance.choice((5, 8, 8, 12, 16, 24, 40, 67, 136, 264))
+    shape = (2 * chance.randint(1, 3), channels, chance.randint(3, 11), chance.randint(3, 11))
+    return lpips_layer("random", shape, spatial=chance.random() < 0.5)
+
+
 TASKS: dict[str, Callable[..., Iterator[Task]]] = {
     "lrn": lrn_tasks,
     "max_pool": max_pool_tasks,
     "epilogue": epilogue_tasks,
+    "lpips_layer": lpips_layer_tasks,
 }
 RANDOM: dict[str, Callable[[random.Random], Sample]] = {
     "lrn": random_lrn,
     "max_pool": random_max_pool,
     "epilogue": random_epilogue,
+    "lpips_layer": random_lpips_layer,
 }
 
 

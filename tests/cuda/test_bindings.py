@@ -9,6 +9,7 @@ from alexnet_fast.models import VARIANTS
 from . import bindings
 
 STAGES = {"conv_stage_cuda", "epilogue_backward", "conv_relu_cuda", "conv_relu_backward_cuda"}
+LPIPS = {"lpips_layer", "lpips_layer_backward"}
 LRN, POOL = {"lrn", "lrn_backward"}, {"max_pool", "max_pool_backward"}
 
 
@@ -17,7 +18,7 @@ def test_every_sample():
     switch says."""
     count, *reached = bindings.run("tests.cuda.check_bindings").split()
     assert int(count) > 70
-    assert {name.removeprefix("alexnet_fast::") for name in reached} == STAGES | LRN | POOL | {"epilogue"}
+    assert {name.removeprefix("alexnet_fast::") for name in reached} == STAGES | LRN | POOL | LPIPS | {"epilogue"}
 
 
 @pytest.mark.parametrize("seed", [1, 2])

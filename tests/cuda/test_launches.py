@@ -15,7 +15,7 @@ import torch
 
 from alexnet_fast.ops import LRN
 
-from ..ops.samples import epilogue, lrn
+from ..ops.samples import epilogue, lpips_layer, lrn
 from . import host_build, machine_code
 from .conv import BF16, EDGES, F16, MODES, TILE_ROWS, TILES, backward, forward, stage, stages
 from .host_build import Case
@@ -50,7 +50,11 @@ def test_the_old_launch_is_caught(tmp_path):
 def cases() -> list[Case]:
     """Small ones, so many that every instantiation that a launcher can pick is launched."""
     found = [task.case for stem in STEMS for task in tasks(stem, 150)]
-    vectors = lrn("vectors in both layouts", (1, 16, 4, 4), 5), epilogue("and", (1, 16, 4, 4), lrn=LRN(5))
+    vectors = (
+        lrn("vectors in both layouts", (1, 16, 4, 4), 5),
+        epilogue("and", (1, 16, 4, 4), lrn=LRN(5)),
+        lpips_layer("and", (2, 16, 4, 4)),
+    )
     for sample, dtype, channels_last in product(vectors, DTYPES, (False, True)):
         found += [task.case for task in of(sample, dtype, channels_last)]
     for task in [task for stem in STEMS for task in tasks(stem, 60, seed=1)]:  # elements that make no vectors

@@ -35,7 +35,6 @@ def test_every_kernel_is_there_for_every_architecture(built):
     for architecture in MULTIPROCESSORS:
         assert f"sm_{architecture}" in _C.build_info()["cuda"]
         assert {kernel.name for kernel in general if kernel.architecture == architecture} == names
-    assert len(general) == len(MULTIPROCESSORS) * len(names)
     assert {kernel.architecture for kernel in built if kernel.hopper} == {90}
     assert machine_code.ptx_targets() == {f"sm_{max(MULTIPROCESSORS)}"}
 

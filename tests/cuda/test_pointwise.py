@@ -10,15 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from alexnet_fast import reference
 from alexnet_fast.ops import LRN, Pool
 
-from ..ops.samples import Sample, epilogue, lrn, max_pool, torch_lrn
+from ..ops.samples import Sample, epilogue, lpips_layer, lrn, max_pool, torch_lrn
 from . import host_build
 from .host_build import Case, run
 from .params import LrnParams
 from .pointwise import CLOSED, TASKS, Task, codes, tasks
 
-STEMS = ("lrn", "max_pool", "epilogue")
+STEMS = ("lrn", "max_pool", "epilogue", "lpips_layer")
 COUNT = 210
 each_stem = pytest.mark.parametrize("stem", STEMS)
 each_build = pytest.mark.parametrize("kind", host_build.BUILDS)
@@ -71,6 +72,7 @@ def test_misaligned_tensors(stem, kind):
         epilogue("sums over blocks", (1, 24, 5, 6)),
         epilogue("pool", (1, 24, 7, 9), pool=Pool(3, 2)),
         epilogue("LRN and pool", (1, 24, 7, 7), lrn=LRN(5, 1e-3), pool=Pool(3, 2)),
+        lpips_layer("lanes and slices", (2, 24, 9, 8)),
     ],
     ids=str,
 )
@@ -268,6 +270,27 @@ def test_relu_lets_nan_through(dtype, channels_last):
     assert torch.equal(r.double().nan_to_num(7e9), z.double().relu().nan_to_num(7e9))
     dz = single("epilogue_bwd", backward, r=r)["dz"]
     assert torch.equal(dz != 0, r != 0)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_pixels_without_features(dtype, channels_last):
+    """Their direction is 0 and so is their gradient, of one image or of both; NaN stays at its pixel."""
+    forward, backward, *_ = of(lpips_layer("", (2, 16, 3, 5), spatial=True), dtype, channels_last)
+    x = forward.case.inputs["x"].clone()
+    x[0, :, 0, 0] = 0
+    x[:, :, 1, 1] = 0
+    x[1, 3, 2, 2] = torch.nan
+    y, dx = single("", forward, x=x)["y"], single("", backward, x=x)["dx"]
+    there = torch.ones(3, 5, dtype=torch.bool)
+    there[2, 2] = False
+    expected = reference.lpips_layer(x.double(), forward.case.inputs["weight"].double(), True)
+    torch.testing.assert_close(y.double()[..., there], expected[..., there], rtol=1e-5, atol=1e-7)
+    assert torch.equal(y.isnan()[0, 0], ~there)
+    assert dx[0, :, 0, 0].eq(0).all()
+    assert dx[:, :, 1, 1].eq(0).all()
+    assert dx[1, :, 0, 0].abs().gt(0).all()
+    assert torch.equal(dx.isnan().any(1).any(0), ~there)
 
 
 # ---- Memory ----------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "conv_relu": ops.conv_relu,
     "conv_stage": ops.conv_stage,
     "linear_relu_dropout": ops.linear_relu_dropout,
+    "lpips_layer": ops.lpips_layer,
 }
 
 
@@ -61,6 +62,9 @@ class Sample:
         elif self.stem == "linear_relu_dropout":  # sums are multiples of 1/16, exact in bfloat16
             data["input"] = torch.randint(-3, 4, self.input, generator=generator) / 2
             data["weight"] = torch.randint(-2, 3, self.weight, generator=generator) / 8
+        elif self.stem == "lpips_layer":
+            data["input"] = torch.randn(self.input, generator=generator)
+            data["weight"] = torch.rand(self.weight, generator=generator)
         elif self.stem == "conv_relu":
             data["input"] = torch.randn(self.input, generator=generator)
             data["weight"] = torch.randn(self.weight, generator=generator) / prod(self.weight[1:]) ** 0.5
@@ -138,6 +142,16 @@ def torch_linear_relu_dropout(input, weight, bias=None, p=0.5, training=True, se
     return y * dropout_factors(y, p, torch.tensor([seed], device=y.device)) if training else y
 
 
+def torch_lpips_layer(input: Tensor, weight: Tensor, spatial: bool = False):
+    """In float32 for 16 bits, where 1e-10 is 0."""
+    wide = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+    unit = wide / (wide.square().sum(1, keepdim=True).sqrt() + 1e-10)
+    distance = F.conv2d(
+        (unit[: len(unit) // 2] - unit[len(unit) // 2 :]) ** 2, weight.to(wide.dtype)[None, :, None, None]
+    )
+    return distance if spatial else distance.mean((2, 3), keepdim=True)
+
+
 TORCH: dict[str, Callable[..., Tensor]] = {
     "lrn": torch_lrn,
     "max_pool": F.max_pool2d,
@@ -145,6 +159,7 @@ TORCH: dict[str, Callable[..., Tensor]] = {
     "conv_relu": torch_conv_stage,
     "conv_stage": torch_conv_stage,
     "linear_relu_dropout": torch_linear_relu_dropout,
+    "lpips_layer": torch_lpips_layer,
 }
 
 
@@ -170,6 +185,10 @@ def conv_relu(reason: str, input: tuple[int, ...], weight: tuple[int, ...], *, b
 
 def linear_relu_dropout(reason: str, input: tuple[int, ...], weight: tuple[int, ...], *, bias: bool = True, **more):
     return Sample("linear_relu_dropout", reason, input, {"seed": 7, **more}, weight, bias)
+
+
+def lpips_layer(reason: str, input: tuple[int, ...], **arguments) -> Sample:
+    return Sample("lpips_layer", reason, input, arguments, (input[1],))
 
 
 def conv_stage(reason: str, input: tuple[int, ...], weight: tuple[int, ...], *, bias: bool = True, **arguments):
@@ -269,4 +288,15 @@ SAMPLES = [
     linear_relu_dropout("several pieces of work", (70, 16), (300, 16)),
     linear_relu_dropout("(C,)", (20,), (12, 20)),
     linear_relu_dropout("batch 0", (0, 8), (6, 8)),
+    lpips_layer("mean over pixels", (4, 16, 5, 7)),
+    lpips_layer("of each pixel", (4, 16, 5, 7), spatial=True),
+    lpips_layer("channels not a multiple of 8", (2, 13, 6, 3)),
+    lpips_layer("more channels than a tile", (2, 300, 2, 3)),
+    lpips_layer("one pixel", (6, 20, 1, 1), spatial=True),
+    lpips_layer("several pieces of work", (4, 64, 21, 23)),
+    lpips_layer("several pieces of work, of each pixel", (4, 40, 27, 27), spatial=True),
+    lpips_layer("batch 0", (0, 8, 3, 3)),
 ]
+
+# Operators whose results on whole numbers are no whole numbers.
+ROUNDED = ("lrn", "lpips_layer")

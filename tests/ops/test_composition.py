@@ -23,6 +23,7 @@ REASONS = {  # the first sample of each operator, and those whose operators retu
     "conv_relu": ["AlexNet's first", "no bias"],
     "conv_stage": ["AlexNet's first", "two towers"],
     "linear_relu_dropout": ["a classifier's layer", "in evaluation"],
+    "lpips_layer": ["mean over pixels", "of each pixel"],
 }
 CHOSEN = [s for s in SAMPLES if s.reason in REASONS[s.stem]]
 samples = pytest.mark.parametrize("sample", CHOSEN, ids=str)
@@ -115,7 +116,7 @@ def test_autocast(sample, dtype, backend, device):
         expected = sample.torch(data)
         actual = results(lambda leaves: sample.ours(leaves, backend), data, torch.ones_like(expected))
     eps = torch.finfo(expected.dtype).eps
-    norm = sample.stem == "lrn" or sample.arguments.get("lrn")
+    norm = sample.stem in ("lrn", "lpips_layer") or sample.arguments.get("lrn")
     assert actual["output"].dtype == (dtype if sample.weight and not norm else torch.float32)
     torch.testing.assert_close(actual["output"].float(), expected.float(), rtol=4 * eps, atol=4 * eps)
     assert all(actual[name].dtype == torch.float32 for name in data)

@@ -24,7 +24,16 @@ from triton.runtime.jit import JITFunction
 from alexnet_fast.ops import LRN
 from alexnet_fast.ops.arguments import Window
 from alexnet_fast.ops.convolution import Geometry
-from alexnet_fast.triton_kernels import augment, conv_relu, epilogue, linear_relu_dropout, lrn, max_pool, sgd
+from alexnet_fast.triton_kernels import (
+    augment,
+    conv_relu,
+    epilogue,
+    linear_relu_dropout,
+    lpips_layer,
+    lrn,
+    max_pool,
+    sgd,
+)
 
 from ..cuda.machine_code import resource_usage
 
@@ -71,6 +80,9 @@ def pointwise(dtype: torch.dtype, form: torch.memory_format) -> None:
     max_pool.backward(y, code, form, [55, 55], OVERLAPPING, want_bias=True)
     epilogue.forward(z, form, bias, LRN(0), NO_POOL, True)
     epilogue.mask(z, z, form, True)
+    weight = torch.empty(96, device="meta")
+    distance = lpips_layer._lpips_layer(z, weight, False)
+    lpips_layer._lpips_layer_backward(distance, z, weight, False, True)
 
 
 def pictures(dtype: torch.dtype) -> None:

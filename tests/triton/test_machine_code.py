@@ -53,7 +53,11 @@ def names(rows: list[dict]) -> list[str]:
 @pytest.mark.parametrize("architecture", SHARED)
 def test_every_kernel_is_compiled(architecture, compiled):
     kernels = {row["kernel"] for row in compiled[architecture]}
-    both = [f"{stem}.{way}_kernel" for stem in ("lrn", "max_pool", "epilogue") for way in ("forward", "backward")]
+    both = [
+        f"{stem}.{way}_kernel"
+        for stem in ("lrn", "lpips_layer", "max_pool", "epilogue")
+        for way in ("forward", "backward")
+    ]
     once = ["augment.forward_kernel", "linear_relu_dropout.forward_kernel", "sgd.kernel"]
     lines = ["lrn.forward_lines", "lrn.backward_lines"]
     assert kernels == {*both, *once, *lines, "conv_relu.conv_kernel", "conv_relu.weight_kernel"}
@@ -102,10 +106,12 @@ def test_loads_are_of_whole_words(architecture, compiled):
 @pytest.mark.parametrize("architecture", SHARED)
 def test_pointwise_kernels_move_16_bytes(architecture, compiled):
     """Over channels_last, in float32 and bfloat16, as CUDA's do; in LRN, whose halo once was loaded element by element,
-    nothing less. (A pool's codes are bytes, and rows of sums one float for each channel.)"""
+    nothing less. (A pool's codes are bytes, rows of sums one float for each channel, and lpips_layer's distances one for
+    each pixel.)"""
     rows = [row for row in compiled[architecture] if "channels_last" in row["case"] or "classifier" in row["case"]]
     stems = {row["kernel"].split(".")[0] for row in rows}
-    assert stems == {"lrn", "max_pool", "epilogue", "linear_relu_dropout"}
+    assert stems == {"lrn", "lpips_layer", "max_pool", "epilogue", "linear_relu_dropout"}
     for row in rows:
-        assert (row["load"], row["store"]) == (16, 16), row
+        store = 4 if row["kernel"] == "lpips_layer.forward_kernel" else 16
+        assert (row["load"], row["store"]) == (16, store), row
         assert row["narrowest"] == 16 or not row["kernel"].startswith("lrn."), row

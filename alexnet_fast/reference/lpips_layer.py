@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+EPSILON = 1e-10  # as lpips has it
+
+
+def squared_differences(input: Tensor) -> Tensor:
+    """(u_c − v_c)² of the unit vectors u = a / (|a| + 1e-10) and v of a pixel's features in image n and in image n + N,
+    in float32 for 16 bits. A pixel without features has u = 0, and gradient 0."""
+    x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+    square = x.square().sum(1, keepdim=True)
+    empty = square == 0  # the root has no derivative there
+    unit = torch.where(empty, 0, x / (torch.where(empty, 1, square).sqrt() + EPSILON))
+    first, second = unit.split(len(x) // 2)  # slices' gradients would lose channels_last
+    return (first - second).square()
+
+
+def lpips_layer(input: Tensor, weight: Tensor, spatial: bool = False) -> Tensor:
+    """Σ_c weight_c · (u_c − v_c)² of each pixel, averaged over pixels unless ``spatial``."""
+    difference = squared_differences(input)
+    distance = (difference * weight.to(difference.dtype).view(-1, 1, 1)).sum(1, keepdim=True)
+    return distance if spatial else distance.mean((2, 3), keepdim=True)

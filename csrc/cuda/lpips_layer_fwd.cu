@@ -1,0 +1,90 @@
+// The distance of two images' features in a layer of LPIPS. The formulas: alexnet_fast/ops/lpips_layer.py.
+//
+// A block measures the lengths of 64 pixels' features in both images, and reads the features a second time for the
+// differences of their directions: from L1, where 64 pixels of 64 channels are 32 KB of float32 and of 512, 256 KB, out
+// of L2. Bytes from device memory: x once. Writing down u - v, which plain operators do several times, would cost more.
+// Not in one pass, as w (x^2 s^2 - 2 x y s t + y^2 t^2) would lose the digits of two images that are nearly alike.
+#include "cuda/common/lpips.cuh"
+#include "launchers.h"
+
+namespace alexnet_fast::cuda {
+namespace {
+
+template <class T, int V, bool Last>
+__global__ void __launch_bounds__(kThreads, 1)
+    lpips_fwd(LpipsTensors<T, V, Last> tensors, Divider units, float* __restrict__ map, float* __restrict__ partial) {
+  ALEXNET_FAST_SHARED(float[2][kUnit], squares);
+  ALEXNET_FAST_SHARED(float[2][kUnit], scales);
+  ALEXNET_FAST_SHARED(float[1][kUnit], distance);
+  for (int64_t item = blockIdx.x; item < tensors.pairs * tensors.units; item += gridDim.x) {
+    int64_t unit;
+    const int64_t pair = units.divide(item, unit);
+    const LpipsUnit<T, V, Last> here = tensors.at(pair, unit);
+    here.measure(squares, scales);
+    here.add_up(distance, [&](float a, float b, float weight, int pixel, float (&terms)[1]) {
+      const float difference = a * scales[0][pixel] - b * scales[1][pixel];
+      terms[0] = weight * difference * difference;
+    });
+    if (map != nullptr) {
+      if (static_cast<int>(threadIdx.x) < here.count) {
+        map[pair * tensors.pixels + unit * kUnit + threadIdx.x] = distance[0][threadIdx.x];
+      }
+    } else if (threadIdx.x < 32) {
+      float sum = distance[0][threadIdx.x] + distance[0][threadIdx.x + 32];
+#pragma unroll
+      for (int step = 16; step > 0; step /= 2) {
+        sum += __shfl_xor_sync(0xffffffff, sum, step);
+      }
+      if (threadIdx.x == 0) {
+        partial[item] = sum;
+      }
+    }
+    __syncthreads();
+  }
+}
+
+// A warp adds up the units of a pair.
+template <class A>
+__global__ void __launch_bounds__(kThreads, 1)
+    lpips_average(const A* __restrict__ partial, int64_t pairs, int64_t units, A pixels, A* __restrict__ y) {
+  for (int64_t pair = int64_t{blockIdx.x} * blockDim.y + threadIdx.y; pair < pairs;
+       pair += int64_t{gridDim.x} * blockDim.y) {
+    A sum = 0;
+    for (int64_t unit = threadIdx.x; unit < units; unit += 32) {
+      sum += partial[pair * units + unit];
+    }
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) {
+      sum += __shfl_xor_sync(0xffffffff, sum, step);
+    }
+    if (threadIdx.x == 0) {
+      y[pair] = sum / pixels;
+    }
+  }
+}
+
+}  // namespace
+
+int lpips_layer_fwd(const LpipsParams& p, void* stream) {
+  if (p.pairs * p.channels * p.pixels == 0) {
+    return cudaSuccess;
+  }
+  const int64_t units = lpips_units(p);
+  float* const y = static_cast<float*>(p.y);
+  float* const partial = static_cast<float*>(p.partial);
+  const int error = with_lpips_kernel(p, [&](auto type, auto vector, auto last) {
+    using T = decltype(type);
+    const LpipsTensors<T, vector.value, last.value> tensors(p);
+    return launch<lpips_fwd<T, vector.value, last.value>>(tensors.grid(), dim3(kThreads), 0, stream, tensors,
+                                                          Divider(units), p.spatial ? y : nullptr, partial);
+  });
+  if (error != cudaSuccess || p.spatial) {
+    return error;
+  }
+  constexpr int kWarps = kThreads / 32;
+  const dim3 grid(static_cast<uint32_t>(std::min<int64_t>(ceil_div<int64_t>(p.pairs, kWarps), INT32_MAX)));
+  return launch<lpips_average<float>>(grid, dim3(32, kWarps), 0, stream, static_cast<const float*>(partial), p.pairs,
+                                      units, static_cast<float>(p.pixels), y);
+}
+
+}  // namespace alexnet_fast::cuda

@@ -1,0 +1,206 @@
+"""LPIPS in place of the package lpips: its formula in plain operators here; the package itself in check_lpips."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alexnet_fast import LPIPS
+from alexnet_fast.models.lpips import BACKBONES, Trunk
+from tests.ops.compare import saved_bytes
+
+ROOT = Path(__file__).parents[2]
+QUIET = {"pnet_rand": True, "pretrained": False, "verbose": False}
+
+
+def made(net: str = "alex", **options) -> LPIPS:
+    """With random weights that keep activations' size, and linear ones that are positive, as trained ones are."""
+    torch.manual_seed(0)
+    loss = LPIPS(net=net, **{**QUIET, **options})
+    for convolution in [module for module in loss.net.modules() if isinstance(module, nn.Conv2d)]:
+        nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+    for linear in loss.lins:
+        nn.init.uniform_(linear.weight)
+    return loss
+
+
+def images(batch: int = 2, side: int = 33) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    return torch.rand(batch, 3, side, side) * 2 - 1, torch.rand(batch, 3, side, side) * 2 - 1
+
+
+def written_out(loss: LPIPS, first: Tensor, second: Tensor) -> Tensor:
+    """The formula, one image after the other, by nn.Sequential."""
+
+    def directions(image: Tensor) -> list[Tensor]:
+        x, found = (image - loss.scaling_layer.shift) / loss.scaling_layer.scale, []
+        for part in loss.net.children():
+            x = nn.Sequential.forward(part, x)
+            found.append(x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10))
+        return found
+
+    pairs = zip(directions(first), directions(second), loss.lins, strict=True)
+    return sum(F.conv2d((a - b) ** 2, linear.weight).mean((2, 3), keepdim=True) for a, b, linear in pairs)
+
+
+@pytest.mark.parametrize("net", ["alex", "squeeze"])
+def test_the_formula(net):
+    """Values, and the gradients of both images and of the linear weights."""
+    loss, made_of = made(net), {}
+    for name, call in (("ours", loss), ("plain", lambda *pair: written_out(loss, *pair))):
+        leaves = [image.requires_grad_() for image in images()]
+        distance = call(*leaves)
+        weights = [linear.weight for linear in loss.lins]
+        made_of[name] = [distance, *torch.autograd.grad(distance.sum(), leaves + weights)]
+    for ours, plain in zip(made_of["ours"], made_of["plain"], strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5 * plain.abs().max().item())
+
+
+@pytest.mark.slow
+def test_against_the_package(tmp_path):
+    """In a venv of its own; ALEXNET_FAST_TEST_CACHE names a folder in which it (about 5 GB) stays."""
+    python = Path(os.environ.get("ALEXNET_FAST_TEST_CACHE") or tmp_path) / "lpips" / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", python.parents[1]], check=True)
+    wanted = ["torch==2.14.1", "torchvision==0.29.1", "lpips==0.1.4", "safetensors"]
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], check=True)
+    done = subprocess.run([python, "-m", "tests.models.check_lpips"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("context", ["float32", "bfloat16", "autocast"])
+def test_features_that_are_all_zero(context):
+    """Their gradient is 0, not NaN: of black images where no bias lights a channel."""
+    loss = made()
+    for convolution in [m for m in loss.net.modules() if isinstance(m, nn.Conv2d)]:
+        nn.init.zeros_(convolution.bias)
+    dtype = torch.bfloat16 if context == "bfloat16" else torch.float32
+    first = loss.scaling_layer.shift.expand(1, 3, 33, 33).to(dtype).clone().requires_grad_()
+    second = images(1)[1].to(dtype)
+    loss.net.to(dtype)
+    loss.scaling_layer.to(dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=context == "autocast"):
+        distance = loss(first, second)
+    assert distance.dtype == torch.float32
+    assert distance.isfinite().all()
+    assert distance > 0
+    distance.sum().backward()
+    assert first.grad.isfinite().all()
+
+
+def test_keeps_the_features_alone():
+    """For backward: the scaled images, what the net keeps without LPIPS, and the linear weights."""
+    loss, (first, second) = made(), images()
+    both = torch.cat([first, second])
+    trunk = saved_bytes(lambda: sum(x.sum() for x in loss.net(both.clone().requires_grad_())))
+    whole = saved_bytes(lambda: loss(first.clone().requires_grad_(), second))
+    assert whole <= trunk + 4 * sum(loss.chns) + 4 * loss.scaling_layer.scale.numel()
+
+
+def test_one_image_against_many_and_gray_ones():
+    loss, (first, second) = made(), images(3)
+    together = loss(first[:1], second)
+    assert together.shape == (3, 1, 1, 1)
+    for number in range(3):
+        alone = loss(first[0], second[number])
+        torch.testing.assert_close(together[number : number + 1], alone, rtol=1e-5, atol=1e-7)
+    gray = first[:, :1]
+    torch.testing.assert_close(loss(gray, second), loss(gray.expand(-1, 3, -1, -1), second))
+    assert loss(first, first).abs().max() < 1e-10  # oneDNN's sums may depend on an image's place in the batch
+
+
+def test_a_map_has_the_images_size():
+    loss, (first, second) = made(spatial=True), images(1, 40)
+    total, shares = loss(first, second, retPerLayer=True)
+    assert total.shape == (1, 1, 40, 40)
+    torch.testing.assert_close(total, sum(shares))
+    torch.testing.assert_close(loss(first / 2 + 0.5, second / 2 + 0.5, normalize=True), total, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_while_linear_layers_are_trained():
+    loss, (first, second) = made(eval_mode=False), images()
+    assert not torch.equal(loss(first, second), loss(first, second))
+    loss.eval()
+    assert torch.equal(loss(first, second), loss(first, second))
+
+
+# ---- Weights ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def linear_weights(tmp_path) -> Path:
+    """A file as lpips writes it."""
+    state = {f"lin{i}.model.1.weight": torch.rand(1, n, 1, 1) for i, n in enumerate(BACKBONES["alex"].channels)}
+    torch.save(state, tmp_path / "alex.pth")
+    return tmp_path / "alex.pth"
+
+
+@pytest.mark.parametrize("use_dropout", [True, False])
+def test_linear_weights_of_a_file(linear_weights, use_dropout):
+    loss = LPIPS(pnet_rand=True, model_path=linear_weights, use_dropout=use_dropout, verbose=False)
+    for number, weight in enumerate(torch.load(linear_weights).values()):
+        assert torch.equal(loss.lins[number].weight, weight)
+        assert loss.lins[number] is getattr(loss, f"lin{number}")
+
+
+def test_weights_of_the_backbone(tmp_path):
+    """A state_dict of torchvision's net and its file give the same; its classifier is left aside."""
+    state = {f"features.{key.partition('.')[2]}": t for key, t in Trunk("alex").state_dict().items()}
+    state["classifier.6.weight"] = torch.zeros(2, 2)
+    torch.save(state, tmp_path / "alexnet.pth")
+    for backbone in (state, tmp_path / "alexnet.pth"):
+        loss = LPIPS(backbone=backbone, pretrained=False, verbose=False)
+        assert torch.equal(loss.net.slice3[1].weight, state["features.6.weight"])
+        assert not any(p.requires_grad for p in loss.net.parameters())
+        assert all(linear.weight.requires_grad for linear in loss.lins)
+
+
+def test_bad_weights(linear_weights, monkeypatch):
+    with pytest.raises(
+        ValueError, match=r"model_path: expected linear weights for net 'vgg'.*lin1.*got \(1, 192, 1, 1\)"
+    ):
+        LPIPS(net="vgg", pnet_rand=True, model_path=linear_weights)
+    state = {f"features.{key.partition('.')[2]}": t for key, t in Trunk("alex").state_dict().items()}
+    del state["features.3.bias"]
+    with pytest.raises(ValueError, match=r"the state_dict does not fit the net: slice2\.3\.bias is missing"):
+        LPIPS(backbone=state, pretrained=False)
+    with pytest.raises(FileNotFoundError, match=r"no file nowhere\.pth"):
+        LPIPS(pnet_rand=True, model_path="nowhere.pth")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="pip install --no-deps lpips, or name a file"):
+        LPIPS(pnet_rand=True)
+
+
+# ---- Bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("net", ["alex", "vgg", "squeeze"])
+def test_the_smallest_images(net):
+    least = BACKBONES[net].least
+    with torch.device("meta"):
+        trunk = Trunk(net)
+        assert all(x.numel() for x in trunk(torch.empty(1, 3, least, least)))
+        with pytest.raises((ValueError, RuntimeError)):
+            trunk(torch.empty(1, 3, least - 1, least - 1))
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match=r"net: expected one of alex, vgg, squeeze, vgg16, got 'resnet'"):
+        LPIPS(net="resnet")
+    with pytest.raises(ValueError, match=r"version: expected one of 0\.1, 0\.0, got '0.2'"):
+        LPIPS(version="0.2")
+    loss, (first, second) = made(), images()
+    with pytest.raises(ValueError, match="in1: net 'alex' compares images of at least 31x31 pixels, got 30x33"):
+        loss(first, second[..., :30, :])
+    with pytest.raises(ValueError, match=r"in0: expected \(N, 3, H, W\), got shape \(2, 2, 33, 33\)"):
+        loss(first[:, :2], second)
+    with pytest.raises(ValueError, match=r"in1: expected in0's shape \(2, 3, 33, 33\), got \(2, 3, 32, 33\)"):
+        loss(first, second[:, :, :32])
