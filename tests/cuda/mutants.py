@@ -195,7 +195,7 @@ MUTANTS = [
     Mutant(
         "conv_relu_bwd",
         "one split of the pixels is left out",
-        "conv_relu_bwd.cu",
+        "conv_prepare.cu",
         "for (int32_t split = 0;",
         "for (int32_t split = 1;",
     ),

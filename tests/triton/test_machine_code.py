@@ -106,8 +106,8 @@ def test_loads_are_of_whole_words(architecture, compiled):
 @pytest.mark.parametrize("architecture", SHARED)
 def test_pointwise_kernels_move_16_bytes(architecture, compiled):
     """Over channels_last, in float32 and bfloat16, as CUDA's do; in LRN, whose halo once was loaded element by element,
-    nothing less. (A pool's codes are bytes, rows of sums one float for each channel, lpips_layer's distances one for each
-    pixel.)"""
+    nothing less. (A pool's codes are bytes, rows of sums one float for each channel, distances of lpips_layer one for
+    each pixel.)"""
     rows = [row for row in compiled[architecture] if "channels_last" in row["case"] or "classifier" in row["case"]]
     stems = {row["kernel"].split(".")[0] for row in rows}
     assert stems == {"lrn", "lpips_layer", "max_pool", "epilogue", "linear_relu_dropout"}
