@@ -198,6 +198,7 @@ MUTANTS = [
         "conv_prepare.cu",
         "for (int32_t split = 0;",
         "for (int32_t split = 1;",
+        unit="conv_prepare",
     ),
     Mutant(
         "conv_stage_fwd",
