@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alexnet_fast.ops import LRN
+from alexnet_fast.ops import LRN, Pool
 
 from ..ops.samples import epilogue, lpips_layer, lrn
 from . import host_build, machine_code
