@@ -53,10 +53,10 @@ def cases() -> list[Case]:
     vectors = (
         lrn("vectors in both layouts", (1, 16, 4, 4), 5),
         epilogue("and", (1, 16, 4, 4), lrn=LRN(5)),
+        epilogue("and", (1, 16, 7, 7), lrn=LRN(5), pool=Pool(3, 2)),
         lpips_layer("and", (2, 16, 4, 4)),
     )
-    both = *vectors, epilogue("as AlexNet's", (1, 16, 7, 7), lrn=LRN(5), pool=Pool(3, 2))
-    for sample, dtype, channels_last in product(both, DTYPES, (False, True)):
+    for sample, dtype, channels_last in product(vectors, DTYPES, (False, True)):
         found += [task.case for task in of(sample, dtype, channels_last)]
     for task in [task for stem in STEMS for task in tasks(stem, 60, seed=1)]:  # elements that make no vectors
         tensors = {**task.case.inputs, **task.case.outputs}
