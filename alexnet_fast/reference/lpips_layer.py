@@ -13,8 +13,8 @@ def squared_differences(input: Tensor) -> Tensor:
     square = x.square().sum(1, keepdim=True)
     empty = square == 0  # the root has no derivative there
     unit = torch.where(empty, 0, x / (torch.where(empty, 1, square).sqrt() + EPSILON))
-    first, second = unit.split(len(x) // 2)  # slices' gradients would lose channels_last
-    return (first - second).square()
+    pairs = len(x) // 2
+    return (unit[:pairs] - unit[pairs:]).square()
 
 
 def lpips_layer(input: Tensor, weight: Tensor, spatial: bool = False) -> Tensor:

@@ -70,7 +70,7 @@ def test_against_the_package(tmp_path):
     python = Path(os.environ.get("ALEXNET_FAST_TEST_CACHE") or tmp_path) / "lpips" / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", python.parents[1]], check=True)
-    wanted = ["torch==2.14.1", "torchvision==0.29.1", "lpips==0.1.4", "safetensors"]
+    wanted = ["torch==2.14.1", "torchvision==0.29.1", "lpips==0.1.4", "safetensors", "rich", "typer"]
     subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], check=True)
     done = subprocess.run([python, "-m", "tests.models.check_lpips"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
