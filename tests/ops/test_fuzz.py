@@ -108,8 +108,8 @@ def test_conv_stage(backend, device, data):
         for side, k, s, p, d in zip(shape[2:], weight[2:], *geometry.values(), strict=True)
     )
     hypothesis.assume(rows > 0 and columns > 0)
-    # Where a tap sees nothing but padding, the gradient of F.conv2d in bfloat16 may hold what was in memory. Without this
-    # a oneDNN kernel once crashed here too, on a shape that nobody knows.
+    # Where a tap sees nothing but padding, the gradient of F.conv2d in bfloat16 may hold what was in memory. Without
+    # this a oneDNN kernel once crashed here too, on a shape that nobody knows.
     for side, k, p, d in zip(shape[2:], weight[2:], geometry["padding"], geometry["dilation"], strict=True):
         hypothesis.assume(p < d * (k - 1) + 1 <= side + p)
     arguments = {**geometry, "groups": groups}
