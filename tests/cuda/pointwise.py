@@ -219,7 +219,7 @@ def random_epilogue(chance: random.Random) -> Sample:
 
 
 def random_lpips_layer(chance: random.Random) -> Sample:
-    # Of two channels a unit vector's gradient is what rounding leaves of a difference, in PyTorch's operators too.
+    # Of two channels a gradient, and of a pixel or two a mean, is a rounding or so off where PyTorch's luck is none.
     channels = chance.choice((5, 8, 8, 12, 16, 24, 40, 67, 136, 264))
     shape = (2 * chance.randint(1, 3), channels, chance.randint(3, 11), chance.randint(3, 11))
     return lpips_layer("random", shape, spatial=chance.random() < 0.5)

@@ -34,7 +34,9 @@ def test_every_kernel_is_there_for_every_architecture(built):
     names = {kernel.name for kernel in general}
     for architecture in MULTIPROCESSORS:
         assert f"sm_{architecture}" in _C.build_info()["cuda"]
-        assert {kernel.name for kernel in general if kernel.architecture == architecture} == names
+        here = [kernel.name for kernel in general if kernel.architecture == architecture]
+        assert set(here) == names
+        assert {name for name in names if here.count(name) > 1} <= {"add_rows<float>"}  # a pass of two files
     assert {kernel.architecture for kernel in built if kernel.hopper} == {90}
     assert machine_code.ptx_targets() == {f"sm_{max(MULTIPROCESSORS)}"}
 
