@@ -216,6 +216,7 @@ def _fetch(url: str, path: Path, digits: str, progress: bool) -> None:
 
 # Under which a training script keeps the state_dict, in the order in which they are looked for.
 WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "weights", "module", "params")
+DEEPEST = 8  # wrappers in wrappers; a pickled dict may hold itself
 # What DataParallel, torch.compile, FSDP and checkpointing of activations put into keys, wherever they wrapped.
 INSERTED = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
 # Attributes that a net sits in, before its keys.
@@ -283,7 +284,7 @@ def _reason(error: Exception) -> str:
 def _unwrapped(path: Path, held: Any) -> tuple[dict[str, Tensor], list[str]]:
     """The state_dict in what a file holds, its keys as the net has them, and what was taken off."""
     taken_off = []
-    while isinstance(held, dict) and not _is_state(held):
+    while isinstance(held, dict) and not _is_state(held) and len(taken_off) < DEEPEST:
         name = next((name for name in WRAPPERS if isinstance(held.get(name), dict)), None)
         if name is None:
             break

@@ -486,6 +486,11 @@ def test_bad_files(tmp_path, trained):
         torch.save(held, tmp_path / "run.pth")
         with pytest.raises(ValueError, match=rf"weights: expected a state_dict in .*run\.pth, got {described}$"):
             alexnet(weights=tmp_path / "run.pth")
+    held = {"epoch": 3}
+    held["model"] = held
+    torch.save(held, tmp_path / "run.pth")
+    with pytest.raises(ValueError, match="got a dict of epoch, model$"):
+        alexnet(weights=tmp_path / "run.pth")
     torch.save({"a.weight": torch.zeros(1), "module.a.weight": torch.zeros(1)}, tmp_path / "run.pth")
     with pytest.raises(ValueError, match="holds the same keys more than once"):
         alexnet(weights=tmp_path / "run.pth")
