@@ -489,7 +489,7 @@ def test_bad_files(tmp_path, trained):
     held = {"epoch": 3}
     held["model"] = held
     torch.save(held, tmp_path / "run.pth")
-    with pytest.raises(ValueError, match="got a dict of epoch, model$"):
+    with pytest.raises(ValueError, match=r"got a dict of epoch, model$"):
         alexnet(weights=tmp_path / "run.pth")
     torch.save({"a.weight": torch.zeros(1), "module.a.weight": torch.zeros(1)}, tmp_path / "run.pth")
     with pytest.raises(ValueError, match="holds the same keys more than once"):
