@@ -1,4 +1,4 @@
-"""graphed_step is a training step, whatever it records. Here a stand-in records on a CPU: its replay is a new run."""
+"""graphed_step is a training step, whatever it records."""
 
 from __future__ import annotations
 
@@ -12,41 +12,10 @@ from torch.nn.functional import cross_entropy
 
 from alexnet_fast import AlexNet, graphed_step, graphs
 from alexnet_fast.optim import SGD
+from tests.recorders import StandIn, stand_in  # noqa: F401  a fixture
 
 
-class StandIn:
-    """Records by keeping what to run. As a graph's, gradients are written to the same memory in each replay."""
-
-    made = 0
-    refuses: tuple[int, ...] = ()
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def warm_up(self, run):
-        return run()
-
-    def record(self, run):
-        StandIn.made += 1
-        if StandIn.made in StandIn.refuses:
-            raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
-        written = []
-
-        def replay() -> None:
-            made = run() or []
-            written.extend(made[len(written) :])
-            for kept, new in zip(written, made, strict=True):
-                if kept is not None and kept is not new:
-                    kept.copy_(new)
-
-        return replay
-
-
-@pytest.fixture(autouse=True)
-def stand_in(monkeypatch):
-    monkeypatch.setitem(graphs.RECORDERS, "cpu", StandIn)
-    monkeypatch.setattr(StandIn, "made", 0)
-    monkeypatch.setattr(StandIn, "refuses", ())
+pytestmark = pytest.mark.usefixtures("stand_in")
 
 
 def nets() -> tuple[nn.Module, nn.Module]:

@@ -99,6 +99,8 @@ class Trainer:
             if prefix + colon in self.slots and name in self.names:
                 slot, part = self.slots[prefix + colon], self.split.part(name, value)
                 restore(self.optimizer, self.names[name], slot, part, self.state["step"])
+        if config.graph and config.optimizer == "sgd" and not config.mixup and not config.cutmix:
+            self.split.replay(self._update, self.optimizer)
         self.average: dict[str, Tensor] = {}  # of this rank's parameters, with --model-ema
         if config.model_ema:
             source = stored or model.state_dict()
