@@ -11,40 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Run = Callable[[], Any]
-
-
-class Cuda:
-    """Records work in CUDA graphs."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.side = torch.cuda.Stream(device)
-
-    def warm_up(self, run: Run) -> Any:
-        """``run()`` on a stream of its own: what it makes for later calls must not belong to the current stream."""
-        current = torch.cuda.current_stream(self.device)
-        self.side.wait_stream(current)
-        with torch.cuda.stream(self.side):
-            result = run()
-        current.wait_stream(self.side)
-        if isinstance(result, Tensor):
-            result.record_stream(current)
-        return result
-
-    def record(self, run: Run, generators: Iterable[torch.Generator] = ()) -> Run:
-        """What repeats the work of ``run()``, which is recorded and not done, in the memory that it has then; of
-        ``generators`` with the seeds that they have in each replay."""
-        graph = torch.cuda.CUDAGraph()
-        for generator in generators:
-            graph.register_generator_state(generator)
-        # Other threads, such as those that load images, may go on with what a recording forbids to this one.
-        with torch.cuda.device(self.device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            run()
-        return graph.replay
-
-
-RECORDERS: dict[str, Callable[[torch.device], Any]] = {"cuda": Cuda}
+from alexnet_fast.recording import RECORDERS, Run
 
 
 @dataclass
@@ -173,8 +140,7 @@ class Graphed:
         got = [tensor if tensor is None else tensor.clone() for tensor in got]
         wanted = [self.work(*inputs, *constants).detach(), *[parameter.grad for parameter in self._parameters()]]
         return all(
-            (one is None and other is None)
-            or (one is not None and other is not None and torch.equal(one, other))
+            (one is None and other is None) or (one is not None and other is not None and torch.equal(one, other))
             for one, other in zip(got, wanted, strict=True)
         )
 

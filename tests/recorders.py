@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from alexnet_fast import graphs
+from alexnet_fast import recording
 
 
 class StandIn:
@@ -17,6 +17,10 @@ class StandIn:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+
+    @staticmethod
+    def stream():
+        return 0
 
     def warm_up(self, run):
         return run()
@@ -40,7 +44,7 @@ class StandIn:
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
     """Work on the CPU is recorded by StandIn."""
-    monkeypatch.setitem(graphs.RECORDERS, "cpu", StandIn)
+    monkeypatch.setitem(recording.RECORDERS, "cpu", StandIn)
     monkeypatch.setattr(StandIn, "made", 0)
     monkeypatch.setattr(StandIn, "refuses", ())
     return StandIn

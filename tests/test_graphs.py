@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from alexnet_fast import AlexNet, graphed_step, graphs
+from alexnet_fast import AlexNet, graphed_step, recording
 from alexnet_fast.optim import SGD
 from tests.recorders import StandIn, stand_in  # noqa: F401  a fixture
-
 
 pytestmark = pytest.mark.usefixtures("stand_in")
 
@@ -138,7 +137,7 @@ def test_what_cannot_be_recorded_runs_without(monkeypatch, refused, part):
 
 
 def test_without_a_gpu_it_is_the_plain_step(monkeypatch):
-    monkeypatch.delitem(graphs.RECORDERS, "cpu")
+    monkeypatch.delitem(recording.RECORDERS, "cpu")
     one, other = nets()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -39,7 +39,6 @@ class BatchDropout(nn.Dropout):
         mine = kept[:, part * features : (part + 1) * features][self.rows]
         return input * mine.mul_(1 / (1 - self.p) if self.p < 1 else 0)
 
-
     def seeded(self, device: torch.device) -> torch.Generator:
         """The layer's generator on ``device``, set to ``seed``; while a CUDA graph is recorded it has to be already."""
         if device not in self.generators:

@@ -1,4 +1,4 @@
-"""Steps that are replayed are the steps themselves, bit for bit: in a run, over its evaluations, and across a resume."""
+"""Steps that are replayed are the steps themselves, bit for bit: in a run, and across a resume."""
 
 from __future__ import annotations
 
