@@ -22,7 +22,8 @@ NETS = ("alexnet", "train_step")
 CALLS = "overhead"  # what a call costs before any work
 HOST = "host"  # a tiny net's calls, less the work in them
 FEED = "data"  # images/s of the loader
-OTHERS = (*NETS, CALLS, HOST, FEED)  # what is no operator
+FUSE = "fuse"  # other people's nets
+OTHERS = (*NETS, CALLS, HOST, FEED, FUSE)  # what is no operator
 
 Results = dict[str, Any]
 
@@ -120,6 +121,17 @@ def host_table(results: Results) -> str:
     return table(head, lines)
 
 
+def fuse_table(results: Results) -> str:
+    rows = [row for row in results["rows"] if row["bench"] == FUSE]
+    peers = _peers(rows)
+    lines = []
+    for row in rows:
+        ratios = ["{1:.2f} [{0:.2f} {2:.2f}]".format(*row["ratio"][name]) for name in peers]
+        lines.append([f"{row['case']}{_mark(row)}", row["dtype"], *(_time(row, s) for s in ("ours", *peers)), *ratios])
+    ratios = [f"{name} / fused [quartiles]" for name in peers]
+    return table(["milliseconds", "dtype", "fused", *peers, *ratios], lines)
+
+
 def feed_table(results: Results) -> str:
     rows = [row for row in results["rows"] if row["bench"] == FEED]
     peers = _peers(rows)
@@ -149,6 +161,8 @@ def performance_text(devices: dict[str, Results], measured: dict[str, parts.Part
         pictures = [f"![{title} on {device}](performance/{device}-{kind}.png)\n" for kind, title in PICTURES.items()]
         texts += [f"## {device}\n", about(results), *pictures]
         texts += ["### Nets\n", nets_table(results), "### Operators\n", operators_table(results)]
+        if any(row["bench"] == FUSE for row in results["rows"]):  # files of earlier commits have none
+            texts += ["### Other people's nets, fused\n", fuse_table(results)]
         texts += ["### Memory\n", memory_table(results)]
         texts += ["### Training batches from disk\n", feed_table(results)]
         texts += ["### Calls on a tiny tensor\n", calls_table(results)]

@@ -27,6 +27,7 @@ def measured() -> dict:
         row("conv_relu", "conv3", 4.0, 3.0, bytes=1000, flops=200_000_000, saved={"ours": 3e6, "eager": 9e6}),
         row("overhead", "lrn", 0.01, 0.02, above_operator_us=4.5),
         row("host", "8 channels", 1.0, 0.6, bare_us=480.0, host_us={"ours": 520.0, "eager": 130.0}),
+        row("fuse", "vgg11, batch 8", 2.0, 1.9),
         row("data", "512 photographs", 100.0, 400.0, images=512),
         row("alexnet", "paper, batch 32", 5.0, 20.0, bytes=10_000_000, flops=100_000_000),
     ]
@@ -66,7 +67,7 @@ def test_rows_where_a_peer_is_faster_stay_and_are_marked(measured):
     assert "| 0.75 [0.75 0.75] | 50% |" in operators[1]
     assert tables.LOSES not in report.nets_table(measured)
     printed = [line for line in tables.comparison(measured) if tables.LOSES in line]
-    slower = ("conv_relu conv3", "host 8 channels")
+    slower = ("conv_relu conv3", "host 8 channels", "fuse vgg11, batch 8")
     assert printed[1:] == [f"{name} float32 contiguous forward †" for name in slower]  # the first explains the mark
 
 
@@ -77,6 +78,7 @@ def test_what_is_left_out_is_said(measured):
     text = report.performance_text({"p": measured})
     assert "| `lrn` | 10.0 | 4.5 | 20.0 |" in text
     assert "| host 8 channels, forward | 520 | 130 | 4.00 | 480 |" in text
+    assert "| vgg11, batch 8 † | float32 | 2 | 1.9 | 0.95 [0.95 0.95] |" in text
     assert "| 512 photographs | 5120 | 1280 | 4.00 |" in text
 
 
