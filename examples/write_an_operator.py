@@ -34,8 +34,8 @@ torch.library.register_fake("examples::swish", torch.empty_like, lib=library)
 torch.library.register_fake("examples::swish_backward", lambda dy, x: torch.empty_like(x), lib=library)
 
 
-# The gradient: what forward keeps, and the operator that backward is. That one has none: a second derivative raises; of a
-# formula by torch operators, as ops/registry.py takes for create_graph=True, there would be one.
+# The gradient: what forward keeps, and the operator that backward is. That one has none: a second derivative raises.
+# (alexnet_fast's own have a formula of torch operators for create_graph=True: ops/registry.py.)
 def setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs)
 
