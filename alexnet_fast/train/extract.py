@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from alexnet_fast.parallel import plan_devices
 from alexnet_fast.train.config import check_choices
 from alexnet_fast.train.evaluate import autocast, normalized, using
 from alexnet_fast.train.inference import find, model_of
+from alexnet_fast.train.outputs import check_out, written
 
 
 def extract(
@@ -28,12 +27,7 @@ def extract(
     Raises :class:`InputError` for what cannot be used, and for files that hold no picture once the others are written.
     """
     check_choices({"backend": backend})
-    if out.suffix != ".npz":
-        raise InputError(f"--out: expected a file that ends in .npz, got {out}")
-    if out.exists() and not overwrite:
-        raise InputError(f"--out: {out} is there already (--overwrite replaces it)")
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"--out: there is no folder {out.absolute().parent}")
+    check_out(out, ".npz", overwrite)
     found = find(weights)
     device = torch.device(plan_devices(1))
     try:
@@ -59,21 +53,9 @@ def extract(
                 for layer, values in seen.items():
                     parts[layer].append(values.float().cpu().numpy())
     if names:
-        _write(out, {"paths": np.array(names), **{layer: np.concatenate(part) for layer, part in parts.items()}})
+        with written(out) as file:
+            np.savez(file, paths=np.array(names), **{layer: np.concatenate(part) for layer, part in parts.items()})
     if bad:
         raise InputError(f"{len(bad)} of {len(paths)} images could not be read: {'; '.join(bad)}")
     print(f"{len(names)} images, {', '.join(layers)}: {out}")
     return 0
-
-
-def _write(out: Path, arrays: dict[str, np.ndarray]) -> None:
-    """The whole file or none."""
-    with tempfile.NamedTemporaryFile(dir=out.absolute().parent, suffix=".npz", delete=False) as file:
-        try:
-            np.savez(file, **arrays)
-            file.close()
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, out)
-        except BaseException:
-            os.unlink(file.name)
-            raise
