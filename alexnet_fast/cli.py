@@ -1,5 +1,5 @@
-"""``alexnet-fast train [DATA] | eval | predict IMAGE… | features IMAGE… | prepare SRC DST | curves RUN… | bench |
-tune | doctor``
+"""``alexnet-fast train [DATA] | eval | predict IMAGE… | features IMAGE… | explain IMAGE… | export RUN |
+prepare SRC DST | curves RUN… | bench | tune | doctor``
 
 Exit codes: 0 done; 1 the run broke off; 2 the input cannot be used (one line on standard error says why); 130 and 143
 stopped by Ctrl-C or SIGTERM, after a checkpoint.
@@ -271,7 +271,7 @@ def evaluate(
 @app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(help="picture files")],
-    weights: Annotated[str, _option(NET_HELP)],
+    weights: Annotated[str, _option(f"{NET_HELP}, or an .onnx file of export")],
     top: Annotated[int, typer.Option(min=1, help="classes to name for each picture")] = 5,
     backend: Annotated[str | None, _option(f"{BACKEND_HELP} (auto)")] = None,
     exif: Annotated[
@@ -287,7 +287,7 @@ def predict(
 
 @app.command()
 def features(
-    images: Annotated[list[Path], typer.Argument(help="picture files")],
+    images: Annotated[list[Path], typer.Argument(help="picture files, or folders that prepare wrote")],
     weights: Annotated[str, _option(NET_HELP)],
     layer: Annotated[list[str], _option("conv1, relu5, fc7 … or a module's name; may be given several times")],
     out: Annotated[Path, _option("file to write: an array for each layer, and the pictures' paths", "--out")],
@@ -299,6 +299,44 @@ def features(
     from alexnet_fast.train.extract import extract
 
     raise typer.Exit(extract(images, weights, layer, out, batch_size, overwrite, backend or backends.current()))
+
+
+@app.command("explain")
+def explain_(
+    weights: Annotated[str, _option(NET_HELP)],
+    images: Annotated[list[Path] | None, typer.Argument(help="picture files", show_default=False)] = None,
+    name: Annotated[str | None, _option("the class that is asked about (each picture's likeliest)", "--class")] = None,
+    layer: Annotated[str, _option("of Grad-CAM: one with maps (relu5)")] = "relu5",
+    strongest: Annotated[
+        str | None,
+        _option("instead: the parts of IMAGES, files or prepared folders, that channels of this layer answer to most"),
+    ] = None,
+    filters: Annotated[bool, _option("instead: the first layer's filters; takes no IMAGES", "--filters")] = False,
+    out: Annotated[Path, _option("picture to write (explain.png)", "--out")] = Path("explain.png"),
+    overwrite: Annotated[bool, _option("replace FILE if it is there", "--overwrite")] = False,
+    backend: Annotated[str | None, _option(f"{BACKEND_HELP} (auto)")] = None,
+) -> None:
+    """Why a net says what it says of pictures: Grad-CAM, what covering a part costs, guided gradients."""
+    from alexnet_fast.train.explain import explain
+
+    backend = backend or backends.current()
+    raise typer.Exit(explain(images or [], weights, name, layer, strongest, filters, out, overwrite, backend))
+
+
+@app.command("export")
+def export_(
+    weights: Annotated[str, typer.Argument(metavar="RUN", help=NET_HELP)],
+    kind: Annotated[str, _option("onnx, pt2 (torch.export) or aoti (AOTInductor, compiled here)", "--format")],
+    out: Annotated[Path | None, _option("file to write (model.onnx or model.pt2)", "--out")] = None,
+    dynamic_batch: Annotated[bool, _option("any number of images at a time, not one", "--dynamic-batch")] = False,
+    preprocess: Annotated[bool, _option("it takes uint8 RGB, and normalizes it itself", "--preprocess")] = False,
+    softmax: Annotated[bool, _option("it gives probabilities, not logits", "--softmax")] = False,
+    overwrite: Annotated[bool, _option("replace FILE if it is there", "--overwrite")] = False,
+) -> None:
+    """A net as one file for other tools, with its classes' names, compared with the net before it is kept."""
+    from alexnet_fast.train.export import export
+
+    raise typer.Exit(export(weights, kind, out, dynamic_batch, preprocess, softmax, overwrite))
 
 
 @app.command()

@@ -35,6 +35,7 @@ torch.library.register_fake("examples::swish_backward", lambda dy, x: torch.empt
 
 
 # The gradient: what forward keeps, and the operator that backward is. That one has none: a second derivative raises.
+# (alexnet_fast's own have a formula of torch operators for create_graph=True: ops/registry.py.)
 def setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs)
 

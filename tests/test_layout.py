@@ -91,6 +91,7 @@ LEVELS = [
     {"__main__"},
     {"cli"},
     {"train", "bench"},
+    {"explain"},
     {"data", "parallel", "models", "optim"},
     {"graphs", "nn"},
     {"ops"},

@@ -163,6 +163,18 @@ class ShardImages(StoredImages):
             self.maps[shard].madvise(mmap.MADV_WILLNEED, first, (number + 1) * self.bytes - first)
 
 
+def names(folder: Path, index: dict[str, Any], part: str) -> list[str]:
+    """Where the pictures of one part were, below the folder of that part; raises :class:`InputError`."""
+    found = []
+    for shard in index["shards"][part]:
+        path = folder / part / (shard["name"] + LIST)
+        try:
+            found += [row[0] for row in rows_of(path, index["classes"], shard["sha256"]["json"])]
+        except UNREADABLE as error:
+            raise InputError(f"{path}: damaged shard: {_reason(error)} (prepare it again)") from None
+    return found
+
+
 def read_list(path: Path) -> dict[str, Any]:
     """A shard's list; raises OSError and ValueError."""
     return conform(read_json(path), List, path.name)

@@ -354,8 +354,9 @@ class FusedSequential(nn.Sequential):
     by module as well, and so are all modules under forward-mode differentiation, and where a graph leaves for other
     tools: torch.jit.trace, export to ONNX, and, unless a backend is named, torch.export.
 
-    Results and gradients are those of ``nn.Sequential`` within rounding, but for the random numbers of fused dropout,
-    which are as repeatable and others; second derivatives need ``with alexnet_fast.backend("reference")``.
+    Results, gradients, and gradients of gradients are those of ``nn.Sequential`` within rounding, but for the random
+    numbers of fused dropout, which are as repeatable and others. With ``create_graph=True`` torch's operators compute
+    the gradients.
 
     Which backend runs is chosen as for the operators (:mod:`alexnet_fast.backends`). Slices are FusedSequential too.
     """

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from alexnet_fast import _C, backends, ops
-from alexnet_fast.nn import packed
+from alexnet_fast.nn import packed, second
 from alexnet_fast.ops import convolution
 from alexnet_fast.ops.arguments import FLOATS, Window
 from alexnet_fast.ops.conv_relu import _prepare as prepare_conv_relu
@@ -69,15 +69,18 @@ class Wanted(NamedTuple):
     bits: int
     places: list[int]  # in the results of Node.backward, for each gradient
     saves_input: bool
+    stands: bool  # whether a Stand is kept for the input, whose gradient is wanted
     weights: list[int]  # of the parameters, those that are kept
 
 
 class Native:
-    """The layers that one run carries out, of one form of the input."""
+    """The layers that one run carries out, of one form of the input. ``shapes``: the input's, and of each layer's
+    output."""
 
-    def __init__(self, layers: list[Layer], shape: torch.Size, parameters: list[Tensor], copies: list, runs: int):
+    def __init__(self, layers: list[Layer], shapes: list, parameters: list[Tensor], copies: list, runs: int):
         self.layers, self.parameters, self.copies, self.runs = layers, parameters, copies, runs
-        self.run = _C.Run(layers, [shape, *[p.shape for p in parameters]])
+        self.shapes = shapes[1:]
+        self.run = _C.Run(layers, [shapes[0], *[p.shape for p in parameters]])
         self.number = self.run.number
         self._wanted: dict[tuple, Wanted] = {}
 
@@ -111,7 +114,8 @@ class Native:
             parameter += count
         bits = sum(1 << place for place in places)
         reads_input = self.layers[0].kind in ("conv", "lrn") or (self.layers[0].kind == "linear" and needs[1])
-        return Wanted(bits, [1 + place for place in places], first == 0 and reads_input, weights)
+        saves = first == 0 and reads_input
+        return Wanted(bits, [1 + place for place in places], saves, needs[0] and not saves, weights)
 
 
 class Node(Function):
@@ -124,6 +128,9 @@ class Node(Function):
         if not results:
             return None
         ctx.native, ctx.wanted = native, wanted
+        if wanted.stands:
+            with torch.enable_grad():
+                ctx.stand = second.Stand.apply(x)
         results_and_input = [x, *results[1:]] if wanted.saves_input else results[1:]
         ctx.save_for_backward(*[parameters[i] for i in wanted.weights], *results_and_input)
         return results[0]
@@ -133,9 +140,12 @@ class Node(Function):
         native, wanted = ctx.native, ctx.wanted
         saved, weights = ctx.saved_tensors, len(wanted.weights)
         x, kept = (saved[weights], weights + 1) if wanted.saves_input else (dy, weights)
-        found = RUN_BACKWARD(dy, x, saved[:weights], saved[kept:], native.number, wanted.bits)
         if torch.is_grad_enabled():
-            found = Last.apply(len(found), *found, dy, *saved)
+            needs = ctx.needs_input_grad[1:]
+            x = ctx.stand if wanted.stands else x
+            found = second.gradients(native.layers, native.shapes, native.parameters, needs, dy, x, saved[kept:])
+        else:
+            found = RUN_BACKWARD(dy, x, saved[:weights], saved[kept:], native.number, wanted.bits)
         gradients: list[Tensor | None] = [None] * (2 + len(native.parameters))
         for place, gradient in zip(wanted.places, found, strict=True):
             gradients[place] = gradient
@@ -144,20 +154,6 @@ class Node(Function):
 
 # Function.apply, but for what it does under the transforms of torch.func.
 apply = super(Function, Node).apply
-
-
-class Last(Function):
-    """Gradients, where a graph of them was asked for (``create_graph=True``), and what they were computed from."""
-
-    @staticmethod
-    def forward(ctx, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(gradient.view_as(gradient) for gradient in tensors[:count])
-
-    @staticmethod
-    def backward(ctx, *_):
-        raise RuntimeError(
-            "alexnet_fast::run_backward is not differentiable: use backend='reference' for second derivatives"
-        )
 
 
 class Segment:
@@ -210,15 +206,15 @@ def _native(runs: list[tuple[str, list[nn.Module]]], x: Tensor) -> Native | None
     parameters: list[Tensor] = []
     copies: list[tuple] = []
     ends: list[tuple[int, int, int]] = [(0, 0, 0)]  # after each run: layers, parameters, copies
-    shape = x.shape
+    shapes = [x.shape]
     for run, members in runs:
-        planned = _layer(run, members, x, shape, inference)
+        planned = _layer(run, members, x, shapes[-1], inference)
         if planned is None or 1 + len(parameters) + len(planned[1]) > MOST_TENSORS:
             break
         layers += planned[0]
         parameters += planned[1]
         copies += planned[2]
-        shape = planned[3]
+        shapes.append(planned[3])
         ends.append((len(layers), len(parameters), len(copies)))
     count = len(ends) - 1
     while count and runs[count - 1][0] == "f":  # a view of a tensor that autograd would not know
@@ -229,7 +225,7 @@ def _native(runs: list[tuple[str, list[nn.Module]]], x: Tensor) -> Native | None
     products = [layer.kind.endswith("linear") or layer.kind == "flatten" for layer in layers]
     if all(products) and (torch.is_grad_enabled() or len(products) < 2):
         return None  # torch's own functions are as good
-    return Native(layers, x.shape, parameters, copies, count)
+    return Native(layers, shapes[: 1 + len(layers)], parameters, copies, count)
 
 
 def _layer(run: str, members: list[nn.Module], x: Tensor, shape: torch.Size, inference: torch.dtype | None):

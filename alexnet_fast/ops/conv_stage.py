@@ -19,7 +19,8 @@ from alexnet_fast.ops.conv_relu import conv_relu
 from alexnet_fast.ops.convolution import GEOMETRY
 from alexnet_fast.ops.epilogue import WINDOWS, gradient, kept_of, plan, save
 from alexnet_fast.ops.epilogue import fake as fake_epilogue
-from alexnet_fast.ops.registry import CUDA, LIBRARY, NATIVE, TRITON, TUNED, Family, define, family, widened
+from alexnet_fast.ops.registry import CUDA, LIBRARY, NATIVE, TRITON, TUNED, Family, define, family
+from alexnet_fast.reference.lrn import widened
 
 
 def _fake(x, weight, bias, stride, padding, dilation, groups, lrn_size, alpha, beta, k, lrn_groups, *rest):
@@ -35,13 +36,15 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(x, weight, *(kept if training else [bias, None]))
 
 
-def _backward(family: Family, ctx, dy: Tensor, _dcode, _dr):
+def _backward(family: Family, ctx, dy: Tensor | None, _dcode, dr: Tensor | None):
     x, weight, *kept = ctx.saved_tensors
     if not ctx.training:
         stage = family.conv_stage(x, weight, kept[0], *ctx.geometry, *ctx.windows, ctx.ceil_mode, True)
         kept = kept_of(ctx, stage)
     want_x, want_weight, want_bias = ctx.needs_input_grad[:3]
-    dz, db = gradient(family, ctx, dy, *kept, want_bias)
+    dz, db = gradient(family, ctx, dy, dr, *kept, want_bias)
+    if dz is None:
+        return (None,) * 17
     dx, dweight, _ = family.conv_relu_backward(dz, x, weight, None, *ctx.geometry, [want_x, want_weight, False])
     return dx if want_x else None, dweight if want_weight else None, db, *[None] * 14
 

@@ -10,7 +10,8 @@ Saved for backward, so that nothing of z's size is kept without LRN:
     LRN and pool    r and the winner's place
     neither         y, which is r
 
-Backward gives ∂L/∂z and ∂L/∂bias in one pass; the bias gradient is summed in a fixed order.
+Backward gives ∂L/∂z and ∂L/∂bias in one pass; the bias gradient is summed in a fixed order. r is an output, so that a
+gradient of the gradient, which depends on it with LRN, comes back by it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from alexnet_fast.ops.arguments import (
     pool_window,
     refuse_window,
 )
-from alexnet_fast.ops.registry import Family, define, empty, family, widened
+from alexnet_fast.ops.registry import Family, define, empty, family
+from alexnet_fast.reference.lrn import widened
 
 # lrn_size 0: no normalization. pool_kernel [0, 0]: no pooling.
 WINDOWS = (
@@ -60,6 +62,7 @@ def save(ctx, output: tuple[Tensor, Tensor, Tensor], sides, windows, ceil_mode: 
     differentiated all the same.
     """
     ctx.sides, ctx.windows, ctx.ceil_mode, ctx.training = sides, windows, ceil_mode, training
+    ctx.set_materialize_grads(False)  # of r there hardly ever is one
     return kept_of(ctx, output)
 
 
@@ -70,9 +73,21 @@ def kept_of(ctx, output: tuple[Tensor, Tensor, Tensor]) -> list[Tensor]:
     return [code, y if lrn_size == 0 and pool_kernel[0] == 0 else r]
 
 
-def gradient(family: Family, ctx, dy: Tensor, code: Tensor, r: Tensor, want_bias: bool) -> tuple[Tensor, Tensor | None]:
-    """(∂L/∂z, ∂L/∂bias or None)."""
-    dz, db = family.epilogue_backward(dy, code, r, *ctx.sides, want_bias, *ctx.windows)
+def gradient(
+    family: Family, ctx, dy: Tensor | None, dr: Tensor | None, code: Tensor, r: Tensor, want_bias: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """(∂L/∂z, ∂L/∂bias), None for what is not wanted or zero; ``dr`` is r's gradient."""
+    passes = [(dy, ctx.windows), (dr, (*NO_LRN, *NO_POOL[:3]))]
+    parts = [
+        family.epilogue_backward(grad, code, r, *ctx.sides, want_bias, *windows)
+        for grad, windows in passes
+        if grad is not None
+    ]
+    if not parts:
+        return None, None
+    (dz, db), *more = parts
+    for dz_too, db_too in more:
+        dz, db = dz + dz_too, db + db_too if want_bias else None
     return dz, db if want_bias else None
 
 
@@ -82,11 +97,11 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(*(kept if training else (z, bias)))
 
 
-def _backward(family: Family, ctx, dy: Tensor, _dcode, _dr):
+def _backward(family: Family, ctx, dy: Tensor | None, _dcode, dr: Tensor | None):
     kept = ctx.saved_tensors
     if not ctx.training:
         kept = kept_of(ctx, family.epilogue(*kept, *ctx.windows, ctx.ceil_mode, True))
-    dz, db = gradient(family, ctx, dy, *kept, ctx.needs_input_grad[1])
+    dz, db = gradient(family, ctx, dy, dr, *kept, ctx.needs_input_grad[1])
     return dz, db, *[None] * 10
 
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from alexnet_fast import reference
 from alexnet_fast.backends import choose
 from alexnet_fast.ops.arguments import LRN, check_lrn, check_tensor, cuda_refuses, once_per_form
-from alexnet_fast.ops.registry import Family, define, empty, family, widened
+from alexnet_fast.ops.registry import Family, define, empty, family
+from alexnet_fast.reference.lrn import widened
 
 MOST_DIMENSIONS = 65  # torch has no tensor of as many
 

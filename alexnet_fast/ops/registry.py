@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from alexnet_fast import reference
+
 LIBRARY = torch.library.Library("alexnet_fast", "DEF")
 
 
@@ -32,6 +34,16 @@ class Family:
         overload = (getattr(operators, name + self._suffix, None) or getattr(operators, name)).default
         setattr(self, name, overload)
         return overload
+
+
+class Differentiable:
+    """A family whose backward operators are the reference's functions of these names, which have gradients."""
+
+    def __init__(self, family: Family):
+        self._family = family
+
+    def __getattr__(self, name: str):
+        return getattr(reference if name.endswith("_backward") else self._family, name)
 
 
 NATIVE, TRITON, CUDA, TUNED = Family(""), Family("_triton"), Family("_cuda"), Family("_tuned")
@@ -60,7 +72,8 @@ def define(
     """Registers operator ``name`` for each of ``families``.
 
     ``schema``: arguments and returns, in torch's schema language. ``fake``: shapes, dtypes and strides of the result.
-    ``backward(family, ctx, *grads)``: the autograd formula; without one, differentiating raises.
+    ``backward(family, ctx, *grads)``: the autograd formula; without one, differentiating raises. Where a graph of the
+    gradient is asked for (``create_graph=True``), ``family`` is :class:`Differentiable`.
     ``autocast(family, dtype, *args)``: the operator's result, of arguments in the dtypes that autocast wants; without
     one, autocast passes by. ``flops(*args)``: what torch's FlopCounterMode counts, of shapes in place of tensors.
     """
@@ -68,7 +81,7 @@ def define(
         qualified = f"alexnet_fast::{name}{member._suffix}"
         LIBRARY.define(f"{name}{member._suffix}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.register_fake(qualified, fake, lib=LIBRARY)
-        formula = partial(backward, member) if backward else partial(_no_second_derivative, name)
+        formula = partial(_gradient, backward, member) if backward else partial(_no_gradient, name)
         torch.library.register_autograd(qualified, formula, setup_context=setup_context, lib=LIBRARY)
         if flops:
             register_flop_formula(getattr(torch.ops.alexnet_fast, f"{name}{member._suffix}"))(
@@ -80,8 +93,12 @@ def define(
                 LIBRARY.impl(f"{name}{member._suffix}", kernel, f"Autocast{device.upper()}")
 
 
-def _no_second_derivative(name: str, ctx, *grads):
-    raise RuntimeError(f"alexnet_fast::{name} is not differentiable: use backend='reference' for second derivatives")
+def _gradient(backward: Callable, member: Family, ctx, *grads):
+    return backward(Differentiable(member) if torch.is_grad_enabled() else member, ctx, *grads)
+
+
+def _no_gradient(name: str, ctx, *grads):
+    raise RuntimeError(f"alexnet_fast::{name} is not differentiable: call alexnet_fast.reference.{name}")
 
 
 def _autocast(member: Family, device: str, call: Callable, *args):
@@ -89,11 +106,6 @@ def _autocast(member: Family, device: str, call: Callable, *args):
         torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device.upper()}"))
     ):
         return call(member, torch.get_autocast_dtype(device), *args)
-
-
-def widened(x: Tensor) -> Tensor:
-    """``x`` as autocast hands it to what it runs in float32; float64 stays."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def memory_format(x: Tensor) -> torch.memory_format:

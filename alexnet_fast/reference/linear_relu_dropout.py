@@ -26,6 +26,12 @@ def linear_relu_dropout(
     return y * dropout_factors(y, p, seed_tensor(seed, y.device)) if p < 1 else y * 0
 
 
+def linear_relu_dropout_backward(dy: Tensor, y: Tensor, p: float, want_bias: bool) -> tuple[Tensor, Tensor | None]:
+    """∂L/∂z of z = input · weightᵀ, and ∂L/∂bias if wanted, by the output's zeros, which are both masks."""
+    dz = torch.ops.aten.threshold_backward(dy / (1 - p) if p < 1 else dy * 0, y, 0)
+    return dz, dz.sum(0) if want_bias else None
+
+
 def dropout_factors(y: Tensor, p: float, seed: Tensor) -> Tensor:
     """1 / (1 - p) for the elements of y that stay and 0 for the others, in y's shape and dtype. p is under 1."""
     index = torch.arange(y.numel(), device=y.device).view(y.shape)

@@ -26,6 +26,7 @@ from alexnet_fast.terminal import say, shown
 from alexnet_fast.train import checkpoint
 from alexnet_fast.train.commands import absolute, check_workers, open_run_data
 from alexnet_fast.train.config import TrainConfig, check, check_choices, resolve
+from alexnet_fast.train.deployed import open_onnx
 from alexnet_fast.train.evaluate import autocast, evaluate, normalized, using
 from alexnet_fast.train.model import build_model, skeleton
 
@@ -148,23 +149,15 @@ def predict(paths: list[Path], weights: str, top: int, backend: str, as_json: bo
     Raises :class:`InputError` for files that hold no picture, once the others are printed.
     """
     check_choices({"backend": backend})
-    found = find(weights)
-    device = torch.device(plan_devices(1))
-    model = model_of(found, device)
-    transform = Transform(found.config.transform, found.config.image_size)
-    names = list(found.classes or [])
-    names += [f"class {number}" for number in range(len(names), found.config.num_classes)]
+    upright, transform, names, probabilities = _classifier(weights, backend)
     predictions, bad = [], []
     for path in paths:
         try:
-            pixels = transform(read_image(path, found.config.exif if exif is None else exif))
+            pixels = transform(read_image(path, upright if exif is None else exif))
         except BadImage as error:
             bad.append(str(error))
             continue
-        images = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
-        with torch.no_grad(), using(backend), autocast(found.config, device):
-            logits = model(normalized(images, found.config, device)).float()
-        likeliest = logits.softmax(1).topk(min(top, len(names)))
+        likeliest = probabilities(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]).topk(min(top, len(names)))
         classes = zip(likeliest.indices[0].tolist(), likeliest.values[0].tolist(), strict=True)
         predictions.append({"path": str(path), "classes": [{"name": names[k], "probability": p} for k, p in classes]})
     if as_json:
@@ -182,6 +175,30 @@ def predict(paths: list[Path], weights: str, top: int, backend: str, as_json: bo
     if bad:
         raise InputError(f"{len(bad)} of {len(paths)} images could not be read: {'; '.join(bad)}")
     return 0
+
+
+def _classifier(weights: str, backend: str) -> tuple[bool, Transform, list[str], Callable[[Tensor], Tensor]]:
+    """Whether pictures are turned upright, how they are cut, the classes' names, and a function that gives their
+    probabilities (n, classes) for uint8 images (n, 3, h, w)."""
+    if weights.endswith(".onnx") and "://" not in weights:
+        record, probabilities = open_onnx(Path(weights).expanduser())
+        return record["exif"], Transform(record["transform"], record["image_size"]), record["classes"], probabilities
+    found = find(weights)
+    device = torch.device(plan_devices(1))
+    model = model_of(found, device)
+
+    def answer(images: Tensor) -> Tensor:
+        with torch.no_grad(), using(backend), autocast(found.config, device):
+            return model(normalized(images, found.config, device)).float().softmax(1)
+
+    transform = Transform(found.config.transform, found.config.image_size)
+    return found.config.exif, transform, names_of(found), answer
+
+
+def names_of(found: Found) -> list[str]:
+    """The classes' names, or their numbers where they have none."""
+    names = list(found.classes or [])
+    return names + [f"class {number}" for number in range(len(names), found.config.num_classes)]
 
 
 def model_of(found: Found, device: torch.device) -> nn.Module:

@@ -1,9 +1,9 @@
-"""What a run looks like: its curves, and the filters of its first layer."""
+"""What a run looks like: its curves, the filters of its first layer, and why its net answers as it does."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -82,7 +82,58 @@ def draw_confusion(counts: Tensor, names: list[str], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def draw_filters(model: nn.Module, step: int, path: Path) -> None:
+class Explained(NamedTuple):
+    """One picture and why it is what it is said to be: uint8 (H, W, 3); Grad-CAM (h, w); the probability that is lost
+    where a square covers it (H, W); guided gradients (3, H, W)."""
+
+    title: str
+    pixels: np.ndarray
+    grad_cam: Tensor
+    occlusion: Tensor
+    guided: Tensor
+
+
+def draw_explained(rows: list[Explained], layer: str, path: Path) -> None:
+    """A row for each picture; raises ImportError without matplotlib."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(14, 3.6 * len(rows)), layout="constrained")
+    titles = f"Grad-CAM at {layer}", "probability lost where covered", "guided gradients"
+    for row, panels in zip(rows, figure.subplots(len(rows), 4, squeeze=False), strict=True):
+        grey = row.pixels.mean(2)
+        height, width = grey.shape
+        reach = max(float(row.occlusion.abs().max()), 1e-6)
+        maps = {"extent": (-0.5, width - 0.5, height - 0.5, -0.5), "alpha": 0.6}
+        panels[0].imshow(row.pixels)
+        for panel, values, colours in (
+            (panels[1], row.grad_cam, {"cmap": "inferno", "vmin": 0, "interpolation": "bilinear"}),
+            (panels[2], row.occlusion, {"cmap": "RdBu_r", "vmin": -reach, "vmax": reach}),
+        ):
+            panel.imshow(grey, cmap="gray", vmin=0, vmax=255)
+            figure.colorbar(panel.imshow(values.numpy(), **maps, **colours), ax=panel, shrink=0.8)
+        panels[3].imshow(_scaled(row.guided[None], float(row.guided.abs().max()))[0])
+        for panel, title in zip(panels, (shown(row.title).replace("$", r"\$"), *titles), strict=True):
+            panel.set(title=title, xticks=[], yticks=[])
+    figure.savefig(path, dpi=100)
+
+
+def draw_strongest(rows: dict[str, list[tuple[float, np.ndarray]]], path: Path) -> None:
+    """A row for each of a layer's channels, by name: pictures uint8 (h, w, 3), each under its activation; raises
+    ImportError without matplotlib."""
+    from matplotlib.figure import Figure
+
+    columns = max(map(len, rows.values()))
+    figure = Figure(figsize=(1.3 * columns + 1.2, 1.5 * len(rows)), layout="constrained")
+    for (name, patches), panels in zip(rows.items(), figure.subplots(len(rows), columns, squeeze=False), strict=True):
+        panels[0].set_ylabel(name, rotation=0, ha="right", va="center")
+        for panel, (value, pixels) in zip(panels, patches, strict=True):
+            panel.imshow(pixels)
+            panel.set(xticks=[], yticks=[])
+            panel.set_title(f"{value:.3g}", fontsize=8)
+    figure.savefig(path, dpi=100)
+
+
+def draw_filters(model: nn.Module, step: int | None, path: Path) -> None:
     """The first convolution's filters as RGB pictures, 8 in a column, under a line with their scale, which is one for
     all: 0 is grey, and the weight farthest from it black or white.
     """
@@ -96,7 +147,8 @@ def draw_filters(model: nn.Module, step: int, path: Path) -> None:
         top, left = number // columns * (height + 1) + 1, number % columns * (width + 1) + 1
         sheet[top : top + height, left : left + width] = picture
     size = (sheet.shape[1] * FILTER_PIXEL, sheet.shape[0] * FILTER_PIXEL)
-    lines = [f"conv1 after step {step}: {count} filters", f"black -{reach:.2g}, grey 0, white {reach:.2g}"]
+    when = "" if step is None else f" after step {step}"
+    lines = [f"conv1{when}: {count} filters", f"black -{reach:.2g}, grey 0, white {reach:.2g}"]
     font = ImageFont.load_default(TITLE - 4)
     width = max(size[0], *(round(font.getlength(line)) + 8 for line in lines))
     picture = Image.new("RGB", (width, size[1] + TITLE * len(lines)), "white")

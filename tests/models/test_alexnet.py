@@ -131,6 +131,20 @@ def test_outputs_and_gradients_agree(plain, ours, images, part, dtype, name, rto
         torch.testing.assert_close(got, expected, rtol=rtol, atol=atol * expected.abs().max().item())
 
 
+def test_a_gradient_penalty_agrees(plain, ours, images):
+    """R1 (Mescheder, Geiger and Nowozin 2018): the squared gradient by the image, and what it teaches the net."""
+    results = []
+    for net in (plain, ours):
+        x = images.clone().requires_grad_()
+        torch.manual_seed(1)  # dropout's masks
+        (gradient,) = torch.autograd.grad(net(x).logsumexp(1).sum(), x, create_graph=True)
+        penalty = gradient.square().sum()
+        learnt = torch.autograd.grad(penalty, [net.features[0].weight, net.features[10].bias, net.classifier[4].weight])
+        results.append([penalty, *learnt])
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5 * expected.abs().max().item())
+
+
 def test_slices_and_hooks_agree(plain, ours, images):
     seen: dict[int, list] = {}
     handles = [

@@ -117,12 +117,33 @@ def test_other_dtypes_and_layouts(image, dtype, calls):
     assert calls == [True] * 4
 
 
-def test_second_derivatives_are_refused(image):
-    _, fused = pair()
-    x = image.requires_grad_()
-    (grad,) = torch.autograd.grad(fused(x).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="not differentiable: use backend='reference' for second derivatives"):
-        grad.sum().backward()
+@pytest.mark.parametrize("start", [0, 3, 4, 11, 12])
+@pytest.mark.parametrize("frozen", [0, 1, 5, 12, 16, 21])
+@pytest.mark.parametrize("wants_image", [True, False])
+def test_second_derivatives(start, frozen, wants_image, calls):
+    """Of nets that begin with each kind of layer and learn from each layer on: by the input, the parameters, and the
+    gradient that comes in, as of modules one by one."""
+    made = pair()
+    shapes = {0: (2, 3, 16, 16), 3: (2, 8, 16, 16), 4: (2, 8, 7, 7), 11: (2, 6, 1, 1), 12: (2, 6, 1, 1)}
+    image, results = torch.randn(shapes[start], dtype=torch.float64), []
+    for net in made:
+        net = net[start:].double()
+        net[: max(0, frozen - start)].requires_grad_(False)
+        x = image.clone().requires_grad_(wants_image)
+        y = net(x)
+        leaves = [t for t in [x, *net.parameters()] if t.requires_grad]
+        if not leaves:
+            return
+        dy = torch.full_like(y, 0.5, requires_grad=True)
+        first = torch.autograd.grad(y, leaves, dy, create_graph=True)
+        penalty = sum(grad.pow(3).sum() for grad in first)
+        seconds = torch.autograd.grad(penalty, [dy, *leaves], create_graph=True, allow_unused=True)
+        # torch says None where a gradient is zero by construction, and this package may say so elsewhere.
+        results.append([grad if grad is None else grad.detach() for grad in (*first, *seconds)])
+    assert calls == [True]
+    for plain, fused in zip(*results, strict=True):
+        zero = torch.zeros((), dtype=torch.float64)
+        torch.testing.assert_close(*torch.broadcast_tensors(*(zero if g is None else g for g in (fused, plain))))
 
 
 def test_retained_graphs_and_checkpoints(image):

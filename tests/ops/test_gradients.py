@@ -1,13 +1,20 @@
-"""First derivatives are true; second ones are refused by kernels and true on the reference."""
+"""Derivatives are true: the first, by kernels, and those of derivatives, by torch's operators."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from alexnet_fast import ops
+from alexnet_fast.ops import LRN, Pool
+
+from .compare import output_gradient
 from .samples import SAMPLES, lrn
 
-samples = pytest.mark.parametrize("sample", [s for s in SAMPLES if 0 not in s.input], ids=str)
+FILLED = [s for s in SAMPLES if 0 not in s.input]
+samples = pytest.mark.parametrize("sample", FILLED, ids=str)
+# Of formulas, which know no pieces, and take seconds where there are many elements.
+few_pieces = pytest.mark.parametrize("sample", [s for s in FILLED if "several pieces" not in s.reason], ids=str)
 
 
 @samples
@@ -35,26 +42,53 @@ def test_gradcheck_of_every_element(sample, backend, device):
     assert torch.autograd.gradcheck(lambda x: sample.ours({"input": x}, backend), x)
 
 
-@samples
-def test_second_derivative_is_refused(sample):
-    """By name, and with the way out; a silent zero would be wrong. Max-pooling's is zero indeed wherever it is defined,
-    but the derivative by the output's gradient is not."""
+@few_pieces
+def test_second_derivative(sample):
+    """Of the gradients by the tensors and by the output's gradient, against finite differences."""
     data = {name: tensor.requires_grad_() for name, tensor in sample.data(torch.float64).items()}
+
+    def call(*leaves):
+        return sample.ours(dict(zip(data, leaves, strict=True)), "cpu")
+
+    assert torch.autograd.gradgradcheck(call, tuple(data.values()), fast_mode=True, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@few_pieces
+def test_a_gradient_with_a_graph_is_the_same(sample, dtype):
+    """create_graph=True has torch's operators compute what kernels compute otherwise."""
+    data = {name: tensor.requires_grad_() for name, tensor in sample.data(dtype).items()}
     y = sample.ours(data, "cpu")
-    dy = torch.ones_like(y, requires_grad=True)
-    grads = torch.autograd.grad(y, list(data.values()), dy, create_graph=True)
-    with pytest.raises(
-        RuntimeError, match=r"alexnet_fast::\w+_backward is not differentiable: use backend='reference'"
-    ):
-        sum(grad.sum() for grad in grads).backward()
+    dy = output_gradient(sample, y.dtype)
+    grads, graphed = (
+        torch.autograd.grad(y, list(data.values()), dy, retain_graph=True, create_graph=graph)
+        for graph in (False, True)
+    )
+    for ours, theirs in zip(grads, graphed, strict=True):
+        assert ours.dtype == theirs.dtype
+        largest = ours.abs().max().item()
+        torch.testing.assert_close(theirs, ours, rtol=0, atol=4 * torch.finfo(dtype).eps * max(1, largest))
 
 
-@pytest.mark.parametrize(
-    "sample", [s for s in SAMPLES if s.stem == "lrn" and s.input[0] and len(s.input) == 4], ids=str
-)
-def test_second_derivative_of_the_reference(sample):
-    x = sample.data(torch.float64)["input"][:1, :, :1, :1].requires_grad_()
-    assert torch.autograd.gradgradcheck(lambda x: sample.ours({"input": x}, "reference"), x, fast_mode=True)
+def test_third_derivative():
+    """Each backward pass leaves a graph for the next."""
+    x = torch.rand(1, 4, 2, 2, dtype=torch.float64, requires_grad=True)
+    thirds = []
+    for backend in ("cpu", "reference"):
+        derivative = ops.epilogue(x, lrn=LRN(3, 0.5), pool=Pool(2), backend=backend).square().sum()
+        for _ in range(3):
+            (derivative,) = torch.autograd.grad(derivative.sum(), x, create_graph=True)
+        thirds.append(derivative)
+    assert thirds[1].any()
+    torch.testing.assert_close(*thirds)
+
+
+def test_a_backward_operator_called_by_itself_has_no_gradient():
+    """By name, and with the way out; a silent zero would be wrong."""
+    x = torch.ones(1, 3, 2, 2, requires_grad=True)
+    dx = torch.ops.alexnet_fast.lrn_backward(x, x, 3, 1.0, 0.75, 1.0, 1)
+    with pytest.raises(RuntimeError, match=r"lrn_backward is not differentiable: call alexnet_fast.reference.lrn_back"):
+        dx.sum().backward()
 
 
 @pytest.mark.parametrize("sample", [s for s in SAMPLES if s.reason in ("batch 0", "(C, H, W)")], ids=str)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from alexnet_fast import backends
+from alexnet_fast.data.prepare import prepare
 from alexnet_fast.errors import InputError
 from alexnet_fast.models.features import features
 from alexnet_fast.train import checkpoint
@@ -17,6 +18,7 @@ from alexnet_fast.train.config import resolve
 from alexnet_fast.train.extract import extract
 from alexnet_fast.train.inference import find, model_of
 from alexnet_fast.train.model import build_model
+from tests.data.pictures import write_folder
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,24 @@ def test_what_is_written(run, tmp_path, capsys):
         np.testing.assert_allclose(file["fc7"][0], whole[1], rtol=1e-3, atol=1e-5)
 
 
+def test_prepared_folders(run, tmp_path, capsys):
+    """All that they hold, with paths and classes, as the same pictures in files give it."""
+    prepare(write_folder(tmp_path / "set", 2, 1, classes=("cat", "dog")), tmp_path / "shards", size=64, workers=1)
+    single = picture(tmp_path / "single.png", (9, 80, 200))
+    assert call(run, [tmp_path / "shards", single], tmp_path / "seen.npz", ("conv1",)) == 0
+    assert capsys.readouterr().out.startswith("7 images")
+    with np.load(tmp_path / "seen.npz") as file:
+        assert file["classes"].tolist() == ["cat", "cat", "dog", "dog", "cat", "dog", ""]
+        paths, conv1 = file["paths"].tolist(), file["conv1"]
+    assert paths[4] == str(tmp_path / "shards" / "val" / "cat" / "000.jpg")
+    for place, path in ((3, tmp_path / "set" / "train" / "dog" / "001.jpg"), (6, single)):
+        assert call(run, [path], tmp_path / "one.npz", ("conv1",), overwrite=True) == 0
+        with np.load(tmp_path / "one.npz") as file:
+            assert "classes" not in file
+            # Files go from their own size to 64 pixels in one step, prepared ones by a stored 64.
+            assert np.corrcoef(file["conv1"].ravel(), conv1[place].ravel())[0, 1] > 0.9
+
+
 def test_bad_input(run, tmp_path):
     """Nothing is written, and what is there stays."""
     good, out = picture(tmp_path / "good.png", (1, 2, 3)), tmp_path / "seen.npz"
@@ -72,6 +92,10 @@ def test_bad_input(run, tmp_path):
         call(run, [good], out, ("fc9",))
     with pytest.raises(InputError, match=r"--out: expected a file that ends in \.npz, got .*seen\.txt"):
         call(run, [good], tmp_path / "seen.txt")
+    prepare(write_folder(tmp_path / "set", 1, 1), tmp_path / "shards", size=64, workers=1)
+    (tmp_path / "shards" / "train" / "00000.json").write_text("{")
+    with pytest.raises(InputError, match=r"00000\.json: damaged shard|00000\.u8: damaged shard"):
+        call(run, [tmp_path / "shards"], out)
     with pytest.raises(InputError, match="--out: there is no folder"):
         call(run, [good], tmp_path / "missing" / "seen.npz")
     assert not out.exists()

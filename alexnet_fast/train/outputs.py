@@ -1,0 +1,32 @@
+"""Files that commands write: refused before any work is done, then written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from alexnet_fast.errors import InputError
+
+
+def check_out(out: Path, suffix: str, overwrite: bool) -> None:
+    """Raises :class:`InputError` where ``out`` cannot be the file that a command writes."""
+    if out.suffix != suffix:
+        raise InputError(f"--out: expected a file that ends in {suffix}, got {out}")
+    if out.is_dir():
+        raise InputError(f"--out: {out} is a folder")
+    if out.exists() and not overwrite:
+        raise InputError(f"--out: {out} is there already (--overwrite replaces it)")
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"--out: there is no folder {out.absolute().parent}")
+
+
+@contextlib.contextmanager
+def written(out: Path) -> Iterator[Path]:
+    """A path of ``out``'s name that becomes ``out`` when the block ends well, and is gone when it does not."""
+    with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=".unfinished-") as folder:
+        file = Path(folder, out.name)
+        yield file
+        os.replace(file, out)
