@@ -316,6 +316,9 @@ def _check_stored(config: TrainConfig, data: Data) -> None:
             f"{'small' if data.train.size < side else 'large'} to cut {side} from "
             f"(prepare SRC DST --size {shorter_side(side)})"
         )
+    if getattr(data.train, "exif", config.exif) != config.exif:
+        made, wanted = ("--no-exif", "--exif") if config.exif else ("--exif", "--no-exif")
+        raise InputError(f"{wanted}: {config.data} was prepared with {made} (prepare SRC DST {wanted})")
     if config.cache == "device":
         if not stored:
             raise InputError("--cache: only DATA that the command prepare made can be kept on the device")
