@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import importlib.util
 import json
 import os
 import statistics
@@ -29,7 +28,7 @@ from alexnet_fast.errors import InputError
 from alexnet_fast.models.weights import CHECKPOINT, read
 from alexnet_fast.parallel import RESTARTED, Ranks, launch, plan_devices, ranks_given, ranks_of_launcher
 from alexnet_fast.terminal import say
-from alexnet_fast.train import checkpoint
+from alexnet_fast.train import checkpoint, trackers
 from alexnet_fast.train.checkpoint import CONFIG, LOCK, Checkpoint, check_writable
 from alexnet_fast.train.config import TrainConfig, check, check_choices, resolve, resumed, variant_of
 from alexnet_fast.train.engine import Trainer
@@ -65,7 +64,7 @@ def train(
     else:
         found = checkpoint.find(resume, "last")
         config = _resumed_run(given, checkpoint.load(found), build)
-    _check_tools(config)
+    trackers.wanted(config)
     check_workers(config)
     device = "" if ranks_given() else plan_devices(config.nproc)
     if dry_run:
@@ -231,12 +230,6 @@ def check_workers(config: TrainConfig) -> None:
             f"--workers: {config.workers} for each of {config.nproc} ranks on {cores} cores; "
             f"at most {WORKERS_A_CORE} a core can be started"
         )
-
-
-def _check_tools(config: TrainConfig) -> None:
-    """Raises :class:`InputError` for what a run needs and this machine lacks."""
-    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise InputError("--tensorboard: needs tensorboard: pip install tensorboard")
 
 
 def _check_memory(config: TrainConfig, build: Callable[[TrainConfig], nn.Module]) -> None:

@@ -1,4 +1,4 @@
-"""What a run tells: rows of metrics.jsonl, a progress bar on a terminal, plain lines elsewhere, TensorBoard on request.
+"""What a run tells: rows of metrics.jsonl, a progress bar on a terminal, plain lines elsewhere, trackers on request.
 
 Kinds of row in metrics.jsonl: ``step`` (mean training loss and accuracy since the row before), ``epoch`` (training and
 held-out figures), ``stop`` (held-out figures where --max-steps ended the run), ``bad file``.
@@ -11,6 +11,7 @@ import csv
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,11 +21,12 @@ from torch import Tensor
 
 from alexnet_fast.data.records import Count, fields, parse_json
 from alexnet_fast.errors import InputError
-from alexnet_fast.terminal import say
+from alexnet_fast.terminal import one_line, say
 from alexnet_fast.train.checkpoint import METRICS, check_writable
 from alexnet_fast.train.config import TrainConfig
 from alexnet_fast.train.evaluate import Evaluation
 from alexnet_fast.train.pictures import draw_confusion, draw_runs
+from alexnet_fast.train.trackers import Tracker, opened
 
 EVALUATED = {"step": Count, "val_loss": float, "val_top1": float}
 KINDS: dict[str, dict[str, Any]] = {  # what is read again of each kind of row
@@ -93,17 +95,6 @@ def compare(folders: list[Path], names: list[str], picture: Path) -> None:
     draw_runs(runs, picture)
 
 
-def tensorboard_writer(config: TrainConfig, step: int):
-    """None unless asked for; raises :class:`InputError` where the extra is not installed."""
-    if not config.tensorboard:
-        return None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise InputError("--tensorboard: needs tensorboard: pip install tensorboard") from None
-    return SummaryWriter(str(Path(config.out) / "tensorboard"), purge_step=step)
-
-
 def write_table(path: Path, columns: list[str], rows: list[list[Any]]) -> None:
     """A CSV file: a line of names, then the rows."""
     with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
@@ -117,7 +108,7 @@ class Report:
 
     def __init__(self, config: TrainConfig, console: Console, *, step: int, steps: int, metrics_bytes: int):
         self.config, self.console, self.steps = config, console, steps
-        self.writer = tensorboard_writer(config, step)
+        self.trackers = opened(config, step)
         run = Path(config.out)
         _, size, reason = whole_rows(run, metrics_bytes)
         if reason:
@@ -252,11 +243,17 @@ class Report:
     def close(self) -> None:
         if self.bar:
             self.bar.stop()
-        if self.writer:
-            self.writer.close()
+        self._track(lambda tracker: tracker.close())
         self.metrics.close()
 
     def _scalars(self, step: int, values: dict[str, float]) -> None:
-        if self.writer:
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, step)
+        self._track(lambda tracker: tracker.scalars(step, values))
+
+    def _track(self, call: Callable[[Tracker], None]) -> None:
+        """A tracker that fails, as for want of a network, is left out from then on: the run is worth more."""
+        for tracker in list(self.trackers):
+            try:
+                call(tracker)
+            except Exception as error:  # of packages that talk to servers: anything
+                self.trackers.remove(tracker)
+                self.line(f"warning: --{tracker.name}: {one_line(error)}; the run goes on without it")
