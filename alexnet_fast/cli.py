@@ -1,5 +1,5 @@
-"""``alexnet-fast train [DATA] | eval | predict IMAGE… | features IMAGE… | prepare SRC DST | curves RUN… | bench |
-tune | doctor``
+"""``alexnet-fast train [DATA] | eval | predict IMAGE… | features IMAGE… | prepare SRC DST | curves RUN… |
+report RUN | bench | tune | doctor``
 
 Exit codes: 0 done; 1 the run broke off; 2 the input cannot be used (one line on standard error says why); 130 and 143
 stopped by Ctrl-C or SIGTERM, after a checkpoint.
@@ -345,6 +345,18 @@ def curves(
     if len(called) != len(runs):
         raise InputError(f"--names: expected {len(runs)} names, got {len(called)}")
     compare(runs, called, out)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="a run's folder")],
+    out: Annotated[Path | None, _option("page to write (RUN/report.html)", "--out", "--output")] = None,
+    worst: Annotated[int, typer.Option(min=0, max=1000, help="pictures with the largest loss to show")] = 24,
+) -> None:
+    """A run as one page of HTML: curves, filters, confusion, classes, and the pictures it is most wrong about."""
+    from alexnet_fast.train import write_page
+
+    say(Console(), f"report {write_page(run, out, worst)}")
 
 
 @app.command()

@@ -34,14 +34,13 @@ from alexnet_fast.parallel import MODES, PASSED_ON, Ranks, Split, Step, split_dr
 from alexnet_fast.train import checkpoint, pictures
 from alexnet_fast.train.checkpoint import WEIGHT, Checkpoint, Saver
 from alexnet_fast.train.config import TrainConfig
-from alexnet_fast.train.evaluate import Evaluation, augmented, autocast, evaluate, using
+from alexnet_fast.train.evaluate import CONFUSION_CLASSES, Evaluation, augmented, autocast, evaluate, using
 from alexnet_fast.train.mixing import mix_images
 from alexnet_fast.train.optimizer import SLOTS, build_optimizer, restore
 from alexnet_fast.train.report import Report, read_rows
 from alexnet_fast.train.schedule import learning_rate, plateau
 
 SAME_SIGNAL = 0.2  # seconds in which a second signal is the first: some programs send to a process and to its group
-CONFUSION_CLASSES = 1000  # of more the table is too large to be looked at
 DROPOUT_KEY = 0x64726F70  # keeps the dropout seeds apart from the keys of data/loader.py
 
 

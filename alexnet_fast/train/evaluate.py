@@ -20,6 +20,8 @@ from alexnet_fast.errors import InputError
 from alexnet_fast.parallel import Ranks
 from alexnet_fast.train.config import TrainConfig
 
+CONFUSION_CLASSES = 1000  # of more the table is too large to be looked at
+
 
 class Evaluation(NamedTuple):
     """Mean cross-entropy, and how many of ``count`` images have their label first, or among the first five."""

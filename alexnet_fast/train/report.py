@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import importlib.util
 import json
 import os
 import time
@@ -71,25 +72,33 @@ def whole_rows(run: Path, length: int | None = None) -> tuple[list[dict[str, Any
     return rows, size, f"ends after {size} bytes of {length}" if length is not None and size < length else ""
 
 
+def read_curves(run: Path) -> list[dict[str, Any]]:
+    """The rows of a run that was evaluated; raises :class:`InputError` where there are none."""
+    rows = read_rows(run)
+    kinds = {row["kind"] for row in rows}
+    if "step" not in kinds or not kinds & {"epoch", "stop"}:
+        raise InputError(f"{run}: no curves there (wanted: the folder of a run that was evaluated)")
+    return rows
+
+
+def check_matplotlib(command: str) -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError(f"{command}: needs matplotlib: pip install matplotlib")
+
+
 def compare(folders: list[Path], names: list[str], picture: Path) -> None:
     """Draws the curves of several runs, by ``names``, into one picture.
 
     Raises :class:`InputError` for a folder without a run that was evaluated, and without matplotlib.
     """
-    try:
-        from matplotlib.backend_bases import FigureCanvasBase
-    except ImportError:
-        raise InputError("curves: needs matplotlib: pip install matplotlib") from None
+    check_matplotlib("curves")
+    from matplotlib.backend_bases import FigureCanvasBase
+
     known = FigureCanvasBase.get_supported_filetypes()
     if picture.is_dir() or picture.suffix[1:].lower() not in known:
         raise InputError(f"--out: expected a file named .{', .'.join(sorted(known))}, got {picture}")
     check_writable(picture, "--out")
-    runs = {}
-    for folder, name in zip(folders, names, strict=True):
-        runs[name] = read_rows(folder)
-        kinds = {row["kind"] for row in runs[name]}
-        if "step" not in kinds or not kinds & {"epoch", "stop"}:
-            raise InputError(f"{folder}: no curves there (wanted: the folder of a run that was evaluated)")
+    runs = {name: read_curves(folder) for folder, name in zip(folders, names, strict=True)}
     if len(runs) < len(folders):
         raise InputError(f"--names: expected a name of its own for each run, got {', '.join(names)}")
     draw_runs(runs, picture)
