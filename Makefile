@@ -5,6 +5,7 @@
 #   make soak    kills, restarts and four ranks: the tests of training that take minutes
 #   make bench   time this machine, write benchmarks/results and render docs/performance.md
 #                (more peers: .venv/bin/pip install -e '.[bench]')
+#   make docs    the documents as a site, in build/site
 #   make lint    ruff and clang-format, checking only
 #
 # One uses the Python that is there, and no network:
@@ -21,7 +22,7 @@ BIN := $(VENV)/bin
 PARALLEL := OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses $$(nproc) --dist worksteal
 NATIVE := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test soak bench gpu-report lint clean
+.PHONY: demo test soak bench docs gpu-report lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/alexnet-fast train digits --nproc 2 --out runs/demo-$$(date +%Y%m%d-%H%M%S)
@@ -36,6 +37,9 @@ soak: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/pytest benchmarks --all --benchmark-only --results benchmarks/results $(PYTEST)
 	$(BIN)/python -m benchmarks.report
+
+docs: $(VENV)/installed
+	$(BIN)/mkdocs build --strict
 
 gpu-report:
 	$(PYTHON) -m benchmarks.gpu_report $(STEP)

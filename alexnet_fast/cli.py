@@ -1,5 +1,5 @@
 """``alexnet-fast train [DATA] | eval | predict IMAGE… | features IMAGE… | explain IMAGE… | export RUN |
-prepare SRC DST | curves RUN… | bench | tune | doctor``
+prepare SRC DST | curves RUN… | report RUN | bench | tune | doctor``
 
 Exit codes: 0 done; 1 the run broke off; 2 the input cannot be used (one line on standard error says why); 130 and 143
 stopped by Ctrl-C or SIGTERM, after a checkpoint.
@@ -31,6 +31,7 @@ from alexnet_fast.models.variants import ABLATIONS
 from alexnet_fast.terminal import escape_unknown_letters, one_line, say
 from alexnet_fast.train.config import read_config, without
 from alexnet_fast.train.recipes import RECIPES
+from alexnet_fast.train.trackers import TRACKERS
 
 app = typer.Typer(
     help="AlexNet: train it, evaluate it, use it.",
@@ -139,6 +140,12 @@ def train(
         float | None,
         _option("share that brightness, contrast, saturation change by at most (0)", panel=IMAGES),
     ] = None,
+    auto_augment: Annotated[str | None, _option("none, or ra: RandAugment (none)", panel=IMAGES)] = None,
+    ra_magnitude: Annotated[int | None, _option("of RandAugment, 0 to 30 (9)", panel=IMAGES)] = None,
+    random_erase: Annotated[
+        float | None,
+        _option("share of images of which a rectangle is erased (0)", "--random-erase", "--reprob", panel=IMAGES),
+    ] = None,
     mixup: Annotated[
         float | None, _option("alpha of MixUp, 0 for none (0)", "--mixup", "--mixup-alpha", panel=IMAGES)
     ] = None,
@@ -203,6 +210,8 @@ def train(
     tensorboard: Annotated[
         bool | None, _option("TensorBoard logs in the output folder", "--tensorboard", panel=RUN)
     ] = None,
+    wandb: Annotated[bool | None, _option("Weights & Biases has the metrics too", "--wandb", panel=RUN)] = None,
+    mlflow: Annotated[bool | None, _option("MLflow has the metrics too", "--mlflow", panel=RUN)] = None,
     nproc: Annotated[int | None, _option("ranks to start here: NCCL with GPUs, gloo without (1)", panel=RANKS)] = None,
     parallel: Annotated[str | None, _option("how ranks share a step: ddp, towers or hybrid (ddp)", panel=RANKS)] = None,
     hybrid_scheme: Annotated[str | None, _option("of One weird trick: a, b or c (a)", panel=RANKS)] = None,
@@ -380,6 +389,18 @@ def curves(
 
 
 @app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="a run's folder")],
+    out: Annotated[Path | None, _option("page to write (RUN/report.html)", "--out", "--output")] = None,
+    worst: Annotated[int, typer.Option(min=0, max=1000, help="pictures with the largest loss to show")] = 24,
+) -> None:
+    """A run as one page of HTML: curves, filters, confusion, classes, and the pictures it is most wrong about."""
+    from alexnet_fast.train import write_page
+
+    say(Console(), f"report {write_page(run, out, worst)}")
+
+
+@app.command()
 def bench(
     planned: Annotated[
         bool, _option("instead of measuring: a model of training on two devices, bytes and times", "--plan")
@@ -501,12 +522,13 @@ def _table_answers() -> str:
 def doctor(as_json: Annotated[bool, _option("print JSON", "--json")] = False) -> None:
     """What is installed, what was built, and which backends work here."""
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    extras = "scikit-learn", "matplotlib", *(tracker.name for tracker in TRACKERS), "pyyaml"
     facts: dict[str, Any] = {
         "alexnet_fast": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         **{name: _version(name) for name in ("triton", "numpy", "pillow", "safetensors")},
-        **{f"{name} (extra)": _version(name) for name in ("scikit-learn", "matplotlib", "tensorboard")},
+        **{f"{name} (extra)": _version(name) for name in extras},
         "cores": len(os.sched_getaffinity(0)),
         "gpus": ", ".join(gpus) or "none",
     }

@@ -240,10 +240,13 @@ ROWS = {
         lambda t: ["train", write_folder(t / "set", 1, 1), "--out", t / "set" / "train" / "cat" / "000.jpg" / "run"],
         "--out: cannot write",
     ),
-    "no tensorboard": (
-        lambda t: ["train", write_folder(t / "set", 1, 1), "--tensorboard", "--out", t / "run"],
-        "--tensorboard: needs tensorboard: pip install tensorboard",
-    ),
+    **{
+        f"no {name}": (
+            lambda t, name=name: ["train", write_folder(t / "set", 1, 1), f"--{name}", "--out", t / "run"],
+            f"--{name}: needs {name}: pip install {name}",
+        )
+        for name in ("tensorboard", "wandb", "mlflow")
+    },
     "curves of a damaged run": (lambda t: ["curves", _damaged_metrics(t)], "metrics.jsonl: line 2: not JSON"),
     "curves into a folder": (lambda t: ["curves", t, "--out", t], "--out: expected a file named ."),
     "curves in an unknown format": (lambda t: ["curves", t, "--out", t / "x.zzz"], "--out: expected a file named"),
@@ -303,7 +306,7 @@ def everything(folder: Path) -> dict[str, bytes | None]:
 def test_bad_input_gets_one_line_and_nothing_is_written_or_lost(
     command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: str
 ):
-    if row == "no tensorboard":
+    if row.startswith("no ") and row[3:] in ("tensorboard", "wandb", "mlflow"):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     if row.startswith("curves "):
         pytest.importorskip("matplotlib", reason="the extra demo is not installed")

@@ -188,13 +188,14 @@ def test_options_of_train(place: Place, ends_well, pytestconfig: pytest.Config):
 def test_options_of_other_commands(place: Place, ends_well, pytestconfig: pytest.Config):
     for draw in draws("other commands", pytestconfig):
         work = place.fresh()
-        name = draw.choice(["eval", "predict", "prepare", "curves", "bench", draw.choice(WORDS)])
-        if name not in ("eval", "predict", "prepare", "curves", "bench"):
+        name = draw.choice(["eval", "predict", "prepare", "curves", "report", "bench", draw.choice(WORDS)])
+        if name not in ("eval", "predict", "prepare", "curves", "report", "bench"):
             ends_well(name, draw.choice(WORDS))
             continue
         words = drawn_options(draw, name, work)
         # The net of a run is made at the price of a second, and measuring takes a minute: these stay out.
         places = {"eval": [work / "folder"], "predict": [work / "net.pth"], "curves": [work / "run"], "bench": []}
+        places |= {"report": [work / draw.choice(["run", "folder", "new"])]}
         places |= {"prepare": [work / "folder", work / draw.choice(["new", "shards", "run", "folder/train"])]}
         fixed = {"bench": ["--plan"], "predict": ["--weights", draw.choice(WORDS)], "curves": ["--out", work / "x.png"]}
         ends_well(name, *words, *fixed.get(name, ()), "--", *places[name])
@@ -246,6 +247,7 @@ def test_metrics(place: Place, ends_well, pytestconfig: pytest.Config):
         content = "\n".join(changed).encode() + b"\n"
         path.write_bytes(damaged(draw, content) if draw.random() < 0.3 else content)
         ends_well("curves", work / "run", "--out", work / "x.png")
+        assert ends_well("report", work / "run", "--out", work / "x.html") == 2  # its tensors are no net's
 
 
 def test_damaged_bytes(place: Place, ends_well, pytestconfig: pytest.Config):

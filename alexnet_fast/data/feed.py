@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from alexnet_fast.data.augmentation import to_bytes
 from alexnet_fast.data.random import Draws
 from alexnet_fast.data.stored import CachedImages, StoredImages
 from alexnet_fast.data.transforms import random_box
@@ -115,7 +115,7 @@ def resized_crops(images: Tensor, indices: Tensor, side: int, seed: int, epoch: 
     mirrored = torch.tensor(mirrored, device=images.device)
     columns = torch.where(mirrored[:, None, None], columns.flip(1), columns)
     pixels = rows[:, None] @ images.float() @ columns[:, None].transpose(2, 3)
-    return _bytes(pixels)
+    return to_bytes(pixels)
 
 
 def _triangles(start: Tensor, length: Tensor, size: int, side: int) -> Tensor:
@@ -126,43 +126,3 @@ def _triangles(start: Tensor, length: Tensor, size: int, side: int) -> Tensor:
     distance = (source - (start[:, None, None] + target * scale)).abs() / scale.clamp_min(1)
     weight = (1 - distance).clamp_min(0)
     return weight / weight.sum(2, keepdim=True)
-
-
-ROTATION_KEY, JITTER_KEY = 0x726F74, 0x6A6974  # keep these draws apart from those of crops
-GREY = (0.299, 0.587, 0.114)  # what red, green and blue give to brightness, as Pillow converts
-
-
-def rotated(images: Tensor, indices: Tensor, degrees: float, seed: int, epoch: int) -> Tensor:
-    """uint8 images (n, 3, h, w), each turned about its centre by up to ``degrees`` either way, with black corners, as
-    torchvision's RandomRotation with bilinear interpolation.
-    """
-    drawn = [(2 * Draws(seed, epoch, index, ROTATION_KEY).unit() - 1) * degrees for index in indices.tolist()]
-    angles = torch.tensor(drawn, dtype=torch.float32, device=images.device).deg2rad()
-    cos, sin, none = angles.cos(), angles.sin(), torch.zeros_like(angles)
-    aspect = images.shape[2] / images.shape[3]  # of coordinates that reach from -1 to 1 on both sides
-    rows = [torch.stack([cos, -sin * aspect, none], 1), torch.stack([sin / aspect, cos, none], 1)]
-    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
-    turned = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return _bytes(turned)
-
-
-def jittered(images: Tensor, indices: Tensor, share: float, seed: int, epoch: int) -> Tensor:
-    """uint8 images (n, 3, h, w), each with its brightness, contrast and saturation multiplied by three draws from
-    1 - ``share`` to 1 + ``share``, in this order, as torchvision's ColorJitter.
-    """
-    factors = []
-    for index in indices.tolist():
-        draws = Draws(seed, epoch, index, JITTER_KEY)
-        factors.append([1 + (2 * draws.unit() - 1) * share for _ in range(3)])
-    factors = torch.tensor(factors, dtype=torch.float32, device=images.device)
-    brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)
-    weights = torch.tensor(GREY, device=images.device).view(3, 1, 1)
-    pixels = (images.float() * brightness).clamp(0, 255)
-    mean = (pixels * weights).sum(1, keepdim=True).mean((2, 3), keepdim=True)
-    pixels = (mean + (pixels - mean) * contrast).clamp(0, 255)
-    grey = (pixels * weights).sum(1, keepdim=True)
-    return _bytes(grey + (pixels - grey) * saturation)
-
-
-def _bytes(pixels: Tensor) -> Tensor:
-    return pixels.round().clamp(0, 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)

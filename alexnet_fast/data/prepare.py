@@ -128,7 +128,7 @@ def prepare(
             done += len(plan.sources)
             tell(done, total, found)
             _check_bad(bad, sizes, max_bad)
-        return _finish(target, data.classes, size, plans)
+        return _finish(target, data.classes, size, exif, plans)
 
 
 def _plans(split: FolderImages, source: Path, target: Path, size: int, shard_size: int) -> list[Plan]:
@@ -166,6 +166,7 @@ def _make(plan: Plan) -> Plan:
         file.write(total.data)
     record = {
         "size": plan.size,
+        "exif": plan.exif,
         "rows": rows,
         "bad": bad,
         "products": products.astype(np.int64).tolist(),
@@ -217,7 +218,8 @@ def _made_before(plan: Plan) -> dict[str, str] | None:
         pixels = plan.size * plan.size * 3
         lengths = [plan.path.stat().st_size, plan.file(SUM).stat().st_size]
         listed = {row[0]: list(row[1:4]) for row in record["rows"] + record["bad"]}
-        whole = lengths == [len(record["rows"]) * pixels, 4 * pixels] and record["size"] == plan.size
+        whole = lengths == [len(record["rows"]) * pixels, 4 * pixels]
+        whole = whole and (record["size"], record["exif"]) == (plan.size, plan.exif)
     except (OSError, ValueError):
         return None
     if not whole or listed != {name: [label, *_stamp(path)] for path, name, label in plan.sources}:
@@ -313,7 +315,7 @@ def _locked(target: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _finish(target: Path, classes: list[str], size: int, plans: dict[str, list[Plan]]) -> dict[str, Any]:
+def _finish(target: Path, classes: list[str], size: int, exif: bool, plans: dict[str, list[Plan]]) -> dict[str, Any]:
     """Writes the mean picture and index.json, and removes shards of sources that are gone."""
     total = np.zeros((size, size, 3), np.uint64)
     products = np.zeros((3, 3), object)
@@ -351,6 +353,7 @@ def _finish(target: Path, classes: list[str], size: int, plans: dict[str, list[P
     record = {
         "format": FORMAT,
         "size": size,
+        "exif": exif,
         "classes": classes,
         "images": images,
         "bad": bad,

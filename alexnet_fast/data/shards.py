@@ -6,7 +6,8 @@
         mean.npy          float32 (size, size, 3), the mean training picture in 0..255
         train/00000.u8    pictures one after the other, uint8 (images, size, size, 3)
         train/00000.json  of each its source below train/, class, time of last change in ns and length in bytes; the
-                          same, and the reason, of sources that are no pictures; sums of products of RGB
+                          same, and the reason, of sources that are no pictures; sums of products of RGB;
+                          the pictures' side, and whether they were turned upright
         train/00000.sum   uint32 (size, size, 3), the sum of its pictures
         val/...
 
@@ -34,6 +35,7 @@ PARTS = ("train", "val")
 PICTURES, LIST, SUM = SUFFIXES = (".u8", ".json", ".sum")
 UNFINISHED = ".unfinished-"
 UNREADABLE = (OSError, ValueError)  # what damaged JSON ends in
+EARLIER = {"exif": True}  # whether pictures were turned upright as their EXIF says: what files without it stand for
 MAX_SIZE = 4096  # side of a picture, in pixels
 
 Share = Annotated[float, Range(-1, 1)]
@@ -65,6 +67,7 @@ class Shards(TypedDict):
 class Index(TypedDict):
     format: Literal[1]
     size: Size
+    exif: bool
     classes: Annotated[list[str], Range(1)]
     images: Parts
     bad: Parts
@@ -85,6 +88,7 @@ class ListHashes(TypedDict):
 
 class List(TypedDict):
     size: Size
+    exif: bool
     rows: list[Row]
     bad: list[tuple[str, Count, int, int, str]]
     products: Annotated[list[tuple[int, int, int]], Range(3, 3)]
@@ -104,7 +108,7 @@ def read_index(folder: Path) -> dict[str, Any]:
             raise ValueError("sha256 differs from the one recorded")
         if record.get("format") != FORMAT:
             raise ValueError(f"format {record.get('format')!r}; this version reads {FORMAT}")
-        record = conform(record, Index, INDEX)
+        record = conform({**EARLIER, **record}, Index, INDEX)
         if len(set(record["classes"])) < len(record["classes"]):
             raise ValueError("two classes of one name")
         for shard in record["shards"]["train"] + record["shards"]["val"]:
@@ -124,7 +128,7 @@ class ShardImages(StoredImages):
     """
 
     def __init__(self, folder: Path, index: dict[str, Any], part: str):
-        self.size = index["size"]
+        self.size, self.exif = index["size"], index["exif"]
         self.bytes = self.size * self.size * 3
         self.maps: list[mmap.mmap] = []
         labels, firsts = [], [0]
@@ -177,7 +181,10 @@ def names(folder: Path, index: dict[str, Any], part: str) -> list[str]:
 
 def read_list(path: Path) -> dict[str, Any]:
     """A shard's list; raises OSError and ValueError."""
-    return conform(read_json(path), List, path.name)
+    record = read_json(path)
+    if isinstance(record, dict):
+        record = {**EARLIER, **record}
+    return conform(record, List, path.name)
 
 
 def rows_of(path: Path, classes: list[str], digest: str) -> list[Row]:

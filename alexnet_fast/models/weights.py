@@ -45,9 +45,11 @@ class Weights:
 class AlexNet_Weights(Enum):
     """Published weights, named and used as torchvision's enum::
 
-    weights = AlexNet_Weights.DEFAULT
-    net, preprocess = alexnet(weights=weights).eval(), weights.transforms()
-    label = weights.meta["categories"][net(preprocess(image)[None]).argmax()]
+        weights = AlexNet_Weights.DEFAULT
+        net, preprocess = alexnet(weights=weights).eval(), weights.transforms()
+        label = weights.meta["categories"][net(preprocess(image)[None]).argmax()]
+
+    ``weights`` may be a member of torchvision's own enum as well.
     """
 
     IMAGENET1K_V1 = Weights(

@@ -315,7 +315,7 @@ def unsaved(run: Path) -> bool:
     """Whether ``run`` is the folder of a run that was stopped before its first checkpoint: nothing in it is lost by
     starting anew.
     """
-    made = {LOCK, CONFIG, METRICS, "tensorboard", "checkpoints"}
+    made = {LOCK, CONFIG, METRICS, "tensorboard", "wandb", "mlflow.id", "checkpoints"}
     return (
         run.is_dir()
         and {path.name for path in run.iterdir()} <= made

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import importlib.util
 import json
 import os
 import statistics
@@ -29,7 +28,7 @@ from alexnet_fast.errors import InputError
 from alexnet_fast.models.weights import CHECKPOINT, read
 from alexnet_fast.parallel import RESTARTED, Ranks, launch, plan_devices, ranks_given, ranks_of_launcher
 from alexnet_fast.terminal import say
-from alexnet_fast.train import checkpoint
+from alexnet_fast.train import checkpoint, trackers
 from alexnet_fast.train.checkpoint import CONFIG, LOCK, Checkpoint, check_writable
 from alexnet_fast.train.config import TrainConfig, check, check_choices, resolve, resumed, variant_of
 from alexnet_fast.train.engine import Trainer
@@ -65,7 +64,7 @@ def train(
     else:
         found = checkpoint.find(resume, "last")
         config = _resumed_run(given, checkpoint.load(found), build)
-    _check_tools(config)
+    trackers.wanted(config)
     check_workers(config)
     device = "" if ranks_given() else plan_devices(config.nproc)
     if dry_run:
@@ -233,12 +232,6 @@ def check_workers(config: TrainConfig) -> None:
         )
 
 
-def _check_tools(config: TrainConfig) -> None:
-    """Raises :class:`InputError` for what a run needs and this machine lacks."""
-    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise InputError("--tensorboard: needs tensorboard: pip install tensorboard")
-
-
 def _check_memory(config: TrainConfig, build: Callable[[TrainConfig], nn.Module]) -> None:
     """Refuses a net whose weights, gradients and momentum are more than this machine's memory."""
     needed = 3 * 4 * sum(parameter.numel() for parameter in skeleton(config, build).parameters())
@@ -316,6 +309,9 @@ def _check_stored(config: TrainConfig, data: Data) -> None:
             f"{'small' if data.train.size < side else 'large'} to cut {side} from "
             f"(prepare SRC DST --size {shorter_side(side)})"
         )
+    if getattr(data.train, "exif", config.exif) != config.exif:
+        made, wanted = ("--no-exif", "--exif") if config.exif else ("--exif", "--no-exif")
+        raise InputError(f"{wanted}: {config.data} was prepared with {made} (prepare SRC DST {wanted})")
     if config.cache == "device":
         if not stored:
             raise InputError("--cache: only DATA that the command prepare made can be kept on the device")

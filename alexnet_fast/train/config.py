@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from alexnet_fast import backends
+from alexnet_fast.data.augmentation import BINS
 from alexnet_fast.data.records import Count, Range, conform, fields, parse_json
 from alexnet_fast.data.shards import MAX_SIZE
 from alexnet_fast.data.sources import Statistics, kind_of
@@ -41,6 +42,7 @@ CHOICES = {
     "rule": RULES,
     "optimizer": ("sgd", "adamw"),
     "transform": KINDS,
+    "auto_augment": ("none", "ra"),
     "init": ("variant", "kaiming"),
     "cache": ("none", "device"),
     "precision": ("fp32", "bf16"),
@@ -53,8 +55,8 @@ CHOICES = {
 # Options that a resumed run may change: none of them moves a weight by itself, but by rounding.
 CHANGEABLE = frozenset(
     {
-        *("workers", "max_steps", "checkpoint_steps", "keep_checkpoints", "log_steps", "max_bad", "tensorboard"),
-        *("nproc", "parallel", "graph"),
+        *("workers", "max_steps", "checkpoint_steps", "keep_checkpoints", "log_steps", "max_bad", "graph"),
+        *("tensorboard", "wandb", "mlflow", "nproc", "parallel"),
     }
 )
 
@@ -133,6 +135,8 @@ class TrainConfig:
     log_steps: Steps = 10  # steps between two rows of metrics.jsonl
     max_bad: Unit = 0.05  # share of a set's files that may be unusable before the run stops
     tensorboard: bool = False
+    wandb: bool = False
+    mlflow: bool = False
     transform: str = "crop"  # see alexnet_fast.data.transforms
     mean: Channels = (0.5, 0.5, 0.5)
     std: tuple[Deviation, Deviation, Deviation] = (0.5, 0.5, 0.5)
@@ -145,6 +149,9 @@ class TrainConfig:
     exif: bool = True  # whether pictures are turned upright as their EXIF orientation says
     rotation: Annotated[float, Range(0, 180)] = 0.0  # degrees up to which training images are turned, either way
     colour_jitter: Unit = 0.0  # up to which share brightness, contrast and saturation of training images are changed
+    auto_augment: str = "none"  # or ra: RandAugment of training images
+    ra_magnitude: Annotated[int, Range(0, BINS - 1)] = 9  # of RandAugment
+    random_erase: Unit = 0.0  # share of training images of which a rectangle is erased
     mixup: Annotated[float, Range(0, 1e3)] = 0.0  # alpha of the Beta distribution that MixUp draws from; 0: none
     cutmix: Annotated[float, Range(0, 1e3)] = 0.0  # that of CutMix; with both, each step draws which
     optimizer: str = "sgd"

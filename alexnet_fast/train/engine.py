@@ -35,14 +35,13 @@ from alexnet_fast.train.average import Average
 from alexnet_fast.train.badfiles import SETS, BadFiles
 from alexnet_fast.train.checkpoint import WEIGHT, Checkpoint, Saver
 from alexnet_fast.train.config import TrainConfig
-from alexnet_fast.train.evaluate import Evaluation, augmented, autocast, evaluate, using
+from alexnet_fast.train.evaluate import CONFUSION_CLASSES, Evaluation, augmented, autocast, evaluate, using
 from alexnet_fast.train.mixing import mix_images
 from alexnet_fast.train.optimizer import SLOTS, build_optimizer, restore
 from alexnet_fast.train.report import Report, read_rows
 from alexnet_fast.train.schedule import learning_rate, plateau
 from alexnet_fast.train.stopping import Signal
 
-CONFUSION_CLASSES = 1000  # of more the table is too large to be looked at
 DROPOUT_KEY = 0x64726F70  # keeps the dropout seeds apart from the keys of data/loader.py
 
 

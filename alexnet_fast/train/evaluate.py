@@ -13,11 +13,14 @@ from torch import Tensor, nn
 
 from alexnet_fast import backends, ops
 from alexnet_fast.data import NOT_COUNTED, Batch, Transform, evaluation_batches
-from alexnet_fast.data.feed import jittered, resized_crops, rotated
+from alexnet_fast.data.augmentation import erased, jittered, rand_augmented, rotated
+from alexnet_fast.data.feed import resized_crops
 from alexnet_fast.data.sources import Split
 from alexnet_fast.errors import InputError
 from alexnet_fast.parallel import Ranks
 from alexnet_fast.train.config import TrainConfig
+
+CONFUSION_CLASSES = 1000  # of more the table is too large to be looked at
 
 
 class Evaluation(NamedTuple):
@@ -46,9 +49,9 @@ def normalized(images: Tensor, config: TrainConfig, device: torch.device) -> Ten
 
 
 def augmented(batch: Batch, config: TrainConfig, device: torch.device, epoch: int) -> Tensor:
-    """A training batch as the net takes it: turned, with other brightness and contrast, with colour noise, and if the
-    images are ``whole``, cropped and mirrored at random; what is drawn for an image depends on its number, the epoch
-    and the seed.
+    """A training batch as the net takes it: turned, with other brightness and contrast, by RandAugment, with colour
+    noise, with a rectangle erased, and if the images are ``whole``, cropped and mirrored at random; what is drawn for
+    an image depends on its number, the epoch and the seed.
     """
     images, crop = batch.images.to(device, non_blocking=True), batch.whole
     if crop and config.transform == "resized-crop":
@@ -57,10 +60,13 @@ def augmented(batch: Batch, config: TrainConfig, device: torch.device, epoch: in
         images = rotated(images, batch.index, config.rotation, config.seed, epoch)
     if config.colour_jitter:
         images = jittered(images, batch.index, config.colour_jitter, config.seed, epoch)
+    if config.auto_augment == "ra":
+        images = rand_augmented(images, batch.index, config.ra_magnitude, config.seed, epoch)
     colour = torch.tensor(config.colour) * config.colour_noise if config.colour_noise else None
     std = [value * config.colour_divisor for value in config.std]
     drawn = {"index": batch.index, "epoch": epoch, "seed": config.seed, "mirror": crop, "colour": colour}
-    return ops.augment(images, config.image_size, config.mean, std, **drawn, dtype=_dtype(config))
+    images = ops.augment(images, config.image_size, config.mean, std, **drawn, dtype=_dtype(config))
+    return erased(images, batch.index, config.random_erase, config.seed, epoch) if config.random_erase else images
 
 
 def _dtype(config: TrainConfig) -> torch.dtype:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -17,7 +17,7 @@ FILTER_ROWS = 8
 TITLE = 14  # pixels of a line above the filters
 
 
-def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
+def draw_curves(rows: list[dict[str, Any]], path: Path | BinaryIO) -> None:
     """Loss, accuracy and learning rate over steps, from the rows of metrics.jsonl; raises ImportError without
     matplotlib.
     """
@@ -62,7 +62,7 @@ def draw_runs(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def draw_confusion(counts: Tensor, names: list[str], path: Path) -> None:
+def draw_confusion(counts: Tensor, names: list[str], path: Path | BinaryIO) -> None:
     """How often each label, a row, got each answer, as a share of the label's images; raises ImportError without
     matplotlib.
     """
@@ -133,7 +133,7 @@ def draw_strongest(rows: dict[str, list[tuple[float, np.ndarray]]], path: Path) 
     figure.savefig(path, dpi=100)
 
 
-def draw_filters(model: nn.Module, step: int | None, path: Path) -> None:
+def draw_filters(model: nn.Module, step: int | None, path: Path | BinaryIO) -> None:
     """The first convolution's filters as RGB pictures, 8 in a column, under a line with their scale, which is one for
     all: 0 is grey, and the weight farthest from it black or white.
     """
@@ -155,7 +155,7 @@ def draw_filters(model: nn.Module, step: int | None, path: Path) -> None:
     for number, line in enumerate(lines):
         ImageDraw.Draw(picture).text((4, 2 + TITLE * number), line, "black", font)
     picture.paste(Image.fromarray(sheet).resize(size, Image.Resampling.NEAREST), (0, TITLE * len(lines)))
-    picture.save(path)
+    picture.save(path, "PNG")
 
 
 def _scaled(weight: Tensor, reach: float) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a run tells: rows of metrics.jsonl, a progress bar on a terminal, plain lines elsewhere, TensorBoard on request.
+"""What a run tells: rows of metrics.jsonl, a progress bar on a terminal, plain lines elsewhere, trackers on request.
 
 Kinds of row in metrics.jsonl: ``step`` (mean training loss and accuracy since the row before), ``epoch`` (training and
 held-out figures), ``stop`` (held-out figures where --max-steps ended the run), ``bad file``.
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import importlib.util
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,11 +22,12 @@ from torch import Tensor
 
 from alexnet_fast.data.records import Count, fields, parse_json
 from alexnet_fast.errors import InputError
-from alexnet_fast.terminal import say
+from alexnet_fast.terminal import one_line, say
 from alexnet_fast.train.checkpoint import METRICS, check_writable
 from alexnet_fast.train.config import TrainConfig
 from alexnet_fast.train.evaluate import Evaluation
 from alexnet_fast.train.pictures import draw_confusion, draw_runs
+from alexnet_fast.train.trackers import Tracker, opened
 
 EVALUATED = {"step": Count, "val_loss": float, "val_top1": float}
 KINDS: dict[str, dict[str, Any]] = {  # what is read again of each kind of row
@@ -69,39 +72,36 @@ def whole_rows(run: Path, length: int | None = None) -> tuple[list[dict[str, Any
     return rows, size, f"ends after {size} bytes of {length}" if length is not None and size < length else ""
 
 
+def read_curves(run: Path) -> list[dict[str, Any]]:
+    """The rows of a run that was evaluated; raises :class:`InputError` where there are none."""
+    rows = read_rows(run)
+    kinds = {row["kind"] for row in rows}
+    if "step" not in kinds or not kinds & {"epoch", "stop"}:
+        raise InputError(f"{run}: no curves there (wanted: the folder of a run that was evaluated)")
+    return rows
+
+
+def check_matplotlib(command: str) -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError(f"{command}: needs matplotlib: pip install matplotlib")
+
+
 def compare(folders: list[Path], names: list[str], picture: Path) -> None:
     """Draws the curves of several runs, by ``names``, into one picture.
 
     Raises :class:`InputError` for a folder without a run that was evaluated, and without matplotlib.
     """
-    try:
-        from matplotlib.backend_bases import FigureCanvasBase
-    except ImportError:
-        raise InputError("curves: needs matplotlib: pip install matplotlib") from None
+    check_matplotlib("curves")
+    from matplotlib.backend_bases import FigureCanvasBase
+
     known = FigureCanvasBase.get_supported_filetypes()
     if picture.is_dir() or picture.suffix[1:].lower() not in known:
         raise InputError(f"--out: expected a file named .{', .'.join(sorted(known))}, got {picture}")
     check_writable(picture, "--out")
-    runs = {}
-    for folder, name in zip(folders, names, strict=True):
-        runs[name] = read_rows(folder)
-        kinds = {row["kind"] for row in runs[name]}
-        if "step" not in kinds or not kinds & {"epoch", "stop"}:
-            raise InputError(f"{folder}: no curves there (wanted: the folder of a run that was evaluated)")
+    runs = {name: read_curves(folder) for folder, name in zip(folders, names, strict=True)}
     if len(runs) < len(folders):
         raise InputError(f"--names: expected a name of its own for each run, got {', '.join(names)}")
     draw_runs(runs, picture)
-
-
-def tensorboard_writer(config: TrainConfig, step: int):
-    """None unless asked for; raises :class:`InputError` where the extra is not installed."""
-    if not config.tensorboard:
-        return None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise InputError("--tensorboard: needs tensorboard: pip install tensorboard") from None
-    return SummaryWriter(str(Path(config.out) / "tensorboard"), purge_step=step)
 
 
 def write_table(path: Path, columns: list[str], rows: list[list[Any]]) -> None:
@@ -117,7 +117,7 @@ class Report:
 
     def __init__(self, config: TrainConfig, console: Console, *, step: int, steps: int, metrics_bytes: int):
         self.config, self.console, self.steps = config, console, steps
-        self.writer = tensorboard_writer(config, step)
+        self.trackers = opened(config, step)
         run = Path(config.out)
         _, size, reason = whole_rows(run, metrics_bytes)
         if reason:
@@ -252,11 +252,17 @@ class Report:
     def close(self) -> None:
         if self.bar:
             self.bar.stop()
-        if self.writer:
-            self.writer.close()
+        self._track(lambda tracker: tracker.close())
         self.metrics.close()
 
     def _scalars(self, step: int, values: dict[str, float]) -> None:
-        if self.writer:
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, step)
+        self._track(lambda tracker: tracker.scalars(step, values))
+
+    def _track(self, call: Callable[[Tracker], None]) -> None:
+        """A tracker that fails, as for want of a network, is left out from then on: the run is worth more."""
+        for tracker in list(self.trackers):
+            try:
+                call(tracker)
+            except Exception as error:  # of packages that talk to servers: anything
+                self.trackers.remove(tracker)
+                self.line(f"warning: --{tracker.name}: {one_line(error)}; the run goes on without it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import fcntl
 import json
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from alexnet_fast import cli
 from alexnet_fast.data import open_data
@@ -26,6 +28,8 @@ from alexnet_fast.data.prepare import prepare
 from alexnet_fast.data.shards import problems
 from alexnet_fast.data.transforms import centre
 from alexnet_fast.errors import InputError
+from alexnet_fast.train.commands import open_run_data
+from alexnet_fast.train.config import resolve
 from tests.data.pictures import picture, write_folder
 from tests.train.runs import ROOT, children
 
@@ -147,6 +151,25 @@ def test_only_shards_whose_sources_changed_are_made_again(own: Path, tmp_path: P
     prepare(own, target, **SMALL)
     assert problems(target, 1)[1] == []
     assert len(open_data(str(target)).train) == 11
+
+
+def test_pictures_are_turned_as_asked_also_in_a_folder_that_was_made_otherwise(own: Path, tmp_path: Path):
+    exif = Image.Exif()
+    exif[274] = 6  # a quarter turn
+    picture(48, 64).save(own / "train/cat/000.jpg", exif=exif)
+    options = {**SMALL, "size": 64}
+    target, upright, stored = tmp_path / "out", tmp_path / "upright", tmp_path / "stored"
+    prepare(own, upright, **options)
+    prepare(own, stored, **options, exif=False)
+    assert (upright / "train/00000.u8").read_bytes() != (stored / "train/00000.u8").read_bytes()
+    for exif, wanted in ((True, upright), (False, stored), (True, upright)):
+        prepare(own, target, **options, exif=exif)
+        assert contents(target) == contents(wanted)
+        given = {"data": str(target), "out": str(tmp_path / "run"), "image_size": 63, "nproc": 1}
+        config = resolve({**given, "exif": exif}, 2)
+        assert len(open_run_data(config).train) == 16
+        with pytest.raises(InputError, match=f"was prepared with --{'' if exif else 'no-'}exif"):
+            open_run_data(dataclasses.replace(config, exif=not exif))
 
 
 # ---- Bad files -----------------------------------------------------------------------------------------------------

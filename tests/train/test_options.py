@@ -10,11 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageOps
 from torch import nn
 
-from alexnet_fast.data import Transform, training_batches
-from alexnet_fast.data.feed import JITTER_KEY, ROTATION_KEY, jittered, rotated
+from alexnet_fast.data import Transform, augmentation, training_batches
+from alexnet_fast.data.augmentation import (
+    JITTER_KEY,
+    OPERATIONS,
+    ROTATION_KEY,
+    erased,
+    jittered,
+    rand_augmented,
+    rotated,
+)
 from alexnet_fast.data.random import Draws
 from alexnet_fast.errors import InputError
 from alexnet_fast.train import checkpoint, commands
@@ -30,9 +38,11 @@ EACH: dict[str, dict[str, Any]] = {
     "moving average": {"model_ema": True, "model_ema_decay": 0.9, "model_ema_steps": 2},
     "mixup and cutmix": {"mixup": 0.4, "cutmix": 1.0},
     "rotation and jitter": {"rotation": 20.0, "colour_jitter": 0.4},
+    "randaugment and erasing": {"auto_augment": "ra", "ra_magnitude": 20, "random_erase": 0.5},
     "all": {
         **{"optimizer": "adamw", "lr": 0.001, "clip_grad": 1.0, "accumulate": 2, "batch_size": 5, "model_ema": True},
         **{"model_ema_decay": 0.5, "cutmix": 0.5, "rotation": 5.0, "colour_jitter": 0.1, "early_stopping": 4},
+        **{"auto_augment": "ra", "random_erase": 0.1},
     },
 }
 
@@ -184,6 +194,69 @@ def test_jitter_is_pillows():
     assert torch.equal(jittered(images, indices, 0.0, 1, 2), images)
 
 
+def _by(operation: str, image: Image.Image, level: float) -> Image.Image:
+    """RandAugment's operations by Pillow, with torchvision's magnitudes; geometry about the same places."""
+    width, height, fill = *image.size, Image.Resampling.BILINEAR
+    enhance = {"brightness": "Brightness", "colour": "Color", "contrast": "Contrast", "sharpness": "Sharpness"}
+    if operation in enhance:
+        return getattr(ImageEnhance, enhance[operation])(image).enhance(1 + 0.9 * level)
+    affine = {
+        "shear x": (1, 0.3 * level, 0, 0, 1, 0),
+        "shear y": (1, 0, 0, 0.3 * level, 1, 0),
+        "translate x": (1, 0, int(150 / 331 * width * level), 0, 1, 0),
+        "translate y": (1, 0, 0, 0, 1, int(150 / 331 * height * level)),
+    }
+    if operation in affine:
+        return image.transform(image.size, Image.Transform.AFFINE, affine[operation], fill)
+    return {
+        "identity": lambda: image,
+        "rotate": lambda: image.rotate(30 * level, fill),
+        "posterize": lambda: ImageOps.posterize(image, 8 - round(abs(level) * 30 / (30 / 4))),
+        "solarize": lambda: ImageOps.solarize(image, int(255 * (1 - abs(level)) + 0.999)),
+        "autocontrast": lambda: ImageOps.autocontrast(image),
+        "equalize": lambda: ImageOps.equalize(image),
+    }[operation]()
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_an_operation_of_randaugment_is_pillows(operation: str):
+    images = _pictures(4, 60, 80) // torch.tensor([1, 2, 3, 1], dtype=torch.uint8)[:, None, None, None]
+    images[3] = 7  # of one value
+    for level in (0.3, -0.7):
+        results = augmentation.to_bytes(OPERATIONS[operation](images.float(), torch.full((4,), level)))
+        for image, result in zip(images, results, strict=True):
+            pillow = np.asarray(_by(operation, Image.fromarray(image.permute(1, 2, 0).numpy()), level)).astype(int)
+            difference = np.abs(pillow - result.permute(1, 2, 0).numpy())
+            geometry = operation.startswith(("shear", "translate", "rotate"))
+            assert np.median(difference) <= 1
+            assert (difference.max(2) > 2).mean() <= (0.08 if geometry else 0)  # its edges are Pillow's own
+
+
+def test_randaugment_draws_by_image_and_epoch():
+    images, indices = _pictures(1, 40, 40).expand(200, -1, -1, -1), torch.arange(200)
+    once = rand_augmented(images, indices, 15, seed=1, epoch=2)
+    assert torch.equal(rand_augmented(images[:7], indices[50:57], 15, seed=1, epoch=2), once[50:57])
+    assert not torch.equal(rand_augmented(images, indices, 15, seed=1, epoch=3), once)
+    assert len(once.flatten(1).unique(dim=0)) > 100
+    assert torch.equal(images, _pictures(1, 40, 40).expand(200, -1, -1, -1))  # its input stays
+    assert (once == images).flatten(1).all(1).float().mean() < 0.1
+
+
+def test_erasing_is_a_rectangle_in_so_large_a_share():
+    images, indices = torch.ones(400, 3, 40, 60), torch.arange(400)
+    holes = erased(images, indices, 0.25, seed=1, epoch=2) == 0
+    shares = holes[:, 0].float().mean((1, 2))
+    assert (shares > 0).float().mean().item() == pytest.approx(0.25, abs=0.07)
+    assert shares[shares > 0].min() > 0.01
+    assert shares.max() < 0.36
+    assert torch.equal(holes[:, 0], holes[:, 2])
+    for hole in holes[:, 0][shares > 0]:
+        rows, columns = hole.any(1).sum(), hole.any(0).sum()
+        assert hole.sum() == rows * columns
+    assert torch.equal(erased(images[:9], indices[30:39], 0.25, 1, 2), erased(images, indices, 0.25, 1, 2)[30:39])
+    assert torch.equal(erased(images, indices, 0.0, 1, 2), images)
+
+
 @pytest.mark.parametrize(
     "given",
     [
@@ -194,6 +267,7 @@ def test_jitter_is_pillows():
         {"parallel": "hybrid", "nproc": 2, "hybrid_scheme": "b", "optimizer": "adamw"},
         *[{"optimizer": "adamw", "rule": "2012"}, {"betas": (0.9, 1.0)}, {"rotation": 181.0}, {"colour_jitter": 1.5}],
         *[{"accumulate": 0}, {"clip_grad": 0.0}, {"mixup": -1.0}, {"model_ema_decay": 2.0}, {"early_stopping": 0}],
+        *[{"auto_augment": "ta"}, {"ra_magnitude": 31}, {"random_erase": 1.5}],
     ],
 )
 def test_what_does_not_go_together_is_refused(given: dict):
