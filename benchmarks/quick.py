@@ -13,6 +13,7 @@ The sections, in their order; ``peers``, which takes minutes, runs only where it
 ``host``       what a call keeps the host busy, of each public function and of nets
 ``gradients``  the convolutions' gradients, by every implementation, cold
 ``small``      layers as before, of one image
+``sm90``       Hopper's convolutions and gradients, against cuDNN's
 ``triton``     Triton's kernels, which have to be compiled first
 ``peers``      torch.compile and JAX, where they are installed
 
@@ -47,7 +48,7 @@ from torch import Tensor
 from alexnet_fast import AlexNet, backend, pack
 from alexnet_fast.ops.conv_relu import FORWARDS, INPUT_GRADIENTS, WEIGHT_GRADIENTS
 from alexnet_fast.ops.conv_stage import FORWARDS as STAGE_FORWARDS
-from alexnet_fast.ops.registry import family
+from alexnet_fast.ops.registry import Family, family
 from tests.ops.calls import Calls, calls_of
 from tests.ops.compare import results as gradients_of
 from tests.ops.samples import Sample, linear_relu_dropout
@@ -103,6 +104,7 @@ def convolution_of(stage: Sample) -> Sample:
 
 GRADIENTS = {"conv_backward_input": INPUT_GRADIENTS, "conv_backward_weight": WEIGHT_GRADIENTS}
 CANDIDATES = {"conv_relu": FORWARDS, "conv_stage": STAGE_FORWARDS, **GRADIENTS}
+SM90 = Family("_sm90")  # Hopper's convolutions, which auto does not choose from yet
 STAGES = sorted(bench_conv_stage.SAMPLES, key=in_order)
 CONVOLUTIONS = sorted([*bench_conv_relu.SAMPLES, *map(convolution_of, STAGES)], key=in_order)
 
@@ -498,6 +500,34 @@ def small(place: Place) -> Iterator[Case]:
     yield from layers(place, (1,))
 
 
+def sm90_row(place: Place, sample: Sample, batch: int, bench: str) -> Iterator[Row]:
+    data, rest = place.data(sample, batch), place.rest(sample)
+    x, weight, bias = data["input"], data["weight"], data["bias"]
+    if bench == "conv_relu":
+        sides = {"eager": partial(sample.torch, data), "sm90": partial(SM90.conv_relu, x, weight, bias, *rest)}
+    else:
+        place_of = [*GRADIENTS].index(bench)
+        dy, wanted = torch.randn_like(F.conv2d(x, weight, None, *rest)), [place_of == 0, place_of == 1, False]
+
+        def gradient() -> Tensor:
+            return SM90.conv_relu_backward(dy, x, weight, None, *rest, wanted)[place_of]
+
+        sides = {"cudnn": partial(GRADIENTS[bench]["cudnn"], dy, x, weight, *rest), "sm90": gradient}
+    with torch.inference_mode():
+        found = raced(place.clock, sides)
+    named = labels(bench, sample, batch, "forward" if bench == "conv_relu" else "backward")
+    yield named | {"us": {name: us for name, us in found.pop("us").items() if name == "sm90"}} | found
+
+
+def sm90(place: Place) -> Iterator[Case]:
+    """Last but for what is compiled: a kernel that no card has run may take the process with it."""
+    for batch in place.batches:
+        for sample in CONVOLUTIONS:
+            for bench in ("conv_relu", *GRADIENTS):
+                if bench != "conv_backward_input" or sample.input[1] > 3:
+                    yield f"{bench} {sample.reason}, batch {batch}", partial(sm90_row, place, sample, batch, bench)
+
+
 def triton(place: Place) -> Iterator[Case]:
     batch = min(place.batches)
     for sample in POINTWISE:
@@ -529,6 +559,7 @@ SECTIONS: dict[str, Callable[[Place], Iterator[Case]]] = {
     "host": host,
     "gradients": gradients,
     "small": small,
+    "sm90": sm90,
     "triton": triton,
     "peers": with_peers,
 }

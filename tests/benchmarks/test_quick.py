@@ -75,6 +75,8 @@ def place(monkeypatch) -> Iterator[Place]:
     with torch.library._scoped_library("alexnet_fast", "IMPL") as library:
         for name in ("conv_relu", "conv_relu_backward", "conv_stage"):
             library.impl(f"{name}_cuda", getattr(NATIVE, name), "CPU")
+            if name != "conv_stage":
+                library.impl(f"{name}_sm90", getattr(NATIVE, name), "CPU")
         yield Place(Clock(), "cpu", "cpu", batches=(2,), net_batches=(1,))
     torch.set_num_threads(before)
 
@@ -91,9 +93,9 @@ def test_every_section_runs(place, tmp_path):
         us.setdefault(row["bench"], {}).update(row["us"])
         assert all(time > 0 for time in row["us"].values())
     assert set(us["lrn"]) == {"cpu", "copy", "eager", "triton"}
-    assert set(us["conv_relu"]) == {*quick.CANDIDATES["conv_relu"], "eager", "cudnn"}
+    assert set(us["conv_relu"]) == {*quick.CANDIDATES["conv_relu"], "eager", "cudnn", "sm90"}
     assert set(us["conv_stage"]) == {*quick.CANDIDATES["conv_stage"], "eager"}
-    assert set(us["conv_backward_weight"]) == set(quick.CANDIDATES["conv_backward_weight"])
+    assert set(us["conv_backward_weight"]) == {*quick.CANDIDATES["conv_backward_weight"], "sm90"}
     plain = {"eager", "auto", "cpu"}
     assert set(us["alexnet"]) == {*plain, *(f"{side}, graph" for side in plain), "compile"}
     assert set(us["train_step"]) == {"eager", "auto", "compile"}
