@@ -13,7 +13,7 @@ The sections, in their order; ``peers``, which takes minutes, runs only where it
 ``host``       what a call keeps the host busy, of each public function and of nets
 ``gradients``  the convolutions' gradients, by every implementation, cold
 ``small``      layers as before, of one image
-``sm90``       Hopper's convolutions and gradients, against cuDNN's
+``sm90``       layers and gradients by Hopper's kernels, on compute capability 9.0
 ``triton``     Triton's kernels, which have to be compiled first
 ``peers``      torch.compile and JAX, where they are installed
 
@@ -45,10 +45,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alexnet_fast import AlexNet, backend, pack
+from alexnet_fast import AlexNet, backend, pack, tuning
 from alexnet_fast.ops.conv_relu import FORWARDS, INPUT_GRADIENTS, WEIGHT_GRADIENTS
 from alexnet_fast.ops.conv_stage import FORWARDS as STAGE_FORWARDS
-from alexnet_fast.ops.registry import Family, family
+from alexnet_fast.ops.registry import family
 from tests.ops.calls import Calls, calls_of
 from tests.ops.compare import results as gradients_of
 from tests.ops.samples import Sample, linear_relu_dropout
@@ -69,7 +69,7 @@ from .bench_train_step import LABELS, net_and_batch, step_bytes_and_flops, step_
 from .cases import BATCHES, FORMS
 from .gpu import Clock, rounds_of
 from .memory import peak_bytes
-from .results import write_layers
+from .results import merged, write_layers
 from .timing import CHECKED, DRAWN, GEOMETRY, TOLERANCE, check, flops, formed, short
 
 BUDGET = 75  # seconds; starting, and the case in which they end, take the rest of a minute and a half
@@ -104,7 +104,6 @@ def convolution_of(stage: Sample) -> Sample:
 
 GRADIENTS = {"conv_backward_input": INPUT_GRADIENTS, "conv_backward_weight": WEIGHT_GRADIENTS}
 CANDIDATES = {"conv_relu": FORWARDS, "conv_stage": STAGE_FORWARDS, **GRADIENTS}
-SM90 = Family("_sm90")  # Hopper's convolutions, which auto does not choose from yet
 STAGES = sorted(bench_conv_stage.SAMPLES, key=in_order)
 CONVOLUTIONS = sorted([*bench_conv_relu.SAMPLES, *map(convolution_of, STAGES)], key=in_order)
 
@@ -296,9 +295,11 @@ def geometry(sample: Sample, batch: int) -> Row:
 
 
 def chosen(sides: dict[str, Call], only: str) -> dict[str, Call]:
-    """The first, which has the truth, and ``only``; without one, all but Triton's."""
+    """The first, which has the truth, and ``only``; without one, all but what has a section of its own or, as kernels
+    with each of their tiles, none."""
     truth = next(iter(sides))
-    return {name: call for name, call in sides.items() if name in (truth, only) or (not only and name != "triton")}
+    later = {name for name in sides if name == "triton" or "sm90" in name or ":" in name}
+    return {name: call for name, call in sides.items() if name in (truth, only) or (not only and name not in later)}
 
 
 def layer_row(place: Place, sample: Sample, batch: int, only: str = "") -> Iterator[Row]:
@@ -500,32 +501,16 @@ def small(place: Place) -> Iterator[Case]:
     yield from layers(place, (1,))
 
 
-def sm90_row(place: Place, sample: Sample, batch: int, bench: str) -> Iterator[Row]:
-    data, rest = place.data(sample, batch), place.rest(sample)
-    x, weight, bias = data["input"], data["weight"], data["bias"]
-    if bench == "conv_relu":
-        sides = {"eager": partial(sample.torch, data), "sm90": partial(SM90.conv_relu, x, weight, bias, *rest)}
-    else:
-        place_of = [*GRADIENTS].index(bench)
-        dy, wanted = torch.randn_like(F.conv2d(x, weight, None, *rest)), [place_of == 0, place_of == 1, False]
-
-        def gradient() -> Tensor:
-            return SM90.conv_relu_backward(dy, x, weight, None, *rest, wanted)[place_of]
-
-        sides = {"cudnn": partial(GRADIENTS[bench]["cudnn"], dy, x, weight, *rest), "sm90": gradient}
-    with torch.inference_mode():
-        found = raced(place.clock, sides)
-    named = labels(bench, sample, batch, "forward" if bench == "conv_relu" else "backward")
-    yield named | {"us": {name: us for name, us in found.pop("us").items() if name == "sm90"}} | found
-
-
 def sm90(place: Place) -> Iterator[Case]:
     """Last but for what is compiled: a kernel that no card has run may take the process with it."""
+    if tuning.capability(torch.device(place.device)) != (9, 0):
+        return
     for batch in place.batches:
         for sample in CONVOLUTIONS:
-            for bench in ("conv_relu", *GRADIENTS):
-                if bench != "conv_backward_input" or sample.input[1] > 3:
-                    yield f"{bench} {sample.reason}, batch {batch}", partial(sm90_row, place, sample, batch, bench)
+            yield f"{sample}, batch {batch}", partial(layer_row, place, sample, batch, "cuda_sm90")
+        for sample in STAGES:
+            yield f"{sample}, batch {batch}", partial(layer_row, place, sample, batch, "cuda_sm90_epilogue")
+    yield from gradients(place, "cuda_sm90")
 
 
 def triton(place: Place) -> Iterator[Case]:
@@ -610,7 +595,8 @@ def whole(sections: list[str], left_out: dict[str, list[str]], rows: list[Row]) 
     """Whether all layers were measured, some side of each: what is less does not replace an earlier layers.json."""
     needed = {"layers", "gradients"}
     broken = any(row["bench"] in needed for row in rows if "bench" in row)
-    return needed <= {*sections} - {*left_out} and not broken and all(row["us"] for row in rows if "layer" in row)
+    measured = all(row.get("us") for row in merged(rows) if "layer" in row)
+    return needed <= {*sections} - {*left_out} and not broken and measured
 
 
 def main(arguments: list[str] | None = None) -> int:
