@@ -5,9 +5,14 @@ A candidate computes an operator from its arguments. By operator, the first is t
 ``conv_relu``                                     cudnn_epilogue   cuDNN's convolution, then this package's epilogue
                                                   cudnn_bias_relu  cuDNN's convolution, bias and ReLU in one
                                                   cuda, triton     this package's kernels
+                                                  cuda_sm90        its kernels for compute capability 9.0
 ``conv_stage``                                    cudnn_epilogue, cuda, triton
                                                   cuda_epilogue    this package's conv_relu, then its epilogue
-``conv_backward_input``, ``conv_backward_weight`` cudnn, cuda, triton
+                                                  cuda_sm90_epilogue
+``conv_backward_input``, ``conv_backward_weight`` cudnn, cuda, cuda_sm90, triton
+
+``cuda`` and ``cuda_epilogue`` estimate which tile of the output a block had best compute; with a name of ``TILES``
+behind a colon, as in ``cuda:128x64``, that tile is taken. No GPU has run ``cuda_sm90``: the table has no row of it.
 
 Which one is taken; the first that there is:
 
@@ -57,6 +62,15 @@ LIBRARY = {
 # TF32 8 of that. In float32 both sides round sums of up to 400 thousand products in their own order.
 TOLERANCES = {torch.float32: 2**-13, torch.float16: 2**-7, torch.bfloat16: 2**-5}
 TF32_TOLERANCE = 2**-7
+# Rows x columns of the tiles of csrc/cuda's tables, in their order: of 16-bit elements, and of float32 by TF32. Tables
+# of one tile leave nothing to choose.
+_FORWARD = {16: ("128x128", "128x192", "128x64", "64x64"), 32: ("128x128", "64x64")}
+TILES: dict[str, dict[str, dict[int, tuple[str, ...]]]] = {
+    "conv_relu": {"cuda": _FORWARD},
+    "conv_stage": {"cuda": {16: ("128x64", "64x128")}, "cuda_epilogue": _FORWARD},
+    "conv_backward_input": {"cuda": _FORWARD},
+    "conv_backward_weight": {"cuda": {16: ("128x128", "64x128")}},
+}
 CODES = 1 / 8  # share of a pooling's winners that may differ: where two values round to one, either may be the largest
 ROUNDS = 9
 REACH = 4  # how many times larger or smaller the sizes of a row may be that speaks for this package's kernels
@@ -211,6 +225,13 @@ _told: set[str] = set()
 _watcher: Callable[[Form, Record], object] | None = None
 
 
+def tiles(operator: str, candidate: str, dtype: torch.dtype, tf32: bool) -> tuple[str, ...]:
+    """The tiles that a candidate, named without one, can be told to take."""
+    if dtype == torch.float32 and not tf32:
+        return ()
+    return TILES[operator].get(candidate, {}).get(8 * dtype.itemsize, ())
+
+
 def run(form: Form, candidates: Mapping[str, Call], arguments: tuple) -> Any:
     """The result of the candidate that is taken for ``form``."""
     return candidates[choose(form, candidates, arguments)](*arguments)
@@ -227,7 +248,7 @@ def _settle(key: tuple, form: Form, candidates: Mapping[str, Call], arguments: t
     if 0 in form.x or 0 in form.weight:
         return library
     with _lock, torch.cuda.device_of(arguments[0]):
-        able = {name: call for name, call in candidates.items() if _able(form, name)}
+        able = {name: call for name, call in candidates.items() if _able(form, name, device)}
         capturing = _capturing(device)
         record = _pinned_or_measured(form, able, arguments, capturing) or _from_table(form, device)
         name = record.candidate
@@ -250,10 +271,15 @@ def _settle(key: tuple, form: Form, candidates: Mapping[str, Call], arguments: t
         return record.candidate
 
 
-def _able(form: Form, name: str) -> bool:
+def _able(form: Form, name: str, device: torch.device) -> bool:
     """Whether a candidate can be asked at all. With groups, cuDNN's fused bias and ReLU take up to 17 times as long as
     its convolution alone; torch calls it without asking for determinism, and does not split it where offsets pass 32
     bits."""
+    kernel, _, tile = name.partition(":")
+    if tile:
+        return tile in tiles(form.operator, kernel, form.dtype, form.tf32)
+    if name.startswith("cuda_sm90"):
+        return form.dtype.itemsize == 2 and capability(device) == (9, 0)
     if name != "cudnn_bias_relu":
         return True
     batch = form.x[0]
@@ -335,7 +361,12 @@ def forget() -> None:
 
 # ---- Measuring -------------------------------------------------------------------------------------------------------
 
-NO_MEMORY, MAKES_NUMBERS = UNSUITED = "memory does not suffice", "it makes numbers of NaN"  # but not wrong
+# Why a candidate is not taken for a shape, though it is not wrong.
+NO_MEMORY, MAKES_NUMBERS, NOT_COVERED = UNSUITED = (
+    "memory does not suffice",
+    "it makes numbers of NaN",
+    "it does not cover the shape",
+)
 
 
 def clock(call: Callable[[], object], device: torch.device) -> float:
@@ -404,6 +435,8 @@ def _differs(call: Call, arguments: tuple, wanted: Tensor | tuple[Tensor, ...], 
     except torch.OutOfMemoryError:
         return NO_MEMORY
     except RuntimeError as error:
+        if "operation not supported" in str(error):  # as CUDA words what a launcher refuses
+            return NOT_COVERED
         return " ".join(str(error).split())[:200]
     shapes = [[(result.shape, result.dtype) for result in results] for results in (got, wanted)]
     if shapes[0] != shapes[1]:
@@ -448,6 +481,11 @@ _files: dict[Path, dict[str, Record]] = {}
 @cache
 def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+@cache
+def capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
 @cache

@@ -13,6 +13,7 @@ The sections, in their order; ``peers``, which takes minutes, runs only where it
 ``host``       what a call keeps the host busy, of each public function and of nets
 ``gradients``  the convolutions' gradients, by every implementation, cold
 ``small``      layers as before, of one image
+``sm90``       layers and gradients by Hopper's kernels, on compute capability 9.0
 ``triton``     Triton's kernels, which have to be compiled first
 ``peers``      torch.compile and JAX, where they are installed
 
@@ -44,7 +45,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alexnet_fast import AlexNet, backend, pack
+from alexnet_fast import AlexNet, backend, pack, tuning
 from alexnet_fast.ops.conv_relu import FORWARDS, INPUT_GRADIENTS, WEIGHT_GRADIENTS
 from alexnet_fast.ops.conv_stage import FORWARDS as STAGE_FORWARDS
 from alexnet_fast.ops.registry import family
@@ -68,7 +69,7 @@ from .bench_train_step import LABELS, net_and_batch, step_bytes_and_flops, step_
 from .cases import BATCHES, FORMS
 from .gpu import Clock, rounds_of
 from .memory import peak_bytes
-from .results import write_layers
+from .results import merged, write_layers
 from .timing import CHECKED, DRAWN, GEOMETRY, TOLERANCE, check, flops, formed, short
 
 BUDGET = 75  # seconds; starting, and the case in which they end, take the rest of a minute and a half
@@ -294,9 +295,11 @@ def geometry(sample: Sample, batch: int) -> Row:
 
 
 def chosen(sides: dict[str, Call], only: str) -> dict[str, Call]:
-    """The first, which has the truth, and ``only``; without one, all but Triton's."""
+    """The first, which has the truth, and ``only``; without one, all but what has a section of its own or, as kernels
+    with each of their tiles, none."""
     truth = next(iter(sides))
-    return {name: call for name, call in sides.items() if name in (truth, only) or (not only and name != "triton")}
+    later = {name for name in sides if name == "triton" or "sm90" in name or ":" in name}
+    return {name: call for name, call in sides.items() if name in (truth, only) or (not only and name not in later)}
 
 
 def layer_row(place: Place, sample: Sample, batch: int, only: str = "") -> Iterator[Row]:
@@ -498,6 +501,18 @@ def small(place: Place) -> Iterator[Case]:
     yield from layers(place, (1,))
 
 
+def sm90(place: Place) -> Iterator[Case]:
+    """Last but for what is compiled: a kernel that no card has run may take the process with it."""
+    if tuning.capability(torch.device(place.device)) != (9, 0):
+        return
+    for batch in place.batches:
+        for sample in CONVOLUTIONS:
+            yield f"{sample}, batch {batch}", partial(layer_row, place, sample, batch, "cuda_sm90")
+        for sample in STAGES:
+            yield f"{sample}, batch {batch}", partial(layer_row, place, sample, batch, "cuda_sm90_epilogue")
+    yield from gradients(place, "cuda_sm90")
+
+
 def triton(place: Place) -> Iterator[Case]:
     batch = min(place.batches)
     for sample in POINTWISE:
@@ -529,6 +544,7 @@ SECTIONS: dict[str, Callable[[Place], Iterator[Case]]] = {
     "host": host,
     "gradients": gradients,
     "small": small,
+    "sm90": sm90,
     "triton": triton,
     "peers": with_peers,
 }
@@ -579,7 +595,8 @@ def whole(sections: list[str], left_out: dict[str, list[str]], rows: list[Row]) 
     """Whether all layers were measured, some side of each: what is less does not replace an earlier layers.json."""
     needed = {"layers", "gradients"}
     broken = any(row["bench"] in needed for row in rows if "bench" in row)
-    return needed <= {*sections} - {*left_out} and not broken and all(row["us"] for row in rows if "layer" in row)
+    measured = all(row.get("us") for row in merged(rows) if "layer" in row)
+    return needed <= {*sections} - {*left_out} and not broken and measured
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -319,6 +319,92 @@ def test_triton_compiles_only_while_the_command_tunes(benchmark, monkeypatch):
     assert race.run(batch=3) == "triton"
 
 
+# ---- Kernels of one architecture, and tiles --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device is of compute capability 9.0."""
+    monkeypatch.setattr(tuning, "capability", lambda device: (9, 0))
+
+
+def refuses(x):
+    raise RuntimeError("conv_relu_sm90: operation not supported")
+
+
+def test_hoppers_kernels_are_taken_where_they_were_measured_alone(hopper, monkeypatch):
+    """And the shipped table has no row of them: nobody has measured any."""
+    race = Race(monkeypatch, {"cudnn_epilogue": 50, "cuda_sm90": 20})
+    assert race.run(dtype=torch.bfloat16) == "cudnn_epilogue"
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    assert race.run(dtype=torch.bfloat16) == "cuda_sm90"
+    assert not any("sm90" in row.candidate for row in tuning.table())
+    assert race.run(dtype=torch.float32) == "cudnn_epilogue"
+    assert "cuda_sm90" not in race.calls
+
+
+@pytest.mark.parametrize("capability", [(0, 0), (8, 0), (8, 9), (10, 0), (12, 0)])
+def test_other_cards_never_reach_hoppers_kernels(capability, benchmark, monkeypatch):
+    """Measured, by the table, or by a pin from another machine."""
+    race = Race(monkeypatch, {"cudnn_epilogue": 50, "cuda_sm90": 20}, {"cuda_sm90": refuses})
+    monkeypatch.setattr(tuning, "capability", lambda device: capability)
+    half = partial(race.run, dtype=torch.bfloat16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert half() == "cudnn_epilogue"
+        with tuning.pinned({str(race.form(torch.rand(2, 3, 8, 8).bfloat16())): "cuda_sm90"}):
+            assert half() == "cudnn_epilogue"
+        monkeypatch.setattr(tuning, "shipped", lambda form, device: "cuda_sm90")
+        monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+        assert half() == "cudnn_epilogue"
+    assert list(tuning.measured(CPU).values()) == [Record("cudnn_epilogue", "measured", {"cudnn_epilogue": 50}, {})]
+
+
+def test_a_shape_that_is_not_covered_speaks_against_no_other(hopper, benchmark, monkeypatch):
+    race = Race(monkeypatch, {"cudnn_epilogue": 50, "cuda_sm90": 20})
+    covering, race.candidates["cuda_sm90"] = race.candidates["cuda_sm90"], refuses
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert race.run(dtype=torch.bfloat16) == "cudnn_epilogue"
+        race.candidates["cuda_sm90"] = covering
+        assert race.run(batch=3, dtype=torch.bfloat16) == "cuda_sm90"
+    assert [one.refused for one in tuning.measured(CPU).values()] == [{"cuda_sm90": tuning.NOT_COVERED}, {}]
+
+
+def test_hoppers_kernel_that_is_wrong_is_taken_for_no_shape(hopper, benchmark, monkeypatch):
+    race = Race(monkeypatch, {"cudnn_epilogue": 50, "cuda_sm90": 20}, {"cuda_sm90": lambda x: 2 * x.roll(1, 3)})
+    half = partial(race.run, dtype=torch.bfloat16)
+    with pytest.warns(RuntimeWarning, match="cuda_sm90 is not taken.*differs from cuDNN's"):
+        assert half() == "cudnn_epilogue"
+    with tuning.pinned({str(race.form(torch.rand(2, 3, 8, 8).bfloat16(), 5)): "cuda_sm90"}):
+        assert half(batch=5) == "cudnn_epilogue"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tf32", "measured"),
+    [(torch.bfloat16, False, ["128x64", "64x64"]), (torch.float32, True, ["64x64"]), (torch.float32, False, [])],
+)
+def test_each_tile_is_a_candidate_where_the_dtype_has_it(dtype, tf32, measured, benchmark, monkeypatch, folder):
+    """The winner is kept under its tile's name."""
+    race = Race(monkeypatch, {"cudnn_epilogue": 50, "cuda": 40, "cuda:128x64": 30, "cuda:64x64": 20, "cuda:1x1": 1})
+    x = torch.rand(2, 3, 8, 8, dtype=dtype)
+    form = race.form(x)._replace(tf32=tf32)
+    wins = "cuda:64x64" if measured else "cuda"
+    assert tuning.choose(form, race.candidates, (x,)) == wins
+    (file,) = folder.iterdir()
+    (kept,) = json.loads(file.read_text())["choices"].values()
+    assert kept["candidate"] == wins == tuning.used()[str(form)]
+    assert set(kept["us"]) == {"cudnn_epilogue", "cuda", *(f"cuda:{tile}" for tile in measured)}
+
+
+def test_a_stages_kernel_has_its_own_tiles(monkeypatch):
+    form = form_of(shapes("conv_stage")[0])
+    asked = [name for name in PAGES["conv_stage"].FORWARDS if ":" in name and tuning._able(form, name, CPU)]
+    epilogue = [f"cuda_epilogue:{tile}" for tile in ("128x128", "128x192", "128x64", "64x64")]
+    assert asked == [*epilogue, "cuda:128x64", "cuda:64x128"]
+    assert not any(tuning._able(form._replace(operator="conv_relu"), name, CPU) for name in epilogue)
+
+
 # ---- The cache folder ------------------------------------------------------------------------------------------------
 
 SPOILT = {
@@ -412,8 +498,15 @@ TUNED = {
 ran: list[str] = []  # of this package's kernels
 
 
-def _native(name: str, *arguments):
-    ran.append(f"{name} {arguments[-1]}" if name == "conv_relu_backward" else name)
+def _native(name: str, family: str, *arguments):
+    """What stands for ``name`` of a family; the family ``kernel`` takes the switch for TF32 and a tile's number."""
+    if family == "kernel":
+        *arguments, _tf32, tile = arguments
+        family = f"tile {tile}"
+    wanted = arguments[-1] if name == "conv_relu_backward" else None
+    ran.append(f"{name} {family} {wanted}" if wanted else f"{name} {family}")
+    if wanted and family == "sm90" and wanted[2]:
+        raise RuntimeError("conv_relu_backward_sm90: operation not supported")
     return getattr(NATIVE, name)(*arguments)
 
 
@@ -426,7 +519,8 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch):
     with torch.library._scoped_library("alexnet_fast", "IMPL") as library:
         for name, tuned in TUNED.items():
             library.impl(f"{name}_tuned", tuned, "CPU")
-            library.impl(f"{name}_cuda", partial(_native, name), "CPU")
+            for family in ("cuda", "kernel", *(["sm90"] if name != "conv_stage" else [])):
+                library.impl(f"{name}_{family}", partial(_native, name, family), "CPU")
         monkeypatch.setattr(torch, "cudnn_convolution_relu", lambda *arguments: F.relu(F.conv2d(*arguments)))
         monkeypatch.setitem(backends._build, "cuda", "on a CPU")
         for stem, page in PAGES.items():
@@ -451,33 +545,62 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("gradients", [("cudnn", "cudnn"), ("cuda", "cuda"), ("cudnn", "cuda"), ("cuda", "cudnn")])
+GRADIENTS = [("cudnn", "cudnn"), ("cuda", "cuda"), ("cudnn", "cuda"), ("cuda", "cudnn"), ("cuda_sm90", "cuda_sm90")]
+GRADIENTS += [("cuda_sm90", "cudnn"), ("cuda:64x64", "cuda:64x128"), ("cuda:128x128", "cuda:128x128")]
+
+
+def noted(operator: str, candidate: str, wanted: list[bool] | None = None) -> list[str]:
+    """What ``ran`` says of it: nothing of the library's."""
+    name, _, tile = candidate.partition(":")
+    if name.startswith("cudnn"):
+        return []
+    family = "sm90" if "sm90" in name else "cuda"
+    if tile:
+        family = f"tile {1 + tuning.tiles(operator, name, torch.float16, False).index(tile)}"
+    stem = "conv_relu_backward" if wanted else "conv_relu" if "epilogue" in name else operator
+    return [" ".join(map(str, (stem, family, *([wanted] if wanted else []))))]
+
+
+@pytest.mark.parametrize("gradients", GRADIENTS)
 @pytest.mark.parametrize(
     ("stem", "forward"), [(stem, name) for stem in PAGES for name in PAGES[stem].FORWARDS if name != "triton"]
 )
-def test_every_choice_computes_the_operator(stem, forward, gradients, on_cpu):
+def test_every_choice_computes_the_operator(stem, forward, gradients, hopper, on_cpu):
     """Forward and all three gradients; what ran is what was chosen, and forward's choice is not backward's. Triton's
     kernels have tests of their own."""
     of_input, of_weight = gradients
     on_cpu(**{stem: forward}, conv_backward_input=of_input, conv_backward_weight=of_weight)
-    ours, theirs = tensors(), tensors()
+    half = any(":" in name or "sm90" in name for name in (forward, *gradients))
+    dtype, near = (torch.float16, {"rtol": 0.01, "atol": 0.01}) if half else (torch.float32, {})
+    ours, theirs = tensors(dtype), tensors(dtype)
     for a, b in zip(ours, theirs, strict=True):
         a.data.copy_(b.data)
     y, wanted = CALLS[stem](*ours), CALLS[stem](*theirs, backend="reference")
-    torch.testing.assert_close(y, wanted)
+    torch.testing.assert_close(y, wanted, **near)
     assert y.stride() == wanted.stride()
     for t, loss in ((ours, y), (theirs, wanted)):
         (loss * torch.linspace(-1, 1, loss.numel()).view(loss.shape)).sum().backward()
         assert all(tensor.grad is not None for tensor in t)
     for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a.grad, b.grad)
+        torch.testing.assert_close(a.grad, b.grad, **near)
     chosen = {form.split(",")[0]: name for form, name in tuning.used().items()}
     assert chosen == {stem: forward, "conv_backward_input": of_input, "conv_backward_weight": of_weight}
-    with_bias = stem == "conv_relu"  # whose bias has its gradient from the convolution's
-    wanted = [name == "cuda" for name in gradients]
-    passes = [f"conv_relu_backward {[*wanted, with_bias and of_input == 'cuda']}"] if any(wanted) else []
-    forwards = {"cuda": [stem], "cuda_epilogue": ["conv_relu"]}
-    assert ran == forwards.get(forward, []) + passes
+    # One pass if a kernel gives all, the bias's too, which a stage has from its epilogue; else one for each.
+    masks = [[True, False, False], [False, True, False]]
+    passes = [word for way in zip([*chosen][1:], gradients, masks, strict=True) for word in noted(*way)]
+    if gradients == ("cuda", "cuda"):
+        passes = noted("conv_backward_input", "cuda", [True, True, stem == "conv_relu"])
+    assert ran == noted(stem, forward) + passes
+
+
+def test_a_masked_gradient_has_a_bias_too(hopper, on_cpu):
+    """Where no kernel that was chosen makes it."""
+    on_cpu(conv_backward_input="cuda_sm90", conv_backward_weight="cuda_sm90")
+    x, weight, _ = (tensor.detach() for tensor in tensors(torch.float16))
+    dy = torch.ones(2, 8, 9, 9, dtype=torch.float16)
+    arguments = dy, x, weight, None, [1, 1], [1, 1], [1, 1], 1, [True, True, True]
+    for one, other in zip(TUNED["conv_relu_backward"](*arguments), NATIVE.conv_relu_backward(*arguments), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_a_gradient_that_is_not_wanted_is_not_chosen(on_cpu):
@@ -508,7 +631,12 @@ def test_the_calls_own_tensors_are_timed(on_cpu, benchmark, monkeypatch):
     assert [form.split(",")[0] for form in tuning.used()] == [
         *("conv_stage", "conv_backward_input", "conv_backward_weight", "conv_stage")
     ]
-    assert len(seen) == tuning.ROUNDS * (3 + 2 + 2 + 3)
+    tiles = ("128x128", "64x64")  # of TF32
+    stage = {"cudnn_epilogue", "cuda", "cuda_epilogue", *(f"cuda_epilogue:{tile}" for tile in tiles)}
+    gradients = {"cudnn", "cuda", *(f"cuda:{tile}" for tile in tiles)}, {"cudnn", "cuda"}
+    timed = [set(record.us) for record in tuning.measured(CPU).values()]
+    assert timed == [stage, *gradients, stage]
+    assert len(seen) == tuning.ROUNDS * sum(map(len, timed))
     assert ["training" in form for form in tuning.used()] == [True, False, False, False]
 
 

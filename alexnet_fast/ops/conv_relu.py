@@ -8,6 +8,7 @@ over images and pixels. Saved for backward: x, w and y, off which the mask is re
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -18,7 +19,20 @@ from alexnet_fast.backends import choose
 from alexnet_fast.ops import convolution
 from alexnet_fast.ops.arguments import IntPair, once_per_form
 from alexnet_fast.ops.convolution import GEOMETRY
-from alexnet_fast.ops.registry import CUDA, LIBRARY, NATIVE, TRITON, TUNED, Family, define, empty, family, memory_format
+from alexnet_fast.ops.epilogue import NO_LRN, NO_POOL
+from alexnet_fast.ops.registry import (
+    CUDA,
+    LIBRARY,
+    NATIVE,
+    SM90,
+    TRITON,
+    TUNED,
+    Family,
+    define,
+    empty,
+    family,
+    memory_format,
+)
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -76,7 +90,8 @@ define(
 convolution.define_own_kernel("conv_relu", FORWARD)
 convolution.define_own_kernel("conv_relu_backward", BACKWARD)
 # csrc/cuda/sm90's kernels, by names of their own: for 16-bit tensors on GPUs of compute capability 9.0, an error
-# elsewhere and for the bias's gradient. No GPU has run them yet, so nothing chooses them.
+# elsewhere and for the bias's gradient. No GPU has run them yet: they are taken only where they were measured, and
+# their results compared with cuDNN's.
 for _name, _schema, _shapes in ("conv_relu", FORWARD, _fake), ("conv_relu_backward", BACKWARD, _fake_backward):
     LIBRARY.define(f"{_name}_sm90{_schema}", tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.register_fake(f"alexnet_fast::{_name}_sm90", _shapes, lib=LIBRARY)
@@ -90,20 +105,39 @@ def _cudnn_bias_relu(x: Tensor, weight: Tensor, bias: Tensor | None, stride, pad
     return y.contiguous(memory_format=memory_format(convolution.layout_of(x, weight)))
 
 
-def _gradient(
-    backend: str, wanted: tuple[bool, bool, bool], dy: Tensor, x: Tensor, weight: Tensor, *geometry
-) -> Tensor:
-    return family(backend).conv_relu_backward(dy, x, weight, None, *geometry, wanted)[wanted.index(True)]
+def _triton_backward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
+    return family("triton").conv_relu_backward(*arguments)
+
+
+def _backwards(operator: str) -> dict[str, Callable]:
+    """conv_relu_backward, by the candidates of one of the gradients."""
+    return {
+        "cudnn": NATIVE.conv_relu_backward,
+        "cuda": CUDA.conv_relu_backward,
+        **convolution.by_tile(operator, "cuda", convolution.own_kernel("conv_relu_backward")),
+        "cuda_sm90": SM90.conv_relu_backward,
+        "triton": _triton_backward,
+    }
+
+
+def _gradient(backward: Callable, place: int, dy: Tensor, x: Tensor, weight: Tensor, *geometry) -> Tensor:
+    """That one of (dx, dweight, dbias), of a masked dy."""
+    return backward(dy, x, weight, None, *geometry, [place == other for other in range(3)])[place]
 
 
 FORWARDS = {
     "cudnn_epilogue": NATIVE.conv_relu,
     "cudnn_bias_relu": _cudnn_bias_relu,
     "cuda": CUDA.conv_relu,
+    **convolution.by_tile("conv_relu", "cuda", convolution.own_kernel("conv_relu")),
+    "cuda_sm90": SM90.conv_relu,
     "triton": lambda *arguments: family("triton").conv_relu(*arguments),
 }
-INPUT_GRADIENTS = {name: partial(_gradient, name, (True, False, False)) for name in ("cudnn", "cuda", "triton")}
-WEIGHT_GRADIENTS = {name: partial(_gradient, name, (False, True, False)) for name in INPUT_GRADIENTS}
+BACKWARDS = {operator: _backwards(operator) for operator in ("conv_backward_input", "conv_backward_weight")}
+INPUT_GRADIENTS, WEIGHT_GRADIENTS = (
+    {name: partial(_gradient, backward, place) for name, backward in backwards.items()}
+    for place, backwards in enumerate(BACKWARDS.values())
+)
 
 
 def _tuned(x: Tensor, weight: Tensor, *rest) -> Tensor:
@@ -113,18 +147,25 @@ def _tuned(x: Tensor, weight: Tensor, *rest) -> Tensor:
 def _tuned_backward(dy, x, weight, y, stride, padding, dilation, groups, wanted):
     geometry = stride, padding, dilation, groups
 
-    def chosen(operator: str, candidates: dict) -> str:
+    def chosen(operator: str, candidates: dict) -> Callable:
         form = convolution.form(operator, x, weight, *geometry)
-        return tuning.choose(form, candidates, (dy, x, weight, *geometry))
+        return BACKWARDS[operator][tuning.choose(form, candidates, (dy, x, weight, *geometry))]
 
     of_input = chosen("conv_backward_input", INPUT_GRADIENTS) if wanted[0] else None
-    of_weight = chosen("conv_backward_weight", WEIGHT_GRADIENTS) if wanted[1] else of_input
-    first = family(of_input or of_weight or "cudnn")
-    if of_input in (None, of_weight):
-        return first.conv_relu_backward(dy, x, weight, y, *geometry, wanted)
-    dx, _, dbias = first.conv_relu_backward(dy, x, weight, y, *geometry, (True, False, wanted[2]))
-    _, dweight, _ = family(of_weight).conv_relu_backward(dy, x, weight, y, *geometry, (False, True, False))
-    return dx, dweight, dbias
+    of_weight = chosen("conv_backward_weight", WEIGHT_GRADIENTS) if wanted[1] else None
+    first = of_input or of_weight or NATIVE.conv_relu_backward
+    if of_weight in (None, first) and first is not SM90.conv_relu_backward:
+        return first(dy, x, weight, y, *geometry, wanted)
+    # Each on its own, of a dy that is masked once; on the way there is the bias's gradient, which SM90's have not.
+    dbias = x.new_empty(0)
+    if y is not None:
+        no_code = dy.new_empty(0, dtype=torch.uint8)
+        dy, dbias = NATIVE.epilogue_backward(dy, no_code, y, *y.shape[2:], wanted[2], *NO_LRN, *NO_POOL[:3])
+    elif wanted[2]:
+        dbias = dy.sum((0, 2, 3))
+    operands = dy, x, weight, *geometry
+    dx = _gradient(of_input, 0, *operands) if of_input else x.new_empty(0)
+    return dx, _gradient(of_weight, 1, *operands) if of_weight else x.new_empty(0), dbias
 
 
 LIBRARY.impl("conv_relu_tuned", _tuned, "CUDA")

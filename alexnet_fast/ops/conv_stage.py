@@ -8,6 +8,8 @@ output size. Backward is the epilogue's, then the convolution's at its result.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ from alexnet_fast.ops.conv_relu import conv_relu
 from alexnet_fast.ops.convolution import GEOMETRY
 from alexnet_fast.ops.epilogue import WINDOWS, gradient, kept_of, plan, save
 from alexnet_fast.ops.epilogue import fake as fake_epilogue
-from alexnet_fast.ops.registry import CUDA, LIBRARY, NATIVE, TRITON, TUNED, Family, define, family
+from alexnet_fast.ops.registry import CUDA, LIBRARY, NATIVE, SM90, TRITON, TUNED, Family, define, family
 from alexnet_fast.reference.lrn import widened
 
 
@@ -76,15 +78,18 @@ define(
 convolution.define_own_kernel("conv_stage", SCHEMA)
 
 
-def _cuda_epilogue(x, weight, bias, stride, padding, dilation, groups, *windows):
+def _then_epilogue(conv_relu, x, weight, bias, stride, padding, dilation, groups, *windows, **tile):
     """Where one block an image leaves the card idle: a convolution of many blocks, then everything else in one pass."""
-    return NATIVE.epilogue(CUDA.conv_relu(x, weight, bias, stride, padding, dilation, groups), None, *windows)
+    return NATIVE.epilogue(conv_relu(x, weight, bias, stride, padding, dilation, groups, **tile), None, *windows)
 
 
 FORWARDS = {
     "cudnn_epilogue": NATIVE.conv_stage,
-    "cuda_epilogue": _cuda_epilogue,
+    "cuda_epilogue": partial(_then_epilogue, CUDA.conv_relu),
+    **convolution.by_tile("conv_stage", "cuda_epilogue", partial(_then_epilogue, convolution.own_kernel("conv_relu"))),
+    "cuda_sm90_epilogue": partial(_then_epilogue, SM90.conv_relu),
     "cuda": CUDA.conv_stage,
+    **convolution.by_tile("conv_stage", "cuda", convolution.own_kernel("conv_stage")),
     "triton": lambda *arguments: family("triton").conv_stage(*arguments),
 }
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from alexnet_fast import tuning
 from alexnet_fast.ops.arguments import IntPair, check_bias, check_groups, check_tensor, out_side, pair
 from alexnet_fast.ops.registry import LIBRARY, empty, memory_format
 from alexnet_fast.tuning import Form
@@ -111,10 +112,25 @@ def autocast(dtype: torch.dtype, x: Tensor, weight: Tensor, bias: Tensor | None)
 def own_kernel(name: str) -> Callable:
     """csrc's operator ``NAME_kernel``, told whether torch, at the call, lets float32 operands be rounded to TF32.
 
-    torch.backends.cudnn.allow_tf32, the older switch, sets the one that is read here.
+    torch.backends.cudnn.allow_tf32, the older switch, sets the one that is read here. ``tile``: which row of the
+    kernel's table of tiles is taken, from 1; with 0 the launcher estimates.
     """
     kernel = getattr(torch.ops.alexnet_fast, f"{name}_kernel").default
-    return lambda *args: kernel(*args, allows_tf32())
+    return lambda *args, tile=0: kernel(*args, allows_tf32(), tile)
+
+
+def by_tile(operator: str, candidate: str, call: Callable) -> dict[str, Callable]:
+    """The candidate once with each tile of ``tuning.TILES``, which ``call`` takes by its number, as ``tile=``."""
+
+    def with_tile(name: str) -> Callable:
+        def candidate_with_tile(first: Tensor, *rest):
+            names = tuning.tiles(operator, candidate, first.dtype, allows_tf32())
+            return call(first, *rest, tile=1 + names.index(name))
+
+        return candidate_with_tile
+
+    names = dict.fromkeys(name for table in tuning.TILES[operator][candidate].values() for name in table)
+    return {f"{candidate}:{name}": with_tile(name) for name in names}
 
 
 def allows_tf32() -> bool:
@@ -135,7 +151,7 @@ def form(operator: str, x: Tensor, weight: Tensor, stride, padding, dilation, gr
 
 def define_own_kernel(name: str, schema: str) -> None:
     """Makes that operator the CUDA implementation of ``NAME_cuda``, in whose own schema the switch would be frozen into
-    compiled graphs."""
+    compiled graphs, as would a tile."""
     arguments, returns = schema.split(") ->")
-    LIBRARY.define(f"{name}_kernel{arguments}, bool allow_tf32) ->{returns}")
+    LIBRARY.define(f"{name}_kernel{arguments}, bool allow_tf32, int tile) ->{returns}")
     LIBRARY.impl(f"{name}_cuda", own_kernel(name), "CUDA")

@@ -77,9 +77,10 @@ inline Tensor library_convolution(const Tensor& x, const Tensor& weight, const s
   return dense(torch::stable::detail::to<Tensor>(stack[0]), channels_last);
 }
 
-// Everything but pointers, checked.
+// Everything but pointers, checked. tile: a row of the kernel's table, from 1, which the launcher checks; 0 for its own
+// choice.
 inline ConvParams conv_params(const Tensor& x, const Tensor& weight, const Ints& stride, const Ints& padding,
-                              const Ints& dilation, int64_t groups, bool allow_tf32, const char* op) {
+                              const Ints& dilation, int64_t groups, bool allow_tf32, int64_t tile, const char* op) {
   check_4d(x, op, "x");
   check_4d(weight, op, "weight");
   check_dtype(weight, x.scalar_type(), op, "weight");
@@ -95,6 +96,7 @@ inline ConvParams conv_params(const Tensor& x, const Tensor& weight, const Ints&
   ConvParams params{};
   params.dtype = dtype_of(x);
   params.allow_tf32 = allow_tf32;
+  params.tile = static_cast<int32_t>(std::clamp<int64_t>(tile, -1, INT32_MAX));
   params.batch = x.size(0);
   params.channels = x.size(1);
   params.height = x.size(2);

@@ -10,8 +10,8 @@ namespace {
 
 Tensor run_conv_relu(const char* op, int64_t (*workspace_bytes)(const ConvParams&), CudaLauncher<ConvParams> launcher,
                      const Tensor& input, const Tensor& kernel, const std::optional<Tensor>& bias, const Ints& stride,
-                     const Ints& padding, const Ints& dilation, int64_t groups, bool allow_tf32) {
-  ConvParams params = conv_params(input, kernel, stride, padding, dilation, groups, allow_tf32, op);
+                     const Ints& padding, const Ints& dilation, int64_t groups, bool allow_tf32, int64_t tile) {
+  ConvParams params = conv_params(input, kernel, stride, padding, dilation, groups, allow_tf32, tile, op);
   const Tensor x = dense(input, true), weight = dense(kernel, true);
   const std::optional<Tensor> b = set_bias(bias, x, params, op);
   Tensor y = empty(x, {params.batch, params.out_channels, params.out_height, params.out_width}, x.scalar_type(), true);
@@ -25,16 +25,16 @@ Tensor run_conv_relu(const char* op, int64_t (*workspace_bytes)(const ConvParams
 }
 
 Tensor conv_relu(const Tensor& input, const Tensor& kernel, const std::optional<Tensor>& bias, const Ints& stride,
-                 const Ints& padding, const Ints& dilation, int64_t groups, bool allow_tf32) {
+                 const Ints& padding, const Ints& dilation, int64_t groups, bool allow_tf32, int64_t tile) {
   return run_conv_relu("conv_relu", &cuda::conv_relu_fwd_workspace_bytes, &cuda::conv_relu_fwd, input, kernel, bias,
-                       stride, padding, dilation, groups, allow_tf32);
+                       stride, padding, dilation, groups, allow_tf32, tile);
 }
 
 // Refuses what it does not take, and every card but those of compute capability 9.0.
 Tensor conv_relu_sm90(const Tensor& input, const Tensor& kernel, const std::optional<Tensor>& bias, const Ints& stride,
                       const Ints& padding, const Ints& dilation, int64_t groups) {
   return run_conv_relu("conv_relu_sm90", &cuda::sm90::conv_relu_fwd_workspace_bytes, &cuda::sm90::conv_relu_fwd, input,
-                       kernel, bias, stride, padding, dilation, groups, false);
+                       kernel, bias, stride, padding, dilation, groups, false, 0);
 }
 
 // output: forward's, or none where grad is masked already. What is not wanted comes back empty.
@@ -43,8 +43,9 @@ std::tuple<Tensor, Tensor, Tensor> run_conv_relu_backward(const char* op, int64_
                                                           const Tensor& input, const Tensor& kernel,
                                                           const std::optional<Tensor>& output, const Ints& stride,
                                                           const Ints& padding, const Ints& dilation, int64_t groups,
-                                                          const std::vector<bool>& wanted, bool allow_tf32) {
-  ConvParams params = conv_params(input, kernel, stride, padding, dilation, groups, allow_tf32, op);
+                                                          const std::vector<bool>& wanted, bool allow_tf32,
+                                                          int64_t tile) {
+  ConvParams params = conv_params(input, kernel, stride, padding, dilation, groups, allow_tf32, tile, op);
   STD_TORCH_CHECK(wanted.size() == 3, op, ": wanted must have three elements");
   STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == params.batch && grad.size(1) == params.out_channels &&
                       grad.size(2) == params.out_height && grad.size(3) == params.out_width &&
@@ -81,9 +82,9 @@ std::tuple<Tensor, Tensor, Tensor> run_conv_relu_backward(const char* op, int64_
 std::tuple<Tensor, Tensor, Tensor> conv_relu_backward(const Tensor& grad, const Tensor& input, const Tensor& kernel,
                                                       const std::optional<Tensor>& output, const Ints& stride,
                                                       const Ints& padding, const Ints& dilation, int64_t groups,
-                                                      std::vector<bool> wanted, bool allow_tf32) {
+                                                      std::vector<bool> wanted, bool allow_tf32, int64_t tile) {
   return run_conv_relu_backward("conv_relu_backward", &cuda::conv_relu_bwd_workspace_bytes, &cuda::conv_relu_bwd, grad,
-                                input, kernel, output, stride, padding, dilation, groups, wanted, allow_tf32);
+                                input, kernel, output, stride, padding, dilation, groups, wanted, allow_tf32, tile);
 }
 
 // As conv_relu_sm90. The bias's gradient it refuses as well.
@@ -94,7 +95,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_backward_sm90(const Tensor& grad, c
                                                            std::vector<bool> wanted) {
   return run_conv_relu_backward("conv_relu_backward_sm90", &cuda::sm90::conv_relu_bwd_workspace_bytes,
                                 &cuda::sm90::conv_relu_bwd, grad, input, kernel, output, stride, padding, dilation,
-                                groups, wanted, false);
+                                groups, wanted, false, 0);
 }
 
 }  // namespace

@@ -13,12 +13,12 @@ std::tuple<Tensor, Tensor, Tensor> conv_stage(const Tensor& input, const Tensor&
                                               const Ints& padding, const Ints& dilation, int64_t groups,
                                               int64_t lrn_size, double alpha, double beta, double k, int64_t lrn_groups,
                                               const Ints& pool_kernel, const Ints& pool_stride,
-                                              const Ints& pool_padding, bool ceil_mode, bool training,
-                                              bool allow_tf32) {
+                                              const Ints& pool_padding, bool ceil_mode, bool training, bool allow_tf32,
+                                              int64_t tile) {
   constexpr const char* op = "conv_stage";
   StageParams params{};
   ConvParams& conv = params.conv;
-  conv = conv_params(input, kernel, stride, padding, dilation, groups, allow_tf32, op);
+  conv = conv_params(input, kernel, stride, padding, dilation, groups, allow_tf32, tile, op);
   const bool pooling = pool_kernel[0] != 0, normalizing = lrn_size != 0;
   STD_TORCH_CHECK(pooling || normalizing, op, ": without LRN and pooling it is conv_relu");
   params.lrn = {static_cast<int32_t>(lrn_size), static_cast<int32_t>(lrn_groups), alpha, beta, k};

@@ -310,11 +310,13 @@ int plan(const ConvParams& p, Plan& out) {
     default:
       return cudaErrorInvalidValue;
   }
-  if (p.tile < 0 || p.tile > count) {
+  // p.tile is dweight's, and dx's: convolve() holds it against the forward table.
+  const int32_t asked = p.dweight == nullptr ? 0 : p.tile;
+  if (p.tile < 0 || asked > count) {
     return cudaErrorInvalidValue;
   }
   // Half a tile of rows is worth a narrower one.
-  out.tile = tiles[p.tile != 0 ? p.tile - 1 : count == 2 && (rows + 63) / 64 % 2 == 1 ? 1 : 0];
+  out.tile = tiles[asked != 0 ? asked - 1 : count == 2 && (rows + 63) / 64 % 2 == 1 ? 1 : 0];
   out.row_tiles = ceil_div(rows, int64_t{out.tile.rows});
   out.column_tiles = p.dweight == nullptr ? 1 : ceil_div(depth, int64_t{out.tile.columns});
   const int64_t slabs = ceil_div(p.batch * p.out_height * p.out_width, 64 / element);

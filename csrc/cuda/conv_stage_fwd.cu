@@ -282,20 +282,20 @@ StageTiles tiles_of(const ConvParams& p) {
   }
 }
 
-// The tile whose rounds over the multiprocessors multiply the least, or null if none takes the stage: with LRN, without
-// pooling, or with rows too wide for shared memory.
+// The tile that is asked for, or the one whose rounds over the multiprocessors multiply the least. Null if it does not,
+// or none does, take the stage: with LRN, without pooling, or with rows too wide for shared memory.
 const StageTileChoice* choose(const StageParams& p) {
   constexpr int64_t kMultiprocessors = 132;
   if (p.lrn.size != 0 || p.pool.kernel_h == 0 || p.conv.out_height * p.conv.out_width > INT32_MAX / 2) {
     return nullptr;
   }
   const StageTiles tiles = tiles_of(p.conv);
-  if (p.conv.tile != 0) {
-    return &tiles.rows[p.conv.tile - 1];
-  }
   const StageTileChoice* best = nullptr;
   int64_t least = 0;
   for (int i = 0; i < tiles.count; ++i) {
+    if (p.conv.tile != 0 && p.conv.tile != i + 1) {
+      continue;
+    }
     const StageTileChoice& tile = tiles.rows[i];
     const int64_t column_tiles = ceil_div(p.conv.out_channels / p.conv.groups, int64_t{tile.columns});
     const int64_t time = ceil_div(p.conv.batch * p.conv.groups * column_tiles, kMultiprocessors) * tile.columns *
@@ -315,7 +315,6 @@ int64_t convolution_bytes(const ConvParams& p) {
 // The convolution's output in memory: in p.r, where training keeps it with LRN, else in the workspace.
 int two_kernels(const StageParams& p, void* stream) {
   ConvParams conv = p.conv;
-  conv.tile = 0;
   conv.y = p.r != nullptr ? p.r : static_cast<char*>(p.conv.workspace) + forward_workspace_bytes(p.conv);
   if (const int error = conv_relu_fwd(conv, stream)) {
     return error;
@@ -355,7 +354,7 @@ int conv_stage_fwd(const StageParams& p, void* stream) {
   }
   const StageTileChoice* tile = choose(p);
   if (tile == nullptr) {
-    return two_kernels(p, stream);
+    return p.conv.tile == 0 ? two_kernels(p, stream) : cudaErrorNotSupported;
   }
   Convolution convolution;
   const int error = prepare(p.conv, stream, convolution);

@@ -65,6 +65,7 @@ def place(monkeypatch) -> Iterator[Place]:
     monkeypatch.setattr(torch, "cudnn_convolution_relu", lambda *arguments: F.relu(F.conv2d(*arguments)))
     for stem, library in tuning.LIBRARY.items():
         monkeypatch.setitem(quick.CANDIDATES[stem], "triton", quick.CANDIDATES[stem][library])
+    monkeypatch.setattr(tuning, "capability", lambda device: (9, 0))
     monkeypatch.setattr(torch, "compile", lambda net, mode: net)
     monkeypatch.setattr(peers, "compiled", lambda net, x: lambda: net(x))
     monkeypatch.setattr(machine, "ceilings", lambda: CEILINGS)
@@ -75,6 +76,8 @@ def place(monkeypatch) -> Iterator[Place]:
     with torch.library._scoped_library("alexnet_fast", "IMPL") as library:
         for name in ("conv_relu", "conv_relu_backward", "conv_stage"):
             library.impl(f"{name}_cuda", getattr(NATIVE, name), "CPU")
+            if name != "conv_stage":
+                library.impl(f"{name}_sm90", getattr(NATIVE, name), "CPU")
         yield Place(Clock(), "cpu", "cpu", batches=(2,), net_batches=(1,))
     torch.set_num_threads(before)
 
@@ -91,9 +94,10 @@ def test_every_section_runs(place, tmp_path):
         us.setdefault(row["bench"], {}).update(row["us"])
         assert all(time > 0 for time in row["us"].values())
     assert set(us["lrn"]) == {"cpu", "copy", "eager", "triton"}
-    assert set(us["conv_relu"]) == {*quick.CANDIDATES["conv_relu"], "eager", "cudnn"}
-    assert set(us["conv_stage"]) == {*quick.CANDIDATES["conv_stage"], "eager"}
-    assert set(us["conv_backward_weight"]) == set(quick.CANDIDATES["conv_backward_weight"])
+    candidates = {stem: {name for name in calls if ":" not in name} for stem, calls in quick.CANDIDATES.items()}
+    assert set(us["conv_relu"]) == {*candidates["conv_relu"], "eager", "cudnn"}
+    assert set(us["conv_stage"]) == {*candidates["conv_stage"], "eager"}
+    assert set(us["conv_backward_weight"]) == candidates["conv_backward_weight"]
     plain = {"eager", "auto", "cpu"}
     assert set(us["alexnet"]) == {*plain, *(f"{side}, graph" for side in plain), "compile"}
     assert set(us["train_step"]) == {"eager", "auto", "compile"}
@@ -158,10 +162,14 @@ def test_a_spent_budget_says_what_it_left_out(place, one_case, tmp_path):
 LAYER = ROW | {"bench": "conv_relu", "layer": {"batch": 2}, "us": {"cuda": 2.0}}
 
 
-@pytest.mark.parametrize("broken", [RuntimeError("illegal access"), LAYER | {"us": {}}, None])
+NOTHING = {"us": {}, "failed": {"cuda_sm90": "no kernel image"}}
+
+
+@pytest.mark.parametrize("broken", [RuntimeError("illegal access"), LAYER | NOTHING | {"pass": "backward"}, None])
 def test_layers_are_replaced_by_whole_runs_alone(broken, place, one_case, tmp_path):
-    one_case(layers=LAYER, gradients=broken or LAYER)
-    quick.measure(tmp_path / "q.jsonl", place, ["layers", "gradients"], 600)
+    """A side that fails where others were measured breaks nothing."""
+    one_case(layers=LAYER, gradients=broken or LAYER, sm90=LAYER | NOTHING)
+    quick.measure(tmp_path / "q.jsonl", place, ["layers", "gradients", "sm90"], 600)
     assert (tmp_path / "layers.json").exists() == (broken is None)
 
 

@@ -6,8 +6,11 @@ import sys
 
 import pytest
 import torch
+from torch import Tensor
 
-from alexnet_fast.ops import conv_relu
+from alexnet_fast.ops import conv_relu, convolution
+from alexnet_fast.ops.conv_relu import FORWARDS, INPUT_GRADIENTS, WEIGHT_GRADIENTS
+from alexnet_fast.ops.conv_stage import FORWARDS as STAGES
 
 from ..ops.calls import Calls
 from ..ops.compare import as_exact, double, error, output_gradient, results
@@ -62,9 +65,36 @@ def check_sm90() -> None:
         kernel(x, weight, bias, [2, 2], [1, 1], [1, 1], 1)
 
 
+def check_candidates() -> None:
+    """What tuning.py chooses from of this package's kernels, with each tile: the same whole numbers."""
+    draw = torch.Generator().manual_seed(0)
+    sizes = {"x": (2, 24, 9, 9), "weight": (16, 24, 3, 3), "bias": (16,), "dy": (2, 16, 9, 9)}
+    t = {name: torch.randint(-1, 2, size, generator=draw).bfloat16() for name, size in sizes.items()}
+    t = {name: v.contiguous(memory_format=torch.channels_last) if v.dim() == 4 else v for name, v in t.items()}
+    geometry = [1, 1], [1, 1], [1, 1], 1
+    forward = t["x"], t["weight"], t["bias"], *geometry
+    for table, arguments in (
+        (FORWARDS, forward),
+        (STAGES, (*forward, 0, 0.0, 0.0, 0.0, 1, [3, 3], [2, 2], [0, 0], False, True)),
+        *((gradients, (t["dy"], t["x"], t["weight"], *geometry)) for gradients in (INPUT_GRADIENTS, WEIGHT_GRADIENTS)),
+    ):
+        wanted = table["cuda"](*arguments)
+        for name in table:
+            if name.startswith("cuda"):
+                for one, other in zip(listed(table[name](*arguments)), listed(wanted), strict=True):
+                    assert torch.equal(one, other), name
+    with pytest.raises(RuntimeError, match="conv_relu: invalid argument"):
+        convolution.own_kernel("conv_relu")(*forward, tile=5)
+
+
+def listed(results: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
+    return [results] if isinstance(results, Tensor) else [*results]
+
+
 def main() -> None:
     bindings.take_over(sys.argv[1])
     check_tf32()
+    check_candidates()
     check_sm90()
     # AlexNet's first convolution is check_variants'; the gradient of its image takes long here.
     samples = [s for s in SAMPLES if s.stem in bindings.STEMS and not (s.weight and "AlexNet" in s.reason)]

@@ -265,19 +265,19 @@ def stage(stage: Stage, mode: Mode, **case) -> tuple[Case, dict[str, Tensor]]:
 def stages(count: int, seed: int, **limits: int) -> list[Stage]:
     """AlexNet's overlapping windows over the listed shapes, long rows, windows apart, and random ones."""
     found = [Stage(shape, (3, 3), (2, 2)) for shape in EDGES if min(shape.out) >= 3]
-    for tile in (1, 2):
+    for tile, width, half in ((1, 131, 61), (2, 67, 37)):
         tiled = {"padding": (1, 1), "tile": tile}
         found += [
             Stage(Shape(f"13 x 13, tile {tile}", 1, 16, 13, 13, 136, (3, 3), **tiled), (3, 3), (2, 2)),
             Stage(Shape(f"27 x 27, tile {tile}", 2, 8, 27, 27, 24, (3, 3), **tiled), (3, 3), (2, 2)),
             Stage(
-                Shape(f"rows longer than half a tile, tile {tile}", 1, 8, 9, 61, 24, (1, 1), tile=tile),
+                Shape(f"rows longer than half a tile, tile {tile}", 1, 8, 9, half, 24, (1, 1), tile=tile),
                 (3, 3),
                 (2, 2),
                 (1, 1),
                 True,
             ),
-            Stage(Shape(f"rows longer than a tile, tile {tile}", 1, 8, 5, 131, 8, (1, 1), tile=tile), (2, 3), (1, 2)),
+            Stage(Shape(f"rows longer than a tile, tile {tile}", 1, 8, 5, width, 8, (1, 1), tile=tile), (1, 3), (1, 2)),
             Stage(Shape(f"windows apart, tile {tile}", 1, 8, 25, 11, 8, (1, 1), tile=tile), (2, 2), (5, 3)),
         ]
     draw = random.Random(seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -90,11 +92,13 @@ def test_number_of_shapes():
 
 @modes
 def test_tiles(mode):
-    """Each row of the forward table, whatever it would choose itself; and each of the weight gradient's."""
+    """Each row of the forward table, whatever it would choose itself, which is the input gradient's too; and each of
+    the weight gradient's."""
     rows = [shape for shape in TILES if shape.tile <= TILE_ROWS[mode.name]]
     weight_rows = [shape for shape in rows if shape.tile <= TILE_ROWS[mode.name] // 2 or shape.tile == 1]
     weights = [backward(shape, mode, wanted=("dweight",)) for shape in weight_rows]
-    check("threads", [forward(shape, mode) for shape in rows] + weights)
+    inputs = [backward(shape, mode, wanted=("dx", "dbias")) for shape in rows]
+    check("threads", [forward(shape, mode) for shape in rows] + inputs + weights)
 
 
 @pytest.mark.parametrize("mode", [BF16, F32], ids=str)
@@ -214,7 +218,7 @@ def test_nan_and_infinity(mode):
 
 # ---- Refusals --------------------------------------------------------------------------------------------------------
 
-CUDA_ERROR_INVALID_VALUE = 1
+CUDA_ERROR_INVALID_VALUE, CUDA_ERROR_NOT_SUPPORTED = 1, 801
 
 
 @pytest.mark.parametrize(
@@ -229,3 +233,10 @@ def test_refusals(wrong):
         for name, value in wrong.items():
             setattr(case.params, name, value)
     assert [result.error for result in host_build.run("address", cases)] == [CUDA_ERROR_INVALID_VALUE] * 2
+
+
+@pytest.mark.parametrize(("gradient", "tile"), [("dx", 5), ("dweight", 3)])
+def test_a_gradient_is_refused_a_tile_that_it_lacks(gradient, tile):
+    case, _ = backward(replace(TYPICAL[0], tile=tile), BF16, wanted=(gradient,))
+    (result,) = host_build.run("address", [case])
+    assert result.error == CUDA_ERROR_INVALID_VALUE

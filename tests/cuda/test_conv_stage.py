@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,18 +13,11 @@ from ..ops.samples import torch_lrn
 from . import host_build
 from .conv import BF16, EDGES, F16, F32, MODES, TF32, TILES, Shape, Stage, put, stage, stages
 from .params import LrnWindow
-from .test_conv_relu import check
+from .test_conv_relu import CUDA_ERROR_NOT_SUPPORTED, check
 
 POOLING = {BF16: stages(60, seed=3), F16: stages(10, seed=4), TF32: stages(10, seed=5), F32: stages(10, seed=6)}
 ADDRESS = stages(165, seed=7, pixels=64, depth=48)
 FUSED = Stage(Shape("13 x 13", 1, 16, 13, 13, 24, (3, 3), padding=(1, 1)), (3, 3), (2, 2))
-
-
-@pytest.fixture(autouse=True)
-def card_of_large_blocks(monkeypatch):
-    """Rows longer than a tile take more shared memory than sm_86 has. Launchers then take two kernels, but tests name
-    the tile; what launchers choose by themselves is launched by the limits of all architectures in test_launches."""
-    monkeypatch.setenv("HOST_SIMT_ARCHITECTURE", "90")
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
@@ -112,3 +107,12 @@ def test_refusals():
     other, _ = stage(FUSED, F16)
     other.params.dtype = 3
     assert [result.error for result in host_build.run("address", [case, other])] == [1, 1]
+
+
+def test_a_tile_that_does_not_take_the_stage_is_refused():
+    """Without a tile's number two kernels run: rows too wide for shared memory, LRN."""
+    wide = replace(TILES[0], reason="wide", height=3, width=270, channels=8)
+    (case, _), (lrn, _) = stage(Stage(wide, (3, 3), (2, 2)), BF16), stage(Stage(TILES[0], (3, 3), (2, 2)), BF16)
+    lrn.params.lrn = LrnWindow(groups=1, size=5, alpha=0.02, beta=0.75, k=1.0)
+    errors = [result.error for result in host_build.run("address", [case, lrn])]
+    assert errors == [CUDA_ERROR_NOT_SUPPORTED] * 2

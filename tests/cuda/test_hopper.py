@@ -20,9 +20,8 @@ from ..ops.compare import as_exact, error
 from . import host_build
 from .conv import BF16, EDGES, F16, F32, Mode, Shape, backward, forward, gradients
 from .host_build import HostFaultError, run_program
-from .test_conv_relu import CUDA_ERROR_INVALID_VALUE, TYPICAL, Expected, check
+from .test_conv_relu import CUDA_ERROR_INVALID_VALUE, CUDA_ERROR_NOT_SUPPORTED, TYPICAL, Expected, check
 
-CUDA_ERROR_NOT_SUPPORTED = 801
 GROUPS, TILES = 4, 9  # kMaxGroups, rows of kTiles
 
 # ---- Words -----------------------------------------------------------------------------------------------------------
@@ -87,10 +86,14 @@ def hopper(shape: Shape, mode: Mode, whole_numbers: bool = True, **case) -> Expe
 
 def hopper_backward(shape: Shape, mode: Mode, whole_numbers: bool = True, masks: bool = True, **case) -> Expected:
     """As :func:`backward`, of Hopper's launcher, and of the gradients that it gives."""
-    turns = shape.stride == (1, 1) and shape.channels // shape.groups % 8 == 0
-    wanted = ("dx", "dweight") if turns and not shape.tile else ("dweight",)
+    wanted = ("dx", "dweight") if turns(shape) and not shape.tile else ("dweight",)
     general, exact = backward(shape, mode, whole_numbers, masks, wanted, **case)
     return replace(general, launcher="sm90::conv_relu_bwd"), exact
+
+
+def turns(shape: Shape) -> bool:
+    """Whether dx is covered: there x's channels are what leaves."""
+    return shape.stride == (1, 1) and shape.channels // shape.groups % 8 == 0
 
 
 def taken(shape: Shape) -> bool:
@@ -115,7 +118,7 @@ ALEXNET = [
 ]
 
 
-def shapes(count: int, seed: int) -> list[Shape]:
+def shapes(count: int, seed: int, covers=taken, side: int = 14, depth: int = 600) -> list[Shape]:
     """Shapes nobody thought of: ends of tiles, slabs, groups and images anywhere."""
     draw = random.Random(seed)
     found: list[Shape] = []
@@ -125,8 +128,8 @@ def shapes(count: int, seed: int) -> list[Shape]:
             f"random {len(found)}",
             batch=draw.choice([1, 1, 2, 3]),
             channels=groups * draw.choice([1, 3, 5, 8, 16, 24, 40, 48, 64, 72, 96, 136]),
-            height=draw.randint(1, 14),
-            width=draw.randint(1, 14),
+            height=draw.randint(1, side),
+            width=draw.randint(1, side),
             out_channels=groups * 8 * draw.choice([1, 1, 2, 3, 5, 8, 9, 12, 17, 26]),
             kernel=(draw.randint(1, 5), draw.randint(1, 5)),
             stride=draw.choice([(1, 1), (1, 1), (2, 2), (4, 4), (2, 3)]),
@@ -135,7 +138,8 @@ def shapes(count: int, seed: int) -> list[Shape]:
             groups=groups,
             bias=draw.random() < 0.7,
         )
-        if min(shape.out) > 0 and taken(shape) and prod(shape.kernel) * shape.channels // groups <= 600:
+        small = prod(shape.kernel) * shape.channels // groups <= depth
+        if min(shape.out) > 0 and small and taken(shape) and covers(shape):
             found.append(shape)
     return found
 
@@ -188,6 +192,19 @@ def test_backward(mode):
     some = [shape for shape in LISTED if not shape.tile] + shapes(100, seed={BF16: 31, F16: 32}[mode])
     some += [ALEXNET[2], ALEXNET[6]] if mode == BF16 else []
     check("threads", [hopper_backward(shape, mode, masks=n % 2 == 0, seed=n) for n, shape in enumerate(some)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", host_build.BUILDS)
+@pytest.mark.parametrize(("make", "covers"), [(hopper, taken), (hopper_backward, turns)])
+def test_two_hundred_random_shapes(make, covers, kind):
+    """Forward, and both gradients of each: in the build that watches for races, and under the sanitizers."""
+    some = shapes(200, seed=41, covers=covers, side=9, depth=200)
+    assert len({replace(shape, reason="") for shape in some}) == 200
+    cases = [make(shape, (BF16, F16)[number % 2], seed=number) for number, shape in enumerate(some)]
+    assert make is hopper or all({"dx", "dweight"} == exact.keys() for _, exact in cases)
+    for first in range(0, 200, 50):
+        check(kind, cases[first : first + 50])
 
 
 def test_backward_sanitizers_and_schedules():

@@ -13,16 +13,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from alexnet_fast import tuning
 from alexnet_fast.ops import LRN, Pool
 
 from ..ops.samples import epilogue, lpips_layer, lrn
 from . import host_build, machine_code
-from .conv import BF16, EDGES, F16, MODES, TILE_ROWS, TILES, backward, forward, stage, stages
+from .conv import BF16, EDGES, F16, MODES, TF32, TILE_ROWS, TILES, Stage, backward, forward, stage, stages
 from .host_build import Case
 from .limits import MULTIPROCESSORS, refusals
 from .machine_code import Kernel
 from .mutants import Mutant
 from .pointwise import tasks
+from .test_conv_relu import CUDA_ERROR_INVALID_VALUE
 from .test_hopper import LISTED, hopper, hopper_backward
 from .test_pointwise import STEMS, of
 
@@ -68,8 +70,7 @@ def cases() -> list[Case]:
         if mode in (BF16, F16):
             found += [hopper(shape, mode)[0] for shape in LISTED if shape.tile]
             found.append(hopper_backward(LISTED[0], mode)[0])
-        # Longer rows are too much for sm_86 and sm_89, and launchers do not choose these tiles for them.
-        found += [stage(one, mode)[0] for one in stages(0, seed=0) if one.shape.width <= 27]
+        found += [stage(one, mode)[0] for one in stages(0, seed=0)]
     return found
 
 
@@ -105,6 +106,29 @@ def built() -> dict[str, list[Kernel]]:
 
 def test_every_kernel_is_launched(launches, built):
     assert {name for name, *_ in launches} == set(built)
+
+
+TILED = {
+    "conv_relu": lambda shape, mode: forward(shape, mode),
+    "conv_stage": lambda shape, mode: stage(Stage(shape, (3, 3), (2, 2)), mode),
+    "conv_backward_input": lambda shape, mode: backward(shape, mode, wanted=("dx",)),
+    "conv_backward_weight": lambda shape, mode: backward(shape, mode, wanted=("dweight",)),
+}
+
+
+@pytest.mark.parametrize("mode", [BF16, F16, TF32], ids=str)
+@pytest.mark.parametrize("operator", TILED)
+def test_tuning_names_the_kernels_tiles(operator, mode, tmp_path, monkeypatch):
+    """In their order and all of them: the next number is refused."""
+    monkeypatch.setenv("HOST_SIMT_LAUNCHES", str(tmp_path / "launches"))
+    names = tuning.tiles(operator, "cuda", mode.dtype, mode.allow_tf32)
+    count = len(names) or 1
+    some = [TILED[operator](replace(EDGES[0], tile=tile), mode)[0] for tile in range(1, count + 2)]
+    errors = [result.error for result in host_build.run("threads", some)]
+    assert errors == [0] * count + [CUDA_ERROR_INVALID_VALUE]
+    launched = [re.search(r"Tile<.*?,(\d+),(\d+),", name) for name, *_ in read(tmp_path / "launches")]
+    assert len([*filter(None, launched)]) == count
+    assert not names or names == tuple("x".join(found.groups()) for found in launched if found)
 
 
 def test_every_launch_fits_every_architecture(launches, built):
