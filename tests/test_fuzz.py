@@ -188,15 +188,18 @@ def test_options_of_train(place: Place, ends_well, pytestconfig: pytest.Config):
 def test_options_of_other_commands(place: Place, ends_well, pytestconfig: pytest.Config):
     for draw in draws("other commands", pytestconfig):
         work = place.fresh()
-        name = draw.choice(["eval", "predict", "prepare", "curves", "bench", draw.choice(WORDS)])
-        if name not in ("eval", "predict", "prepare", "curves", "bench"):
+        known = ["eval", "predict", "shrink", "quantize", "prepare", "curves", "bench"]
+        name = draw.choice([*known, draw.choice(WORDS)])
+        if name not in known:
             ends_well(name, draw.choice(WORDS))
             continue
         words = drawn_options(draw, name, work)
         # The net of a run is made at the price of a second, and measuring takes a minute: these stay out.
         places = {"eval": [work / "folder"], "predict": [work / "net.pth"], "curves": [work / "run"], "bench": []}
+        places |= {key: [work / draw.choice(["run", "net.pth", "folder"])] for key in ("shrink", "quantize")}
         places |= {"prepare": [work / "folder", work / draw.choice(["new", "shards", "run", "folder/train"])]}
         fixed = {"bench": ["--plan"], "predict": ["--weights", draw.choice(WORDS)], "curves": ["--out", work / "x.png"]}
+        fixed["shrink"] = ["--out", work / draw.choice(["new", "run", "folder/train/cat/000.jpg/x"])]
         ends_well(name, *words, *fixed.get(name, ()), "--", *places[name])
 
 
