@@ -360,11 +360,12 @@ def quantize_(
     images: Annotated[int, _option("training images that activations are measured on (512)")] = 512,
     out: Annotated[Path, _option("file to write (model.onnx)", "--out", "--output")] = Path("model.onnx"),
     overwrite: Annotated[bool, _option("replace FILE if it is there", "--overwrite")] = False,
+    as_json: Annotated[bool, _option("print JSON", "--json")] = False,
 ) -> None:
     """A net in 8-bit integers, as an ONNX file; with size, accuracy and speed."""
     from alexnet_fast.train.quantize import quantize
 
-    raise typer.Exit(quantize(net, out, data, images, overwrite))
+    raise typer.Exit(quantize(net, out, data, images, overwrite, as_json))
 
 
 @app.command()

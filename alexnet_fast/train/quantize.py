@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import io
+import json
 import logging
 from pathlib import Path
 
@@ -33,7 +34,7 @@ CPU = torch.device("cpu")
 CALIBRATION_BATCH = 32
 
 
-def quantize(path: str, out: Path, data: str | None, images: int, overwrite: bool) -> int:
+def quantize(path: str, out: Path, data: str | None, images: int, overwrite: bool, as_json: bool = False) -> int:
     """Writes ``out``, the net that ``path`` names with int8 weights and activations, calibrated on so many training
     images of ``data``, and prints both nets' size, accuracy and speed. Raises :class:`InputError`.
     """
@@ -57,6 +58,9 @@ def quantize(path: str, out: Path, data: str | None, images: int, overwrite: boo
         _quantize(whole, file, pictures)
         small = Net(_Session(file), file.stat().st_size, net.parameters, config)
         rows = compare({"float32": net, "int8": small}, loaded.val)
+    if as_json:
+        print(json.dumps({name: row._asdict() for name, row in rows.items()}))
+        return 0
     show(rows)
     print(f"{out}: calibrated on {len(pictures)} images; alexnet-fast predict --weights {out}")
     return 0

@@ -82,6 +82,17 @@ def cells(name: str, row: Measured, before: Measured) -> list[str]:
     return [name, *numbers, f"{row.images_s:.0f}", f"{row.latency_ms:.2f}"]
 
 
+def markdown(rows: dict[str, Measured]) -> str:
+    """The table as documents have it."""
+    before = next(iter(rows.values()))
+    lines = [
+        COLUMNS,
+        ["---", *["---:"] * (len(COLUMNS) - 1)],
+        *(cells(name, row, before) for name, row in rows.items()),
+    ]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def show(rows: dict[str, Measured]) -> None:
     before = next(iter(rows.values()))
     table = Table(*COLUMNS)

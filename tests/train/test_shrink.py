@@ -202,11 +202,15 @@ def test_quantize(run, tmp_path, capsys):
     out = tmp_path / "model.onnx"
     assert quantize(str(run), out, None, 50, False) == 0
     assert "calibrated on 50 images" in capsys.readouterr().out
-    weights = [t for t in onnx.load(out).graph.initializer if len(t.dims) > 1]
-    assert sorted(t.dims[0] for t in weights if t.data_type == onnx.TensorProto.INT8) == sorted(
-        [*WIDTHS[:5], 288, 40, 24]
-    )
-    assert not [t.name for t in weights if t.data_type == onnx.TensorProto.FLOAT and max(t.dims) > 36]
+    graph = onnx.load(out).graph
+    tensors = {t.name: t for t in graph.initializer}
+    weights = [t for t in tensors.values() if len(t.dims) > 1 and t.data_type == onnx.TensorProto.INT8]
+    assert sorted(t.dims[0] for t in weights) == sorted([*WIDTHS, 10])
+    assert not [
+        n for n, t in tensors.items() if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) > 1 and max(t.dims) > 36
+    ]
+    scales = {node.input[0]: tensors[node.input[1]] for node in graph.node if node.op_type == "DequantizeLinear"}
+    assert all(list(scales[t.name].dims) == [t.dims[0]] for t in weights)  # one for each output channel
     picture = next((write_folder(tmp_path / "set", 1, 1) / "val").rglob("*.jpg"))
     told = []
     for net in (str(run), str(out)):
