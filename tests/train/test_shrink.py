@@ -16,6 +16,7 @@ from alexnet_fast.train import commands, evaluate_checkpoint, predict
 from alexnet_fast.train.inference import find
 from alexnet_fast.train.quantize import quantize
 from alexnet_fast.train.shrink import RESULT, fill, shrink, smaller, widths_of
+from alexnet_fast.train.smaller import Measured, markdown
 from tests.data.pictures import write_folder
 from tests.train import runs
 
@@ -220,3 +221,12 @@ def test_quantize(run, tmp_path, capsys):
     assert told[0].keys() == told[1].keys()
     assert told[1] == pytest.approx(told[0], abs=0.1)
     assert list(tmp_path.glob(".unfinished*")) == []
+
+
+def test_the_documents_table_is_what_was_measured():
+    """docs/smaller.json holds what the three commands of the page printed: 20 times smaller for a point at most."""
+    docs = Path(__file__).parents[2] / "docs"
+    rows = {name: Measured(**row) for name, row in json.loads((docs / "smaller.json").read_text())["nets"].items()}
+    first, *others = rows.values()
+    assert all(first.bytes >= 20 * row.bytes and first.top1 - row.top1 <= 0.01 for row in others)
+    assert markdown(rows) in (docs / "uses.md").read_text()
