@@ -1,5 +1,5 @@
 """``alexnet-fast train [DATA] | eval | predict IMAGE… | features IMAGE… | explain IMAGE… | export RUN |
-prepare SRC DST | curves RUN… | report RUN | bench | tune | doctor``
+shrink RUN | quantize RUN | prepare SRC DST | curves RUN… | report RUN | bench | tune | doctor``
 
 Exit codes: 0 done; 1 the run broke off; 2 the input cannot be used (one line on standard error says why); 130 and 143
 stopped by Ctrl-C or SIGTERM, after a checkpoint.
@@ -346,6 +346,38 @@ def export_(
     from alexnet_fast.train.export import export
 
     raise typer.Exit(export(weights, kind, out, dynamic_batch, preprocess, softmax, overwrite))
+
+
+@app.command("shrink")
+def shrink_(
+    net: Annotated[str, typer.Argument(metavar="RUN", help=NET_HELP)],
+    out: Annotated[Path, _option("folder for the smaller net, a run", "--out", "--output")],
+    svd: Annotated[float | None, _option("rank of fc6 and fc7; below 1: share of their energy that stays")] = None,
+    prune: Annotated[float, _option("share of each convolution's channels that goes (0)")] = 0.0,
+    width: Annotated[float, _option("factor on all widths, of fc6 and fc7 too (1)")] = 1.0,
+    finetune: Annotated[int, _option("epochs of training afterwards (0)")] = 0,
+    data: Annotated[str | None, _option(f"{DATA_HELP} (the run's own)")] = None,
+    lr: Annotated[float | None, _option("learning rate of --finetune, whose schedule is cosine (the run's)")] = None,
+) -> None:
+    """A smaller net of a trained one: fewer channels, fc6 and fc7 of low rank; with size, accuracy and speed."""
+    from alexnet_fast.train.shrink import shrink
+
+    raise typer.Exit(shrink(net, out, svd, prune, width, finetune, data, lr))
+
+
+@app.command("quantize")
+def quantize_(
+    net: Annotated[str, typer.Argument(metavar="RUN", help=NET_HELP)],
+    data: Annotated[str | None, _option(f"{DATA_HELP} (the run's own)")] = None,
+    images: Annotated[int, _option("training images that activations are measured on (512)")] = 512,
+    out: Annotated[Path, _option("file to write (model.onnx)", "--out", "--output")] = Path("model.onnx"),
+    overwrite: Annotated[bool, _option("replace FILE if it is there", "--overwrite")] = False,
+    as_json: Annotated[bool, _option("print JSON", "--json")] = False,
+) -> None:
+    """A net in 8-bit integers, as an ONNX file; with size, accuracy and speed."""
+    from alexnet_fast.train.quantize import quantize
+
+    raise typer.Exit(quantize(net, out, data, images, overwrite, as_json))
 
 
 @app.command()

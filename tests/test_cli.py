@@ -21,6 +21,7 @@ from alexnet_fast.models import VARIANTS
 from alexnet_fast.train import checkpoint
 from alexnet_fast.train.config import resolve
 from tests.data.pictures import write_fashion, write_folder
+from tests.train.test_export import foreign_onnx
 
 
 class Ended(NamedTuple):
@@ -291,6 +292,27 @@ ROWS = {
         lambda t: ["eval", spoiled_run(t / "run"), write_folder(t / "set", 1, 1)],
         "its 2 classes are not the 10",
     ),
+    "predict with an ONNX file of others": (
+        lambda t: ["predict", "a.png", "--weights", foreign_onnx(t / "other.onnx")],
+        "was not written by alexnet-fast export",
+    ),
+    "export in an unknown format": (
+        lambda t: ["export", spoiled_run(t / "run"), "--format", "tflite"],
+        "--format: expected one of onnx, pt2, aoti, got 'tflite'",
+    ),
+    "export over what is there": (
+        lambda t: ["export", spoiled_run(t / "run"), "--format", "onnx", "--out", foreign_onnx(t / "other.onnx")],
+        "is there already (--overwrite replaces it)",
+    ),
+    "export of a damaged one": (
+        lambda t: ["export", spoiled_run(t / "run", _truncate), "--format", "pt2", "--out", t / "net.pt2"],
+        "damaged checkpoint",
+    ),
+    "explain nothing": (lambda t: ["explain", "--weights", spoiled_run(t / "run")], "IMAGES: expected one picture"),
+    "explain an unknown class": (
+        lambda t: ["explain", "a.png", "--weights", spoiled_run(t / "run"), "--class", "cat", "--out", t / "x.png"],
+        "knows no class 'cat'; it knows 0, 1, 2",
+    ),
     "predict with a damaged one": (
         lambda t: ["predict", "a.png", "--weights", spoiled_run(t / "run", _truncate)],
         "damaged checkpoint",
@@ -308,7 +330,9 @@ def test_bad_input_gets_one_line_and_nothing_is_written_or_lost(
 ):
     if row.startswith("no ") and row[3:] in ("tensorboard", "wandb", "mlflow"):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    if row.startswith("curves "):
+    if "ONNX" in row:
+        pytest.importorskip("onnxruntime", reason="the extra bench brings it")
+    if row.startswith(("curves ", "explain ")):
         pytest.importorskip("matplotlib", reason="the extra demo is not installed")
     words, said = ROWS[row]
     words = words(tmp_path)

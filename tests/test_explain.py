@@ -155,16 +155,8 @@ def test_against_the_packages(tmp_path):
     python = Path(os.environ.get("ALEXNET_FAST_TEST_CACHE") or tmp_path) / "explain" / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", python.parents[1]], check=True)
-    wanted = [
-        "torch==2.14.1",
-        "torchvision==0.29.1",
-        "grad-cam==1.5.7",
-        "captum==0.9.0",
-        "safetensors",
-        "rich",
-        "typer",
-    ]
-    subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], check=True)
+    peers = "torch==2.14.1", "torchvision==0.29.1", "grad-cam==1.5.7", "captum==0.9.0"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *peers, "safetensors", "rich", "typer"], check=True)
     command, root = [python, "-m", "tests.models.check_explain"], Path(__file__).parents[1]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -30,9 +30,13 @@ from alexnet_fast.train import checkpoint
 from alexnet_fast.train.config import CHOICES, HINTS, resolve
 from tests.data.pictures import write_fashion, write_folder
 
+OTHER_COMMANDS = (
+    *("eval", "predict", "features", "explain", "export", "shrink", "quantize"),
+    *("prepare", "curves", "report", "bench"),
+)
 COUNTS = {
     "train": 350,
-    "other commands": 150,
+    "other commands": 200,
     "--config": 130,
     "--resume": 140,
     "prepared": 80,
@@ -84,6 +88,7 @@ class Place:
         (self.kept / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         torch.save(tensors, self.kept / "net.pth")
         save_file(tensors, self.kept / "net.safetensors")
+        (self.kept / "net.onnx").write_bytes(b"\x08\x0a" + bytes(range(256)))
 
     def fresh(self) -> Path:
         shutil.rmtree(self.work, ignore_errors=True)
@@ -188,16 +193,24 @@ def test_options_of_train(place: Place, ends_well, pytestconfig: pytest.Config):
 def test_options_of_other_commands(place: Place, ends_well, pytestconfig: pytest.Config):
     for draw in draws("other commands", pytestconfig):
         work = place.fresh()
-        name = draw.choice(["eval", "predict", "prepare", "curves", "report", "bench", draw.choice(WORDS)])
-        if name not in ("eval", "predict", "prepare", "curves", "report", "bench"):
+        name = draw.choice([*OTHER_COMMANDS, draw.choice(WORDS)])
+        if name not in OTHER_COMMANDS:
             ends_well(name, draw.choice(WORDS))
             continue
         words = drawn_options(draw, name, work)
         # The net of a run is made at the price of a second, and measuring takes a minute: these stay out.
         places = {"eval": [work / "folder"], "predict": [work / "net.pth"], "curves": [work / "run"], "bench": []}
         places |= {"report": [work / draw.choice(["run", "folder", "new"])]}
+        places |= {used: [work / draw.choice(["run", "net.pth", "folder"])] for used in ("shrink", "quantize")}
+        places |= {used: [work / draw.choice(["net.pth", "shards", "none"])] for used in ("features", "explain")}
         places |= {"prepare": [work / "folder", work / draw.choice(["new", "shards", "run", "folder/train"])]}
-        fixed = {"bench": ["--plan"], "predict": ["--weights", draw.choice(WORDS)], "curves": ["--out", work / "x.png"]}
+        fixed = {"bench": ["--plan"], "curves": ["--out", work / "x.png"]}
+        weights = draw.choice([*WORDS, work / "net.pth", work / "net.onnx"])
+        fixed |= {used: ["--weights", weights] for used in ("predict", "features", "explain")}
+        fixed["features"] += ["--layer", draw.choice(["fc7", *WORDS]), "--out", work / draw.choice(["x.npz", "run"])]
+        fixed["export"] = ["--format", draw.choice(["onnx", "pt2", "aoti", *WORDS])]
+        fixed["shrink"] = ["--out", work / draw.choice(["new", "run", "folder/train/cat/000.jpg/x"])]
+        places["export"] = [weights]
         ends_well(name, *words, *fixed.get(name, ()), "--", *places[name])
 
 

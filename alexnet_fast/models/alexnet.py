@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Sequence
 from os import PathLike
 from types import ModuleType
 from typing import Any
@@ -41,6 +42,12 @@ def _module(layer: Layer, channels: int) -> nn.Module:
             return nn.ZeroPad2d((0, layer.pixels, 0, layer.pixels))
 
 
+def _linear(inputs: int, outputs: int, groups: int, rank: int) -> list[nn.Module]:
+    if rank:
+        return [nn.Linear(inputs, rank, bias=False), nn.Linear(rank, outputs)]
+    return [nn.Linear(inputs, outputs) if groups == 1 else GroupedLinear(inputs, outputs, groups)]
+
+
 class AlexNet(nn.Module):
     """AlexNet, called and built as ``torchvision.models.AlexNet``: same modules, state_dict keys and initial weights.
 
@@ -50,6 +57,8 @@ class AlexNet(nn.Module):
         variant: a name in :data:`alexnet_fast.models.VARIANTS`, where suffixes take something away, as in
             ``paper-no-lrn``, ``paper-pool-2x2``, ``alex2012-no-talk``. Those that state an initialization start from
             it.
+        widths: channels of conv1 … conv5 and outputs of fc6 and fc7, where they are not the variant's.
+        ranks: of fc6 and fc7. A layer of rank r is two, of r outputs and without bias, then of its own; 0: it is one.
 
     ``features`` and ``classifier`` are of class :class:`alexnet_fast.FusedSequential`. ``avgpool`` brings the output of
     ``features`` to the side that fc6 expects, 6 pixels (keras: 5). At the variant's own image size it changes nothing;
@@ -61,13 +70,22 @@ class AlexNet(nn.Module):
         ValueError: an argument is wrong, or an image has another number of channels or is too small.
     """
 
-    def __init__(self, num_classes: int = 1000, dropout: float = 0.5, *, variant: str = "torchvision") -> None:
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        dropout: float = 0.5,
+        *,
+        variant: str = "torchvision",
+        widths: Sequence[int] | None = None,
+        ranks: Sequence[int] = (0, 0),
+    ) -> None:
         super().__init__()
         if variant not in VARIANTS:
             raise ValueError(f"variant: expected one of {', '.join(VARIANTS)}, got {variant!r}")
         if num_classes < 1:
             raise ValueError(f"num_classes: expected a positive int, got {num_classes!r}")
-        self.variant = VARIANTS[variant]
+        self.variant = VARIANTS[variant] if widths is None else VARIANTS[variant].resized(widths)
+        self.variant.check_ranks(ranks)
         layers, channels = [], 3
         for layer in self.variant.features:
             layers.append(_module(layer, channels))
@@ -75,21 +93,20 @@ class AlexNet(nn.Module):
         self.features = FusedSequential(*layers)
         side = self.variant.feature_side(self.variant.image_size)
         self.avgpool = nn.AdaptiveAvgPool2d((side, side))
-        sides = (channels * side * side, self.variant.fc6), (self.variant.fc6, 4096)
-        groups = self.variant.linear_groups
-        fc6, fc7 = (nn.Linear(*io) if groups == 1 else GroupedLinear(*io, groups) for io in sides)
-        fc8 = nn.Linear(4096, num_classes)
+        sides = self.variant.linear_sides
+        fc6, fc7 = (_linear(*io, self.variant.linear_groups, rank) for io, rank in zip(sides, ranks, strict=True))
+        fc8 = nn.Linear(self.variant.fc7, num_classes)
         drop6, drop7 = nn.Dropout(p=dropout), nn.Dropout(p=dropout)
         relu6, relu7 = nn.ReLU(inplace=True), nn.ReLU(inplace=True)
         if self.variant.dropout_first:
-            self.classifier = FusedSequential(drop6, fc6, relu6, drop7, fc7, relu7, fc8)
+            self.classifier = FusedSequential(drop6, *fc6, relu6, drop7, *fc7, relu7, fc8)
         else:
-            self.classifier = FusedSequential(fc6, relu6, drop6, fc7, relu7, drop7, fc8)
+            self.classifier = FusedSequential(*fc6, relu6, drop6, *fc7, relu7, drop7, fc8)
         self._initialize()
 
     def _initialize(self) -> None:
-        modules = [module for module in self.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
-        starts = [layer for layer in self.variant.features if isinstance(layer, Conv)] + list(self.variant.linear or ())
+        modules = [m for m in self.modules() if isinstance(m, (nn.Conv2d, nn.Linear)) and m.bias is not None]
+        starts = self.variant.convolutions + list(self.variant.linear or ())
         for module, start in zip(modules, starts, strict=False):
             if start.std is not None:
                 nn.init.normal_(module.weight, 0.0, start.std)

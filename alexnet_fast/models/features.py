@@ -25,7 +25,10 @@ def layer_names(net: nn.Module) -> dict[str, str]:
         raise ValueError(f"net: expected one with features and classifier, as AlexNet has, got {type(net).__name__}")
     names, number = {}, 0
     for top, part in zip(("features", "classifier"), parts, strict=True):
-        for place, module in part._modules.items():
+        children = list(part._modules.items())
+        for (place, module), (_, after) in zip(children, [*children[1:], ("", None)], strict=True):
+            if isinstance(module, nn.Linear) and module.bias is None and isinstance(after, nn.Linear):
+                continue  # the first half of a layer of low rank
             number += isinstance(module, (nn.Conv2d, nn.Linear))
             word = next((word for kind, word in WORDS.items() if isinstance(module, kind)), None)
             if "Norm" in type(module).__name__:

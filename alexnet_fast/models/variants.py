@@ -14,7 +14,8 @@ LRN's alpha is torch's throughout, the coefficient of the window's mean square: 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -88,6 +89,7 @@ class Variant:
     features: tuple[Layer, ...] = field(repr=False)
     linear: tuple[Linear, Linear, Linear] | None = None  # None: as torch.nn makes them
     fc6: int = 4096  # outputs of the first linear layer
+    fc7: int = 4096  # of the second
     linear_groups: int = 1  # parts of the first two linear layers that do not see each other
     dropout_first: bool = False  # dropout before the first two linear layers; otherwise after their ReLUs
     mean: tuple[float, float, float] = PIXEL_MEAN
@@ -107,8 +109,60 @@ class Variant:
         """Biases that conv1 to fc8 start with, likewise."""
         return tuple(float(start.bias) for start in self._starts()) if self.linear else None
 
+    @property
+    def convolutions(self) -> list[Conv]:
+        return [layer for layer in self.features if isinstance(layer, Conv)]
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of conv1 to conv5, outputs of fc6 and fc7."""
+        return *(conv.channels for conv in self.convolutions), self.fc6, self.fc7
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Into how many equal parts each of :attr:`widths` has to fall: groups of the layer, of the normalization
+        after it, and of the layer that it goes into."""
+        parts = [self.linear_groups]
+        for layer in reversed(self.features):
+            if isinstance(layer, Conv):
+                parts += [math.lcm(parts.pop(), layer.groups), layer.groups]
+            elif isinstance(layer, LRN):
+                parts[-1] = math.lcm(parts[-1], layer.groups)
+        return *parts[-2::-1], self.linear_groups, self.linear_groups
+
+    @property
+    def linear_sides(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Inputs and outputs of fc6 and of fc7."""
+        side = self.feature_side(self.image_size)
+        return (self.convolutions[-1].channels * side * side, self.fc6), (self.fc6, self.fc7)
+
+    def resized(self, widths: Sequence[int]) -> Variant:
+        """The net with other :attr:`widths`. Raises ValueError, from ``widths`` on, where there is no such."""
+        names = ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7"]
+        if len(widths) != len(names):
+            raise ValueError(f"widths: expected one for each of {', '.join(names)}, got {len(widths)}")
+        for name, width, parts in zip(names, widths, self.parts, strict=True):
+            if width < 1 or width % parts:
+                of = f" of {parts}, its parts that do not see each other" if parts > 1 else ""
+                raise ValueError(f"widths: {name}: expected a positive multiple{of}, got {width}")
+        channels = iter(widths[:5])
+        features = tuple(
+            layer._replace(channels=next(channels)) if isinstance(layer, Conv) else layer for layer in self.features
+        )
+        return dataclasses.replace(self, features=features, fc6=widths[5], fc7=widths[6])
+
+    def check_ranks(self, ranks: Sequence[int]) -> None:
+        """Raises ValueError, from ``ranks`` on, for what cannot be the ranks of fc6 and fc7; 0 leaves a layer whole."""
+        if len(ranks) != 2:
+            raise ValueError(f"ranks: expected one for fc6 and one for fc7, got {len(ranks)}")
+        if any(ranks) and self.linear_groups > 1:
+            raise ValueError(f"ranks: the linear layers of {self.name} are split over towers")
+        for name, sides, rank in zip(("fc6", "fc7"), self.linear_sides, ranks, strict=True):
+            if not 0 <= rank <= min(sides):
+                raise ValueError(f"ranks: {name} takes {sides[0]} to {sides[1]}, so 0 … {min(sides)}, got {rank}")
+
     def _starts(self) -> list[Conv | Linear]:
-        return [layer for layer in self.features if isinstance(layer, Conv)] + list(self.linear or ())
+        return self.convolutions + list(self.linear or ())
 
     def feature_side(self, side: int) -> int:
         """The side of ``features``' output for images of ``side`` pixels; 0 where a window does not fit."""

@@ -252,7 +252,9 @@ def following_weights(given: dict[str, Any]) -> dict[str, Any]:
         folder = checkpoint.find(folder, "best", "last")
     if (folder / "state.json").exists():
         found = checkpoint.load(folder)
-        told = {name: getattr(found.config, name) for name in ("variant", "image_size", "mean", "std")}
+        names = ("variant", "image_size", "mean", "std", *(("widths",) if found.config.widths else ()))
+        names += ("ranks",) if any(found.config.ranks) else ()
+        told = {name: getattr(found.config, name) for name in names}
         return {**told, **given, "weights": str(folder)}
     try:
         variant = read(given["weights"]).variant

@@ -98,6 +98,9 @@ class TrainConfig:
     recipe: str | None = None
     variant: str = "torchvision"
     synthetic: bool = False
+    # Of conv1 … conv5, fc6 and fc7, where they are not the variant's; and the ranks of fc6 and fc7, 0 for whole.
+    widths: Annotated[tuple[Annotated[int, Range(1, 1 << 16)], ...], Range(7, 7)] | None = None
+    ranks: tuple[Annotated[int, Range(0, 1 << 16)], Annotated[int, Range(0, 1 << 16)]] = (0, 0)
     warmup: Epochs = 0.0  # epochs in which lr rises linearly to its value
     lr_step: Annotated[float, Range(1e-9, 1e6)] = 30.0  # epochs between two cuts of schedule "step"
     lr_milestones: tuple[Epochs, ...] = ()  # epochs at which schedule "multistep" cuts
@@ -272,7 +275,12 @@ def check(config: TrainConfig, num_classes: int) -> None:
             conform(getattr(config, name), hint, option(name))
     except ValueError as error:
         raise InputError(str(error)) from None
-    least = VARIANTS[config.variant].min_image_size
+    try:
+        net = VARIANTS[config.variant]
+        (net if config.widths is None else net.resized(config.widths)).check_ranks(config.ranks)
+    except ValueError as error:
+        raise InputError(f"--{error} (variant {config.variant})") from None
+    least = net.min_image_size
     if config.image_size < least:
         raise InputError(f"--image-size: variant {config.variant} takes at least {least}, got {config.image_size}")
     if config.ten_crop and config.transform == "shift":
@@ -291,13 +299,15 @@ def check(config: TrainConfig, num_classes: int) -> None:
 def _check_parallel(config: TrainConfig) -> None:
     """Whether --parallel can split this net over these ranks."""
     reason = ""
-    if config.parallel == "towers":
+    if config.parallel != "ddp" and (config.widths is not None or any(config.ranks)):
+        reason = f"{config.parallel} splits nets of their variant's widths and of full rank"
+    elif config.parallel == "towers":
         features = VARIANTS[config.variant].features
         convolutions = [layer.groups for layer in features if isinstance(layer, Conv)]
         reason = towers.refusal(
             config.nproc, convolutions, [layer.groups for layer in features if isinstance(layer, LRN)]
         )
-    if config.parallel == "hybrid":
+    elif config.parallel == "hybrid":
         reason = hybrid.refusal(config.nproc)
         if VARIANTS[config.variant].linear_groups > 1:
             reason = "hybrid shards linear layers that are whole, and towers that never talk have theirs in parts"

@@ -46,7 +46,7 @@ def scaled(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 def load_onnx(path: Path) -> Any:
     import onnxruntime
 
-    onnxruntime.set_default_logger_severity(3)  # what is wrong is raised as well
+    onnxruntime.set_default_logger_severity(4)  # fatal alone: errors are raised as well
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 

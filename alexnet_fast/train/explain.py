@@ -67,7 +67,7 @@ def explain(
             else:
                 _draw_explained(found, net, pictures, number, layer, out, bad)
     except ValueError as error:
-        if isinstance(error, InputError):
+        if not str(error).startswith("layer"):
             raise
         option = "--layer" if strongest is None else "--strongest"
         raise InputError(str(error).replace("layers:", f"{option}:").replace("layer:", f"{option}:")) from None

@@ -25,6 +25,7 @@ def build_model(config: TrainConfig) -> nn.Module:
     """
     torch.manual_seed(mix(config.seed) >> 1)
     net = {"num_classes": config.num_classes, "dropout": config.dropout, "variant": config.variant}
+    net |= {"widths": config.widths, "ranks": config.ranks}
     if config.weights is None:
         model = alexnet(**net, freeze_features=config.freeze_features)
         if config.init == "kaiming":
@@ -63,14 +64,15 @@ def kaiming(model: nn.Module) -> None:
     layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     for layer in layers:
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        nn.init.zeros_(layer.bias)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
     nn.init.normal_(layers[-1].weight, 0.0, 0.01)
 
 
 def _start(model: nn.Module, config: TrainConfig) -> None:
     """Draws again the weights, and sets the biases, that ``config`` wants otherwise than they are now."""
     variant = VARIANTS[config.variant]
-    layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear)) and m.bias is not None]
     if config.init_std not in (None, variant.init_std):
         for layer, std in zip(layers, config.init_std, strict=True):
             nn.init.normal_(layer.weight, 0.0, std)

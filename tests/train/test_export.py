@@ -127,27 +127,33 @@ def test_what_export_refuses(found, tmp_path, monkeypatch):
     assert out.read_text() == "precious"
 
 
-def test_files_that_are_no_export(tmp_path):
-    onnx = pytest.importorskip("onnx", reason="the extra dev brings it")
-    pytest.importorskip("onnxruntime", reason="the extra dev brings it")
-    values = [onnx.helper.make_tensor_value_info(name, 1, [1, 3, 8, 8]) for name in "xy"]
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", values[:1], values[1:])
+def foreign_onnx(path: Path, record: str | None = None) -> Path:
+    """A file of somebody's, float32 (1, 3, 8, 8) to the same, with ``record`` where this package's would be."""
+    onnx = pytest.importorskip("onnx", reason="the extra bench brings it")
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3, 8, 8]) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "relu", [x], [y])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    if record is not None:
+        onnx.helper.set_model_props(model, {"alexnet_fast": record})
+    onnx.save(model, path)
+    return path
+
+
+def test_files_that_are_no_export(tmp_path):
+    pytest.importorskip("onnxruntime", reason="the extra bench brings it")
     record = {"format": 1, "variant": "paper", "classes": ["a"], "image_size": 8, "transform": "crop", "exif": True}
     record |= {"mean": [0, 0, 0], "std": [1, 1, 1], "preprocess": False, "softmax": False}
+    file = tmp_path / "other.onnx"
     for said, text in (
         ("was not written by alexnet-fast export", None),
         ("damaged: alexnet_fast: not JSON", "{"),
         ("damaged: alexnet_fast: without", '{"format": 1}'),
         (r"damaged: takes tensor\(float\) \[1, 3, 8, 8\], gives \[1, 3, 8, 8\]", json.dumps(record)),
     ):
-        if text is not None:
-            onnx.helper.set_model_props(model, {"alexnet_fast": text})
-        onnx.save(model, tmp_path / "other.onnx")
         with pytest.raises(InputError, match=said):
-            predict([], str(tmp_path / "other.onnx"), 5, "auto", as_json=False)
-    (tmp_path / "other.onnx").write_bytes(b"\0" * 100)
+            predict([], str(foreign_onnx(file, text)), 5, "auto", as_json=False)
+    file.write_bytes(b"\0" * 100)
     with pytest.raises(InputError, match="is no ONNX file that onnxruntime reads"):
-        deployed.open_onnx(tmp_path / "other.onnx")
+        deployed.open_onnx(file)
     with pytest.raises(InputError, match="no file"):
         deployed.open_onnx(tmp_path / "none.onnx")
