@@ -310,8 +310,8 @@ def features(
     raise typer.Exit(extract(images, weights, layer, out, batch_size, overwrite, backend or backends.current()))
 
 
-@app.command("explain")
-def explain_(
+@app.command()
+def explain(
     weights: Annotated[str, _option(NET_HELP)],
     images: Annotated[list[Path] | None, typer.Argument(help="picture files", show_default=False)] = None,
     name: Annotated[str | None, _option("the class that is asked about (each picture's likeliest)", "--class")] = None,
@@ -326,14 +326,14 @@ def explain_(
     backend: Annotated[str | None, _option(f"{BACKEND_HELP} (auto)")] = None,
 ) -> None:
     """Why a net says what it says of pictures: Grad-CAM, what covering a part costs, guided gradients."""
-    from alexnet_fast.train.explain import explain
+    from alexnet_fast.train.explain import explain as run
 
     backend = backend or backends.current()
-    raise typer.Exit(explain(images or [], weights, name, layer, strongest, filters, out, overwrite, backend))
+    raise typer.Exit(run(images or [], weights, name, layer, strongest, filters, out, overwrite, backend))
 
 
-@app.command("export")
-def export_(
+@app.command()
+def export(
     weights: Annotated[str, typer.Argument(metavar="RUN", help=NET_HELP)],
     kind: Annotated[str, _option("onnx, pt2 (torch.export) or aoti (AOTInductor, compiled here)", "--format")],
     out: Annotated[Path | None, _option("file to write (model.onnx or model.pt2)", "--out")] = None,
@@ -343,9 +343,9 @@ def export_(
     overwrite: Annotated[bool, _option("replace FILE if it is there", "--overwrite")] = False,
 ) -> None:
     """A net as one file for other tools, with its classes' names, compared with the net before it is kept."""
-    from alexnet_fast.train.export import export
+    from alexnet_fast.train.export import export as run
 
-    raise typer.Exit(export(weights, kind, out, dynamic_batch, preprocess, softmax, overwrite))
+    raise typer.Exit(run(weights, kind, out, dynamic_batch, preprocess, softmax, overwrite))
 
 
 @app.command("shrink")

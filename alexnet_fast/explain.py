@@ -28,8 +28,8 @@ def grad_cam(net: nn.Module, images: Tensor, target: int | Tensor | None = None,
         layer: name of a layer with maps, as :func:`alexnet_fast.features` takes it: of the paper, or of a module.
 
     Returns:
-        (N, h, w), of the layer's size, not negative, in units of the score: a sum over it, divided by h·w, is what the
-        linear part of the score owes to the layer. ``torch.nn.functional.interpolate`` brings it to the images' size.
+        (N, h, w), of the layer's size, not negative, in units of the score.
+        ``torch.nn.functional.interpolate`` brings it to the images' size.
 
     Raises:
         ValueError: there is no such layer, with the nearest names, or it gives no maps; ``target`` is no class.
@@ -67,7 +67,6 @@ def occlusion(
     stride: int | None = None,
     fill: float = 0.0,
     batch_size: int = 64,
-    progress: Callable[[int], None] = lambda images: None,
 ) -> Tensor:
     """How much of the score is lost where a square is covered (Zeiler and Fergus 2014, arXiv 1311.2901, section 4.2).
 
@@ -79,17 +78,18 @@ def occlusion(
             border.
         fill: what covers, in the images' units; 0 is the mean colour of normalized images.
         batch_size: covered images that go through the net at a time.
-        progress: is told after each batch how many covered images that were.
 
     Returns:
         (N, H, W): of each pixel the score whole less the score covered, averaged over the squares that covered it.
 
     Raises:
-        ValueError: ``window`` or ``stride`` is not positive, the squares leave pixels out, or ``target`` is no class.
+        ValueError: ``window`` is not positive, ``stride`` not from 1 to ``window``, or ``target`` no class.
     """
     height, width = images.shape[2:]
     window = max(1, min(height, width) // 6) if window is None else window
     stride = max(1, window // 2) if stride is None else stride
+    if window < 1:
+        raise ValueError(f"window: expected a positive number of pixels, got {window}")
     if not 1 <= stride <= window:
         raise ValueError(f"stride: expected from 1 to the window's {window} pixels, got {stride}")
     rows, columns = (range(0, max(1, side - window + stride), stride) for side in (height, width))
@@ -109,7 +109,6 @@ def occlusion(
             scores = net(batch)[:, targets[number]]
             for drop, (row, column) in zip(score - scores, part, strict=True):
                 lost[number, row : row + window, column : column + window] += drop
-            progress(len(part))
     return lost / covered
 
 
@@ -130,7 +129,8 @@ def guided_gradients(net: nn.Module, images: Tensor, target: int | Tensor | None
         raise ValueError("net: expected one with modules nn.ReLU, whose gradients are to be guided")
 
     def guide(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-        output.register_hook(lambda slope: slope.clamp(min=0))
+        if output.requires_grad:
+            output.register_hook(lambda slope: slope.clamp(min=0))
 
     hooks = [module.register_forward_hook(guide) for module in relus]
     try:

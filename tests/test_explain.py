@@ -138,6 +138,7 @@ def test_bad_arguments(net, images):
         ),
         "target: expected classes from 0 to 3, got 4": lambda: explain.guided_gradients(net, images, 4),
         "target: expected a class or one for each of 2": lambda: explain.grad_cam(net, images, torch.zeros(3).long()),
+        "window: expected a positive number of pixels, got 0": lambda: explain.occlusion(net, images, window=0),
         "stride: expected from 1 to the window's 5 pixels, got 6": (
             lambda: explain.occlusion(net, images, window=5, stride=6)
         ),

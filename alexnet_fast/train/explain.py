@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import re
 from pathlib import Path
 
 import torch
@@ -47,19 +48,19 @@ def explain(
         raise InputError("--filters: goes with no pictures and not with --strongest: it shows the net alone")
     if not filters and not paths:
         raise InputError("IMAGES: expected one picture at least, or --filters")
-    if not filters and strongest is None and len(paths) > MOST:
-        raise InputError(f"IMAGES: {len(paths)} pictures; at most {MOST} have room in one file")
     if not filters and importlib.util.find_spec("matplotlib") is None:
         raise InputError("explain: needs matplotlib: pip install matplotlib")
     found = find(weights)
     number = None if name is None else _class(found, name)
+    pictures, bad = pictures_of(paths, found.config.exif), []
+    if strongest is None and len(pictures) > MOST:
+        raise InputError(f"IMAGES: {len(pictures)} pictures; at most {MOST} have room in one file")
     net = model_of(found, torch.device(plan_devices(1)))
     if filters:
         with written(out) as file:
             draw_filters(net, found.step, file)
         print(f"the first layer's filters: {out}")
         return 0
-    pictures, bad = pictures_of(paths, found.config.exif), []
     try:
         with using(backend):
             if strongest is not None:
@@ -70,7 +71,7 @@ def explain(
         if not str(error).startswith("layer"):
             raise
         option = "--layer" if strongest is None else "--strongest"
-        raise InputError(str(error).replace("layers:", f"{option}:").replace("layer:", f"{option}:")) from None
+        raise InputError(re.sub("^layers?:", f"{option}:", str(error))) from None
     refuse(bad, len(pictures))
     return 0
 
@@ -96,8 +97,9 @@ def _draw_explained(
         with torch.no_grad():
             chances = net(images).softmax(1)[0]
         asked = int(chances.argmax()) if target is None else target
+        cam = grad_cam(net, images, asked, layer)
         lost = occlusion(lambda covered: net(covered).softmax(1), images, asked)
-        maps = grad_cam(net, images, asked, layer), lost, guided_gradients(net, images, asked)
+        maps = cam, lost, guided_gradients(net, images, asked)
         said = f"{shown(names[asked])} {chances[asked]:.1%}"
         rows.append(Explained(said, pixels[0].permute(1, 2, 0).numpy(), *(one[0].float().cpu() for one in maps)))
         print(f"{shown(picture.path)}: {said}")

@@ -79,9 +79,9 @@ def test_bad_input(call, picture, tmp_path, monkeypatch):
     for said, options in (
         ("--class: net knows no class 'dgo'; did you mean dog", {"name": "dgo"}),
         ("--class: net knows no class '17'; it knows cat, dog, emu", {"name": "17"}),
-        ("--layer: there is no layer 'relu9'; did you mean relu", {"layer": "relu9"}),
-        ("--layer: expected one that gives maps", {"layer": "classifier"}),
-        ("--strongest: there is no layer 'conv9'; did you mean conv", {"strongest": "conv9"}),
+        ("^--layer: there is no layer 'relu9'; did you mean relu", {"layer": "relu9"}),
+        ("^--layer: expected one that gives maps", {"layer": "classifier"}),
+        ("^--strongest: there is no layer 'conv9'; did you mean conv", {"strongest": "conv9"}),
         ("--filters: goes with no pictures", {"filters": True}),
         (r"--out: expected a file that ends in \.png", {"out": tmp_path / "x.jpg"}),
     ):
