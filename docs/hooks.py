@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 STEMS = "conv_relu", "lrn", "max_pool", "conv_stage", "epilogue", "linear_relu_dropout", "lpips_layer", "augment"
 REFERENCE = {
-    "Operators": [f"ops.{stem}" for stem in (*STEMS, "arguments")],
+    "Operators": [f"ops.{stem}" for stem in STEMS] + ["geometry"],
     "Models": [f"models.{name}" for name in ("alexnet", "variants", "weights", "lpips", "features")],
     "Fusion": [f"nn.{name}" for name in ("fusion", "fused", "packed", "norm", "grouped")],
     "Training": ["graphs", "optim", "train.config", "data.transforms", "data.prepare", "parallel.split"],
@@ -41,7 +41,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def reference(module: str) -> str:
     """A module's place in the reference: what of it its package offers, or all that is public where that is nothing."""
     file = ROOT.joinpath("alexnet_fast", *module.split(".")).with_suffix(".py")
-    offered = set(assigned(file.parent / "__init__.py", "__all__"))
+    packages = file.parent, ROOT / "alexnet_fast" / "ops"  # which offers what geometry.py defines
+    offered = {name for package in packages for name in assigned(package / "__init__.py", "__all__")}
     own = [node.name for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     members = [name for name in own if name in offered]
     options = f"    options:\n      members: {members}\n" if members else ""

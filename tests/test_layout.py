@@ -96,18 +96,11 @@ LEVELS = [
     {"graphs", "nn"},
     {"ops"},
     {"reference", "triton_kernels"},
-    {"backends", "errors", "malloc", "recording", "terminal", "tuning"},
+    {"backends", "errors", "geometry", "malloc", "recording", "terminal", "tuning"},
     {"native", "_C"},
     {"sources", "interrupt"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-# Triton kernels are operators of their own under the pages' schemas: they register by what the pages share, and the
-# pages import them only when one is called.
-UPWARD = {
-    ("triton_kernels", "ops.arguments"),
-    ("triton_kernels", "ops.convolution"),
-    ("triton_kernels", "ops.registry"),
-}
 
 
 def imports(file: Path) -> list[str]:
@@ -131,8 +124,7 @@ def test_imports_point_one_way(file):
     top = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
     for name in imports(file):
         target = name.split(".")[0]
-        lazy = (top, target) == ("ops", "triton_kernels")
-        assert lazy or target == top or LEVEL[target] > LEVEL[top] or (top, name) in UPWARD, f"{top} imports {name}"
+        assert target == top or LEVEL[target] > LEVEL[top], f"{top} imports {name}"
 
 
 def test_imports_are_seen():

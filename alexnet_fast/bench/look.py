@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from statistics import median
-from time import perf_counter
 from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.benchmark import Measurement, Timer
 
 from alexnet_fast.models import AlexNet
 from alexnet_fast.nn import pack
 from alexnet_fast.ops import local_response_norm
+
+TURNS = 3  # of each side in a case
 
 
 class Seen(NamedTuple):
@@ -30,29 +31,20 @@ class Seen(NamedTuple):
         return self.eager / self.ours
 
 
-def _seconds(call: Callable[[], object], device: str) -> float:
-    start = perf_counter()
-    call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return perf_counter() - start
-
-
-def _race(ours: Callable[[], object], eager: Callable[[], object], device: str, seconds: float) -> tuple[float, float]:
-    """Medians of both, which alternate; the first two rounds are not counted."""
-    times: list[tuple[float, float]] = []
-    start = perf_counter()
-    while perf_counter() < start + seconds or len(times) < 7:
-        times.append((_seconds(ours, device), _seconds(eager, device)))
-    return median(a for a, _ in times[2:]), median(b for _, b in times[2:])
+def _race(ours: Callable[[], object], eager: Callable[[], object], seconds: float) -> tuple[float, float]:
+    """Medians of both, which take turns."""
+    timers = [Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads()) for call in (ours, eager)]
+    turns = [[timer.blocked_autorange(min_run_time=seconds / 2 / TURNS) for timer in timers] for _ in range(TURNS)]
+    first, second = (Measurement.merge(side)[0].median for side in zip(*turns, strict=True))
+    return first, second
 
 
 def look(device: str | None = None, batch: int | None = None, seconds: float = 4) -> list[Seen]:
     """Inference and a training step of the torchvision and Caffe variants, and LRN, against torch's modules.
 
-    Each case takes about ``seconds``. Both sides are channels_last; in inference on a CPU ours is packed. Caffe's
-    variant has LRN, which torch computes in float32 alone on CPUs. ``benchmarks/`` in the repository has more cases and
-    peers, and checks every result.
+    Each case takes about ``seconds``, and what warming up takes. Both sides are channels_last; in inference on a CPU
+    ours is packed. Caffe's variant has LRN, which torch computes in float32 alone on CPUs. ``benchmarks/`` in the
+    repository has more cases and peers, and checks every result.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     batch = batch or {"cpu": 16, "cuda": 256}[device]
@@ -67,16 +59,16 @@ def look(device: str | None = None, batch: int | None = None, seconds: float = 4
         short = str(dtype).removeprefix("torch.")
         with torch.inference_mode():
             pack(net.eval()), plain.eval()
-            times = _race(lambda n=net, x=x: n(x), lambda n=plain, x=x: n(x), device, seconds)
+            times = _race(lambda n=net, x=x: n(x), lambda n=plain, x=x: n(x), seconds)
             seen.append(Seen(f"{variant}, inference, batch {batch}", short, *times, batch / times[0]))
         if variant == "caffe":
             net.train(), plain.train()
             steps = [lambda n=n, x=x: n(x).sum().backward() for n in (net, plain)]
-            times = _race(*steps, device, seconds)
+            times = _race(*steps, seconds)
             seen.append(Seen(f"{variant}, forward and backward, batch {batch}", short, *times, batch / times[0]))
     x = torch.randn(batch, 96, 55, 55, device=device).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         norm = nn.LocalResponseNorm(5, k=2.0)
-        times = _race(lambda: local_response_norm(x, 5, k=2.0), lambda: norm(x), device, seconds)
+        times = _race(lambda: local_response_norm(x, 5, k=2.0), lambda: norm(x), seconds)
     seen.append(Seen(f"LRN after conv1, batch {batch}", "float32", *times, batch / times[0]))
     return seen

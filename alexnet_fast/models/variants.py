@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from alexnet_fast.geometry import out_side
 from alexnet_fast.ops import LRN, Pool
-from alexnet_fast.ops.arguments import out_side
 
 
 class Conv(NamedTuple):

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from alexnet_fast import backends
+from alexnet_fast.geometry import LRN, Pool, memory_format, out_sides
 from alexnet_fast.nn.norm import GroupedLocalResponseNorm
-from alexnet_fast.ops.arguments import LRN, Pool, holds_tensor
-from alexnet_fast.ops.convolution import GEOMETRY, check, out_sides
+from alexnet_fast.ops.arguments import holds_tensor
+from alexnet_fast.ops.convolution import GEOMETRY, check
 from alexnet_fast.ops.epilogue import WINDOWS, plan
-from alexnet_fast.ops.registry import LIBRARY, memory_format
+from alexnet_fast.ops.registry import LIBRARY
 
 # The rows of input that a linear layer's weight is packed for. Blocks for 32 rows are as fast at 1 row as blocks for 1,
 # or faster, so that one copy serves all batches.

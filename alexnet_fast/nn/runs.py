@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from alexnet_fast import _C, backends, ops
+from alexnet_fast.geometry import Window
 from alexnet_fast.nn import packed, second
 from alexnet_fast.ops import convolution
-from alexnet_fast.ops.arguments import FLOATS, Window
+from alexnet_fast.ops.arguments import FLOATS
 from alexnet_fast.ops.conv_relu import _prepare as prepare_conv_relu
 from alexnet_fast.ops.conv_stage import _prepare as prepare_conv_stage
 from alexnet_fast.ops.epilogue import plan as plan_windows

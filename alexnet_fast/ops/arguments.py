@@ -2,43 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container
 from contextlib import suppress
 from functools import wraps
 from operator import index
-from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from alexnet_fast import backends
+from alexnet_fast.geometry import LRN, Pool, Window
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-IntPair = SupportsIndex | Sequence[SupportsIndex]
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 INT32_MAX = 2**31 - 1
 MOST_FORMS = 4096
-
-
-class LRN(NamedTuple):
-    """Local response normalization inside :func:`epilogue` and :func:`conv_stage`; fields as in
-    :func:`alexnet_fast.ops.local_response_norm`."""
-
-    size: SupportsIndex
-    alpha: SupportsFloat = 1e-4
-    beta: SupportsFloat = 0.75
-    k: SupportsFloat = 1.0
-    groups: SupportsIndex = 1
-
-
-class Pool(NamedTuple):
-    """Max-pooling inside :func:`epilogue` and :func:`conv_stage`; fields as in :func:`alexnet_fast.ops.max_pool2d`."""
-
-    kernel_size: IntPair
-    stride: IntPair | None = None
-    padding: IntPair = 0
-    ceil_mode: bool = False
 
 
 def once_per_form(prepare: Callable[..., Any]) -> Callable[..., Any]:
@@ -186,29 +166,6 @@ def check_lrn(lrn: LRN, channels: int) -> LRN:
 def cuda_refuses(lrn: LRN | None) -> str:
     """What of a normalization the CUDA kernels do not cover: they keep up to 16 channels in registers."""
     return f"windows of more than 16 channels (size={lrn.size})" if lrn and lrn.size > 16 else ""
-
-
-def out_side(name: str, side: int, kernel: int, stride: int, padding: int, ceil_mode: bool = False) -> int:
-    """Output side of a window that slides over ``side`` elements, as torch counts it."""
-    out = (side + 2 * padding - kernel + (stride - 1 if ceil_mode else 0)) // stride + 1
-    if ceil_mode and (out - 1) * stride >= side + padding:
-        out -= 1  # the last window must begin inside the image or its left padding
-    if out < 1:
-        raise ValueError(f"{name}: a window of {kernel} is larger than the input's side {side} with padding {padding}")
-    return out
-
-
-class Window(NamedTuple):
-    """A checked pooling window."""
-
-    kernel: list[int]
-    stride: list[int]
-    padding: list[int]
-    ceil_mode: bool
-
-    def out(self, height: int, width: int) -> list[int]:
-        sides = zip((height, width), self.kernel, self.stride, self.padding, strict=True)
-        return [out_side("kernel_size", *side, self.ceil_mode) for side in sides]
 
 
 def pool_window(pool: Pool, channels: int, height: int, width: int) -> Window:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from alexnet_fast import reference
 from alexnet_fast.backends import choose
-from alexnet_fast.ops.arguments import IntPair, pair
+from alexnet_fast.geometry import IntPair
+from alexnet_fast.ops.arguments import pair
 from alexnet_fast.ops.registry import LIBRARY, define, family
 from alexnet_fast.reference.augment import affine, crops, draw
 

@@ -16,23 +16,12 @@ from torch import Tensor
 
 from alexnet_fast import reference, tuning
 from alexnet_fast.backends import choose
+from alexnet_fast.geometry import IntPair, memory_format
 from alexnet_fast.ops import convolution
-from alexnet_fast.ops.arguments import IntPair, once_per_form
+from alexnet_fast.ops.arguments import once_per_form
 from alexnet_fast.ops.convolution import GEOMETRY
 from alexnet_fast.ops.epilogue import NO_LRN, NO_POOL
-from alexnet_fast.ops.registry import (
-    CUDA,
-    LIBRARY,
-    NATIVE,
-    SM90,
-    TRITON,
-    TUNED,
-    Family,
-    define,
-    empty,
-    family,
-    memory_format,
-)
+from alexnet_fast.ops.registry import CUDA, LIBRARY, NATIVE, SM90, TRITON, TUNED, Family, define, empty, family
 
 
 def _setup_context(ctx, inputs, output) -> None:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from alexnet_fast import reference, tuning
 from alexnet_fast.backends import choose
+from alexnet_fast.geometry import LRN, IntPair, Pool, Window
 from alexnet_fast.ops import convolution
-from alexnet_fast.ops.arguments import LRN, IntPair, Pool, Window, cuda_refuses, once_per_form
+from alexnet_fast.ops.arguments import cuda_refuses, once_per_form
 from alexnet_fast.ops.conv_relu import conv_relu
 from alexnet_fast.ops.convolution import GEOMETRY
 from alexnet_fast.ops.epilogue import WINDOWS, gradient, kept_of, plan, save

@@ -5,26 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from alexnet_fast import tuning
-from alexnet_fast.ops.arguments import IntPair, check_bias, check_groups, check_tensor, out_side, pair
-from alexnet_fast.ops.registry import LIBRARY, empty, memory_format
+from alexnet_fast.geometry import Geometry, IntPair, layout_of, memory_format, out_sides, sides_of
+from alexnet_fast.ops.arguments import check_bias, check_groups, check_tensor, pair
+from alexnet_fast.ops.registry import LIBRARY, empty
 from alexnet_fast.tuning import Form
 
 GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation, int groups"
-
-
-class Geometry(NamedTuple):
-    """A convolution's checked stride, padding, dilation and groups."""
-
-    stride: list[int]
-    padding: list[int]
-    dilation: list[int]
-    groups: int
 
 
 def check(
@@ -68,24 +59,9 @@ def cuda_refuses(weight: Tensor) -> str:
     return "" if weight.numel() else "a weight without elements"
 
 
-def layout_of(x: Tensor, weight: Tensor) -> Tensor:
-    """The tensor whose layout the result takes: channels_last if input or weight is, as in torch."""
-    return weight if memory_format(weight) == torch.channels_last else x
-
-
-def out_sides(x: Tensor, weight: Tensor, stride, padding, dilation) -> list[int]:
-    """Height and width of the convolution's output."""
-    return _out_sides(x.shape, weight.shape, stride, padding, dilation)
-
-
-def _out_sides(x: Sequence[int], weight: Sequence[int], stride, padding, dilation) -> list[int]:
-    extents = [d * (side - 1) + 1 for d, side in zip(dilation, weight[-2:], strict=True)]
-    return [out_side("weight", *side) for side in zip(x[-2:], extents, stride, padding, strict=True)]
-
-
 def flops(x: Sequence[int], weight: Sequence[int], _bias, stride, padding, dilation, *_rest) -> int:
     """Of the convolution alone, a multiply-add counted as two, as torch counts it."""
-    return 2 * x[0] * prod(_out_sides(x, weight, stride, padding, dilation)) * prod(weight)
+    return 2 * x[0] * prod(sides_of(x, weight, stride, padding, dilation)) * prod(weight)
 
 
 def flops_backward(dy: Sequence[int], x: Sequence[int], weight: Sequence[int], *rest) -> int:

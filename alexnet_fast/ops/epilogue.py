@@ -21,10 +21,8 @@ from torch import Tensor
 
 from alexnet_fast import reference
 from alexnet_fast.backends import choose
+from alexnet_fast.geometry import LRN, Pool, Window
 from alexnet_fast.ops.arguments import (
-    LRN,
-    Pool,
-    Window,
     check_bias,
     check_lrn,
     check_tensor,

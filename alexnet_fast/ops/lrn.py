@@ -17,7 +17,8 @@ from torch import Tensor
 
 from alexnet_fast import reference
 from alexnet_fast.backends import choose
-from alexnet_fast.ops.arguments import LRN, check_lrn, check_tensor, cuda_refuses, once_per_form
+from alexnet_fast.geometry import LRN
+from alexnet_fast.ops.arguments import check_lrn, check_tensor, cuda_refuses, once_per_form
 from alexnet_fast.ops.registry import Family, define, empty, family
 from alexnet_fast.reference.lrn import widened
 

@@ -17,16 +17,8 @@ from torch import Tensor
 
 from alexnet_fast import reference
 from alexnet_fast.backends import choose
-from alexnet_fast.ops.arguments import (
-    IntPair,
-    Pool,
-    Window,
-    check_tensor,
-    once_per_form,
-    pair,
-    pool_window,
-    refuse_window,
-)
+from alexnet_fast.geometry import IntPair, Pool, Window
+from alexnet_fast.ops.arguments import check_tensor, once_per_form, pair, pool_window, refuse_window
 from alexnet_fast.ops.registry import Family, define, empty, family
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from alexnet_fast import reference
+from alexnet_fast.geometry import memory_format
 
 LIBRARY = torch.library.Library("alexnet_fast", "DEF")
 
@@ -109,17 +110,6 @@ def _autocast(member: Family, device: str, call: Callable, *args):
         return call(member, torch.get_autocast_dtype(device), *args)
 
 
-def memory_format(x: Tensor) -> torch.memory_format:
-    """The layout that every implementation gives its results: x's own order of axes, NCHW where that is ambiguous."""
-    if x.dim() == 4:  # the two plain cases first: each call asks several times
-        if x.is_contiguous():
-            if not x.is_contiguous(memory_format=torch.channels_last):
-                return torch.contiguous_format
-        else:
-            _, channels, height, width = x.shape
-            if x.stride() == (height * width * channels, 1, width * channels, channels):
-                return torch.channels_last
-    return torch._prims_common.suggest_memory_format(x)
 
 
 def empty(like: Tensor, size, *, dtype: torch.dtype | None = None, layout_of: Tensor | None = None) -> Tensor:

@@ -55,8 +55,8 @@ CHOICES = {
 # Options that a resumed run may change: none of them moves a weight by itself, but by rounding.
 CHANGEABLE = frozenset(
     {
-        *("workers", "max_steps", "checkpoint_steps", "keep_checkpoints", "log_steps", "max_bad", "graph"),
-        *("tensorboard", "wandb", "mlflow", "nproc", "parallel"),
+        *("workers", "max_steps", "checkpoint_steps", "keep_checkpoints", "log_steps", "max_bad"),
+        *("tensorboard", "wandb", "mlflow", "nproc", "parallel", "graph"),
     }
 )
 

@@ -26,8 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from alexnet_fast.ops.convolution import Geometry, layout_of, out_sides
-from alexnet_fast.ops.registry import memory_format
+from alexnet_fast.geometry import Geometry, layout_of, memory_format, out_sides
 from alexnet_fast.triton_kernels import epilogue
 from alexnet_fast.triton_kernels.launch import INTERPRETED, Tuned, accumulator, dense, implements
 

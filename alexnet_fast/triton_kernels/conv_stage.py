@@ -13,9 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from alexnet_fast.ops.arguments import LRN, Window
-from alexnet_fast.ops.convolution import Geometry
-from alexnet_fast.ops.registry import memory_format
+from alexnet_fast.geometry import LRN, Geometry, Window, memory_format
 from alexnet_fast.triton_kernels import conv_relu, lrn, max_pool
 from alexnet_fast.triton_kernels.launch import implements
 

@@ -17,8 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from alexnet_fast.ops.arguments import LRN, Window
-from alexnet_fast.ops.registry import memory_format
+from alexnet_fast.geometry import LRN, Window, memory_format
 from alexnet_fast.triton_kernels import lrn as norm
 from alexnet_fast.triton_kernels import max_pool
 from alexnet_fast.triton_kernels.launch import accumulator, dense, implements

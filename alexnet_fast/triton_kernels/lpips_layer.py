@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from alexnet_fast.ops.registry import memory_format
+from alexnet_fast.geometry import memory_format
 from alexnet_fast.triton_kernels.launch import accumulator, dense, implements
 from alexnet_fast.triton_kernels.tiles import ELEMENTS
 

@@ -22,8 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from alexnet_fast.ops.arguments import LRN
-from alexnet_fast.ops.registry import memory_format
+from alexnet_fast.geometry import LRN, memory_format
 from alexnet_fast.triton_kernels.launch import accumulator, dense, implements
 from alexnet_fast.triton_kernels.tiles import Sheet, add_up, apart, bias_of, lines_of, rectify, tile_of, together
 

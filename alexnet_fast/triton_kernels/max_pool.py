@@ -20,8 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from alexnet_fast.ops.arguments import Window
-from alexnet_fast.ops.registry import memory_format
+from alexnet_fast.geometry import Window, memory_format
 from alexnet_fast.triton_kernels.launch import accumulator, dense, implements
 from alexnet_fast.triton_kernels.tiles import Sheet, add_up, bias_of, rectify, tile_of
 

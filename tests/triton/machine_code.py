@@ -21,9 +21,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from alexnet_fast.geometry import Geometry, Window
 from alexnet_fast.ops import LRN
-from alexnet_fast.ops.arguments import Window
-from alexnet_fast.ops.convolution import Geometry
 from alexnet_fast.triton_kernels import (
     augment,
     conv_relu,

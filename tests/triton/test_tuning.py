@@ -13,7 +13,7 @@ SCRIPT = """
 import json, sys
 import torch, triton
 from triton.runtime.jit import JITFunction
-from alexnet_fast.ops.convolution import Geometry
+from alexnet_fast.geometry import Geometry
 from alexnet_fast.triton_kernels import conv_relu
 from tests.triton.machine_code import Elsewhere
 
