@@ -17,6 +17,8 @@ VENV ?= .venv
 PYTEST ?=
 STEP ?=
 BIN := $(VENV)/bin
+# As many processes as cores. Their OpenMP threads do not spin while they wait: the cores are another process's meanwhile.
+PARALLEL := OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses $$(nproc) --dist worksteal
 NATIVE := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
 .PHONY: demo test soak bench gpu-report lint clean
@@ -25,8 +27,8 @@ demo: $(VENV)/installed
 	$(BIN)/alexnet-fast train digits --nproc 2 --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: lint
-	$(BIN)/pytest $(PYTEST)
-	TRITON_INTERPRET=1 $(BIN)/pytest tests/triton $(PYTEST)
+	$(PARALLEL) $(PYTEST)
+	TRITON_INTERPRET=1 $(PARALLEL) tests/triton $(PYTEST)
 
 soak: $(VENV)/installed
 	$(BIN)/pytest tests/train tests/parallel --slow

@@ -197,6 +197,9 @@ def train(
         Path | None, _option("options in a JSON or YAML file, such as a run's config.json", panel=RUN)
     ] = None,
     dry_run: Annotated[bool, _option("say what would be trained, and end", "--dry-run", panel=RUN)] = False,
+    graph: Annotated[
+        bool | None, _option("replay a GPU's steps as CUDA graphs (yes)", "--graph/--no-graph", panel=RANKS)
+    ] = None,
     tensorboard: Annotated[
         bool | None, _option("TensorBoard logs in the output folder", "--tensorboard", panel=RUN)
     ] = None,

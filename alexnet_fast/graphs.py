@@ -4,72 +4,60 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Run = Callable[[], Any]
-
-
-class Cuda:
-    """Records work in CUDA graphs."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.side = torch.cuda.Stream(device)
-
-    def warm_up(self, run: Run) -> Any:
-        """``run()`` on a stream of its own: what it makes for later calls must not belong to the current stream."""
-        current = torch.cuda.current_stream(self.device)
-        self.side.wait_stream(current)
-        with torch.cuda.stream(self.side):
-            result = run()
-        current.wait_stream(self.side)
-        if isinstance(result, Tensor):
-            result.record_stream(current)
-        return result
-
-    def record(self, run: Run) -> Run:
-        """What repeats the work of ``run()``, which is recorded and not done, in the memory that it has then."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self.device), torch.cuda.graph(graph):
-            run()
-        return graph.replay
-
-
-RECORDERS: dict[str, Callable[[torch.device], Any]] = {"cuda": Cuda}
+from alexnet_fast.recording import RECORDERS, Run
 
 
 @dataclass
 class Recorded:
     """What was recorded for one form of the batch, and the tensors that it reads and writes."""
 
-    input: Tensor
-    target: Tensor
+    inputs: tuple[Tensor, ...]
     replay: Run
-    loss: Tensor | None = None
+    result: Tensor | None = None
     gradients: list[tuple[Tensor, Tensor | None]] | None = None
-    step: Run | None = None  # the optimizer's
+    update: Run | None = None
     options: tuple | None = None  # what the optimizer worked by in the newest call
 
 
-class GraphedStep:
-    """See :func:`graphed_step`. ``refused`` says why the net's or the optimizer's part is not recorded, where it is
-    not."""
+class Graphed:
+    """Steps of training as the replay of two graphs: ``work(*inputs, *constants)``, which gives gradients to the
+    parameters of ``optimizer`` and returns a tensor, and ``update()``, which steps it.
+
+    ``refused`` says why the net's or the optimizer's part is not recorded, where it is not.
+
+    Args:
+        net: whose mode is part of what a recording holds for.
+        warmup, most: as in :func:`graphed_step`.
+        name: whose warnings are given.
+        generators: sets those that ``work`` draws from, besides the device's own, and returns them. Called ahead of
+            each recording and replay of ``work``.
+        proved: whether a recording is taken only if its first replay gives the bits that ``work`` gives as it stands:
+            where the same input always gives the same bits.
+    """
 
     def __init__(
         self,
+        work: Callable[..., Tensor],
+        update: Run,
         net: nn.Module,
-        loss: Callable[[Tensor, Tensor], Tensor],
         optimizer: torch.optim.Optimizer,
+        *,
         warmup: int,
         most: int,
+        name: str,
+        generators: Callable[[], Iterable[torch.Generator]] = tuple,
+        proved: bool = False,
     ) -> None:
-        self.net, self.loss, self.optimizer = net, loss, optimizer
-        self.warmup, self.most = warmup, most
+        self.work, self.update, self.net, self.optimizer = work, update, net, optimizer
+        self.warmup, self.most, self.name = warmup, most, name
+        self.generators, self.proved = generators, proved
         self.refused: dict[str, str] = {}
         self.recorder: Any = None
         self.forget()
@@ -80,36 +68,37 @@ class GraphedStep:
         self.calls: Counter[tuple] = Counter()
         self.state: tuple = ()
 
-    def __call__(self, input: Tensor, target: Tensor) -> Tensor:
-        if input.device.type not in RECORDERS or "net" in self.refused:
-            return self._eager(input, target)
-        if self.recorder is None or self.recorder.device != input.device:
+    def __call__(self, *inputs: Tensor, constants: tuple = ()) -> Tensor:
+        if inputs[0].device.type not in RECORDERS or "net" in self.refused:
+            return self._eager(inputs, constants)
+        if self.recorder is None or self.recorder.device != inputs[0].device:
             self.forget()
-            self.recorder = RECORDERS[input.device.type](input.device)
+            self.recorder = RECORDERS[inputs[0].device.type](inputs[0].device)
         state = self._state()
         if state != self.state:
             self.forget()
             self.state = state
-        form = tuple((t.shape, t.stride(), t.dtype, t.device) for t in (input, target))
+        form = (*((t.shape, t.stride(), t.dtype, t.device) for t in inputs), constants)
         if form not in self.recorded:
             if self.calls[form] < self.warmup:
                 self.calls[form] += 1
-                return self.recorder.warm_up(lambda: self._eager(input, target))
-            recorded = self._record(input, target)
+                return self.recorder.warm_up(lambda: self._eager(inputs, constants))
+            recorded = self._record(inputs, constants)
             if recorded is None:
-                return self._eager(input, target)
+                return self._eager(inputs, constants)
             self.recorded[form] = recorded
             if len(self.recorded) > self.most:
                 self.recorded.popitem(last=False)
         self.recorded.move_to_end(form)
-        return self._replay(self.recorded[form], input, target)
+        recorded = self.recorded[form]
+        self._replay(recorded, inputs)
+        self._step(recorded)
+        return recorded.result.clone()
 
-    def _eager(self, input: Tensor, target: Tensor) -> Tensor:
-        self.optimizer.zero_grad()
-        loss = self.loss(self.net(input), target)
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach()
+    def _eager(self, inputs: tuple[Tensor, ...], constants: tuple) -> Tensor:
+        result = self.work(*inputs, *constants)
+        self.update()
+        return result.detach()
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -128,61 +117,70 @@ class GraphedStep:
         states = [id(v) for state in self.optimizer.state.values() for v in state.values()]
         return (*[id(v) if isinstance(v, Tensor) else v for v in values], *states)
 
-    def _record(self, input: Tensor, target: Tensor) -> Recorded | None:
-        recorded = Recorded(input.detach().clone(), target.detach().clone(), lambda: None)
+    def _record(self, inputs: tuple[Tensor, ...], constants: tuple) -> Recorded | None:
+        recorded = Recorded(tuple(tensor.detach().clone() for tensor in inputs), lambda: None)
 
         def run() -> list[Tensor | None]:
-            self.optimizer.zero_grad()  # to None: backward then writes gradients, and adds nothing up
-            loss = self.loss(self.net(recorded.input), recorded.target)
-            loss.backward()
-            recorded.loss = loss.detach()
+            recorded.result = self.work(*recorded.inputs, *constants).detach()
             return [parameter.grad for parameter in self._parameters()]
 
-        replay = self._try("net", run)
+        replay = self._try("net", run, self.generators())
         if replay is None:
             return None
         recorded.replay = replay
+        if self.proved and not self._proves(recorded, inputs, constants):
+            self._refuse("net", "what a graph replays is not what the step itself gives")
+            return None
         return recorded
 
-    def _try(self, part: str, run: Run) -> Run | None:
+    def _proves(self, recorded: Recorded, inputs: tuple[Tensor, ...], constants: tuple) -> bool:
+        """Whether a replay gives what the step as it stands gives: result and gradients, bit for bit."""
+        self._replay(recorded, inputs)
+        got = [recorded.result, *[gradient for _, gradient in recorded.gradients]]
+        got = [tensor if tensor is None else tensor.clone() for tensor in got]
+        wanted = [self.work(*inputs, *constants).detach(), *[parameter.grad for parameter in self._parameters()]]
+        return all(
+            (one is None and other is None) or (one is not None and other is not None and torch.equal(one, other))
+            for one, other in zip(got, wanted, strict=True)
+        )
+
+    def _try(self, part: str, run: Run, generators: Iterable[torch.Generator] = ()) -> Run | None:
         try:
-            return self.recorder.record(run)
+            return self.recorder.record(run, generators)
         except RuntimeError as error:
-            reason = str(error).strip().partition("\n")[0]
-            self.refused[part] = reason
-            self.optimizer.zero_grad()
-            warnings.warn(
-                f"graphed_step: the {part}'s part runs without a graph: {reason}", RuntimeWarning, stacklevel=4
-            )
+            self._refuse(part, str(error).strip().partition("\n")[0])
             return None
 
-    def _replay(self, recorded: Recorded, input: Tensor, target: Tensor) -> Tensor:
-        recorded.input.copy_(input, non_blocking=True)
-        recorded.target.copy_(target, non_blocking=True)
+    def _refuse(self, part: str, reason: str) -> None:
+        self.refused[part] = reason
+        self.optimizer.zero_grad()
+        warnings.warn(f"{self.name}: the {part}'s part runs without a graph: {reason}", RuntimeWarning, stacklevel=5)
+
+    def _replay(self, recorded: Recorded, inputs: tuple[Tensor, ...]) -> None:
+        for own, given in zip(recorded.inputs, inputs, strict=True):
+            own.copy_(given, non_blocking=True)
+        self.generators()
         recorded.replay()
         if recorded.gradients is None:
             recorded.gradients = [(parameter, parameter.grad) for parameter in self._parameters()]
         for parameter, gradient in recorded.gradients:  # those of another form, or none, may stand there
             parameter.grad = gradient
-        self._step(recorded)
-        return recorded.loss.clone()
 
     def _step(self, recorded: Recorded) -> None:
         """The optimizer's step: recorded once its options and state have stayed the same from one call to the next."""
         options = self._options()
         steady, recorded.options = options == recorded.options, options
         if not steady:
-            recorded.step = None
-        elif recorded.step is None and "optimizer" not in self.refused:
-            gradients = recorded.gradients
-            recorded.step = self._try("optimizer", self.optimizer.step)
-            for parameter, gradient in gradients:
+            recorded.update = None
+        elif recorded.update is None and "optimizer" not in self.refused:
+            recorded.update = self._try("optimizer", self.update)
+            for parameter, gradient in recorded.gradients:
                 parameter.grad = gradient
-        if recorded.step is None:
-            self.optimizer.step()
+        if recorded.update is None:
+            self.update()
             recorded.options = options if options == self._options() else None
         else:
-            recorded.step()
+            recorded.update()
 
 
 def graphed_step(
@@ -192,7 +190,7 @@ def graphed_step(
     *,
     warmup: int = 3,
     most: int = 4,
-) -> GraphedStep:
+) -> Graphed:
     """A function that trains ``net`` by one batch, on CUDA as the replay of CUDA graphs::
 
         step = graphed_step(net, nn.CrossEntropyLoss(), optimizer)
@@ -234,4 +232,11 @@ def graphed_step(
     for name, number in (("warmup", warmup), ("most", most)):
         if type(number) is not int or number < 1:
             raise ValueError(f"{name}: expected a positive int, got {number!r}")
-    return GraphedStep(net, loss, optimizer, warmup, most)
+
+    def work(input: Tensor, target: Tensor) -> Tensor:
+        optimizer.zero_grad()  # to None: backward then writes gradients, and adds nothing up
+        value = loss(net(input), target)
+        value.backward()
+        return value
+
+    return Graphed(work, optimizer.step, net, optimizer, warmup=warmup, most=most, name="graphed_step")

@@ -1,4 +1,4 @@
-"""graphed_step is a training step, whatever it records. Here a stand-in records on a CPU: its replay is a new run."""
+"""graphed_step is a training step, whatever it records."""
 
 from __future__ import annotations
 
@@ -10,43 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from alexnet_fast import AlexNet, graphed_step, graphs
+from alexnet_fast import AlexNet, graphed_step, recording
 from alexnet_fast.optim import SGD
+from tests.recorders import StandIn, stand_in  # noqa: F401  a fixture
 
-
-class StandIn:
-    """Records by keeping what to run. As a graph's, gradients are written to the same memory in each replay."""
-
-    made = 0
-    refuses: tuple[int, ...] = ()
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def warm_up(self, run):
-        return run()
-
-    def record(self, run):
-        StandIn.made += 1
-        if StandIn.made in StandIn.refuses:
-            raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
-        written = []
-
-        def replay() -> None:
-            made = run() or []
-            written.extend(made[len(written) :])
-            for kept, new in zip(written, made, strict=True):
-                if kept is not None and kept is not new:
-                    kept.copy_(new)
-
-        return replay
-
-
-@pytest.fixture(autouse=True)
-def stand_in(monkeypatch):
-    monkeypatch.setitem(graphs.RECORDERS, "cpu", StandIn)
-    monkeypatch.setattr(StandIn, "made", 0)
-    monkeypatch.setattr(StandIn, "refuses", ())
+pytestmark = pytest.mark.usefixtures("stand_in")
 
 
 def nets() -> tuple[nn.Module, nn.Module]:
@@ -169,7 +137,7 @@ def test_what_cannot_be_recorded_runs_without(monkeypatch, refused, part):
 
 
 def test_without_a_gpu_it_is_the_plain_step(monkeypatch):
-    monkeypatch.delitem(graphs.RECORDERS, "cpu")
+    monkeypatch.delitem(recording.RECORDERS, "cpu")
     one, other = nets()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

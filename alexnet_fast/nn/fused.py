@@ -24,6 +24,7 @@ from torch.utils._device import DeviceContext
 from alexnet_fast import _C, backends, ops
 from alexnet_fast.nn import folding, packed
 from alexnet_fast.nn.norm import GroupedLocalResponseNorm
+from alexnet_fast.nn.replays import Replays
 from alexnet_fast.nn.runs import Segment
 from alexnet_fast.ops.arguments import FLOATS
 
@@ -274,6 +275,8 @@ class Plan:
                 self._append(run, part, fixed)
         only = self.parts[0] if len(self.parts) == 1 else None
         self.carry_out = only if type(only) is Segment else self._one_after_another
+        if type(only) is Segment and any(packed.asked(module) for module in members):
+            self.carry_out = Replays(only, [parameter for module in members for parameter in module.parameters()])
 
     def _watch(self, module: nn.Module) -> None:
         cls, own = type(module), module.__dict__

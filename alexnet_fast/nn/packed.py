@@ -66,11 +66,16 @@ _copies: dict[int, _Copy | None] = {}
 def pack(model: M) -> M:
     """Lets every Conv2d and Linear in ``model`` that a FusedSequential runs keep a packed copy of its weight.
 
-    For inference on CPUs: the copies are made, and used, by calls under ``torch.inference_mode()`` or
-    ``torch.no_grad()``, and made anew when a weight has changed or images have another shape. They take as much memory
-    as the weights. Parameters, keys and pickles stay as they are; a deep copy of the model is not packed.
+    For inference, by calls under ``torch.inference_mode()`` or ``torch.no_grad()``. Parameters, keys and pickles stay
+    as they are; a deep copy of the model is not packed.
 
-    A weight that is written through ``.data`` or from another process changes unseen: call ``pack(model)`` again.
+    On CPUs the copies are made by the first call, and made anew when a weight has changed or images have another shape.
+    They take as much memory as the weights. A weight that is written through ``.data`` or from another process changes
+    unseen: call ``pack(model)`` again.
+
+    On CUDA devices nothing is copied. There a FusedSequential whose modules all are fused replays what it recorded in a
+    CUDA graph (:class:`alexnet_fast.nn.replays.Replays`), from the second call on with a shape, for up to eight shapes;
+    each keeps the memory of its activations. What cannot be recorded runs as it stands, and one warning says why.
 
     Returns ``model``.
     """

@@ -25,18 +25,28 @@ class BatchDropout(nn.Dropout):
         self.batch, self.seed = batch, 0
         self.rows = torch.zeros(1, dtype=torch.int64)
         self.columns = (0, 1)
+        self.generators: dict[torch.device, torch.Generator] = {}
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return input
         part, parts = self.columns
         features = input.shape[1]
-        generator = torch.Generator(input.device).manual_seed(self.seed)
+        generator = self.seeded(input.device)
         # Always for all of the largest batch: what a generator gives can depend on how much it is asked for.
         kept = input.new_empty((self.batch, parts * features, *input.shape[2:]))
         kept.bernoulli_(1 - self.p, generator=generator)
         mine = kept[:, part * features : (part + 1) * features][self.rows]
         return input * mine.mul_(1 / (1 - self.p) if self.p < 1 else 0)
+
+    def seeded(self, device: torch.device) -> torch.Generator:
+        """The layer's generator on ``device``, set to ``seed``; while a CUDA graph is recorded it has to be already."""
+        if device not in self.generators:
+            self.generators[device] = torch.Generator(device)
+        generator = self.generators[device]
+        if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+            generator.manual_seed(self.seed)
+        return generator
 
 
 def split_dropouts(net: nn.Module, batch: int) -> list[BatchDropout]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
+from alexnet_fast.graphs import Graphed
 from alexnet_fast.parallel.collectives import bytes_of, gather
 from alexnet_fast.parallel.dropout import BatchDropout
 from alexnet_fast.parallel.ranks import Ranks
@@ -52,6 +53,7 @@ class Split:
         self.dims: dict[str, int] = {}  # along which a parameter is split; the others are whole on each rank
         self.loads = (ranks.rank, ranks.world)
         self.net = self._part()
+        self.graphed: Graphed | None = None
 
     def _part(self) -> nn.Module:
         self.parallel = data_parallel(self.whole, self)
@@ -70,7 +72,32 @@ class Split:
         Images are normalized, (n, 3, side, side). Returns loss, hits and images counted, float64, which summed over
         ranks are the batch's.
         """
-        rows = self.ranks.rank + self.ranks.world * torch.arange(len(images))
+        if self.graphed is not None:
+            return self.graphed(images, labels, constants=(counted,))
+        figures = self._gradients(images, labels, counted, mixed)
+        update()
+        return figures
+
+    def replay(self, update: Callable[[], None], optimizer: torch.optim.Optimizer) -> None:
+        """Lets :meth:`train` replay on CUDA what it has recorded, bit for bit; for one rank, whose gradients nobody
+        waits for, and steps of one part, whose images are not mixed. ``update`` is what train() is given."""
+        device = self.ranks.device
+
+        def work(images: Tensor, labels: Tensor, counted: int) -> Tensor:
+            optimizer.zero_grad()
+            return self._gradients(images, labels, counted)
+
+        def seeded() -> list[torch.Generator]:
+            return [dropout.seeded(device) for dropout in self.dropouts]
+
+        if self.ranks.world == 1 and self.step.parts == 1:
+            self.graphed = Graphed(
+                *(work, update, self.net, optimizer), warmup=3, most=4, name="train", generators=seeded, proved=True
+            )
+
+    def _gradients(self, images: Tensor, labels: Tensor, counted: int, mixed: Mixed | None = None) -> Tensor:
+        """Adds this step's gradients to the parameters'; returns what :meth:`train` does."""
+        rows = self.ranks.rank + self.ranks.world * torch.arange(len(images), device=self.ranks.device)
         others = mixed.labels if mixed else labels
         share = mixed.share if mixed else 1.0
         figures = torch.zeros(3, dtype=torch.float64, device=self.ranks.device)
@@ -88,7 +115,6 @@ class Split:
                 # images.
                 (loss * (self.ranks.world / counted)).backward()
             figures += self.figures(loss, logits, wanted)
-        update()
         return figures
 
     def place(self, rows: Tensor) -> None:

@@ -54,7 +54,7 @@ CHOICES = {
 CHANGEABLE = frozenset(
     {
         *("workers", "max_steps", "checkpoint_steps", "keep_checkpoints", "log_steps", "max_bad", "tensorboard"),
-        *("nproc", "parallel"),
+        *("nproc", "parallel", "graph"),
     }
 )
 
@@ -152,6 +152,7 @@ class TrainConfig:
     eps: Annotated[float, Range(1e-30, 1)] = 1e-8  # of AdamW
     clip_grad: Annotated[float, Range(1e-12)] | None = None  # the norm of all gradients together is cut to this
     accumulate: Annotated[int, Range(1, 1 << 20)] = 1  # batches whose gradients make a step
+    graph: bool = True  # whether a single GPU's steps of SGD are replayed as CUDA graphs
     model_ema: bool = False  # whether evaluations take a moving average of the weights
     model_ema_decay: Unit = 0.9998  # what each update keeps of it
     model_ema_steps: Steps = 1  # between updates

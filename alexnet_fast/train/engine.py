@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -23,15 +22,17 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from alexnet_fast import tuning
-from alexnet_fast.data import NOT_COUNTED, BadImage, Batch, Data, Transform, read_image, training_batches
+from alexnet_fast.data import NOT_COUNTED, Batch, Data, Transform, training_batches
 from alexnet_fast.data.loader import steps_per_epoch, worker_deaths_named
 from alexnet_fast.data.random import mix
 from alexnet_fast.data.records import read_json
 from alexnet_fast.data.stored import CachedImages
 from alexnet_fast.errors import InputError, RunError
 from alexnet_fast.malloc import keep_memory
-from alexnet_fast.parallel import MODES, PASSED_ON, Ranks, Split, Step, split_dropouts
+from alexnet_fast.parallel import MODES, Ranks, Split, Step, split_dropouts
 from alexnet_fast.train import checkpoint, pictures
+from alexnet_fast.train.average import Average
+from alexnet_fast.train.badfiles import SETS, BadFiles
 from alexnet_fast.train.checkpoint import WEIGHT, Checkpoint, Saver
 from alexnet_fast.train.config import TrainConfig
 from alexnet_fast.train.evaluate import Evaluation, augmented, autocast, evaluate, using
@@ -39,8 +40,8 @@ from alexnet_fast.train.mixing import mix_images
 from alexnet_fast.train.optimizer import SLOTS, build_optimizer, restore
 from alexnet_fast.train.report import Report, read_rows
 from alexnet_fast.train.schedule import learning_rate, plateau
+from alexnet_fast.train.stopping import Signal
 
-SAME_SIGNAL = 0.2  # seconds in which a second signal is the first: some programs send to a process and to its group
 CONFUSION_CLASSES = 1000  # of more the table is too large to be looked at
 DROPOUT_KEY = 0x64726F70  # keeps the dropout seeds apart from the keys of data/loader.py
 
@@ -99,22 +100,20 @@ class Trainer:
             if prefix + colon in self.slots and name in self.names:
                 slot, part = self.slots[prefix + colon], self.split.part(name, value)
                 restore(self.optimizer, self.names[name], slot, part, self.state["step"])
-        self.average: dict[str, Tensor] = {}  # of this rank's parameters, with --model-ema
+        if config.graph and config.optimizer == "sgd" and not config.mixup and not config.cutmix:
+            self.split.replay(self._update, self.optimizer)
+        self.average: Average | None = None
         if config.model_ema:
             source = stored or model.state_dict()
-            self.average = {
-                name: torch.empty_like(own.detach()).copy_(self.split.part(name, source[name]))
-                for name, own in net.named_parameters()
-            }
+            self.average = Average(self.split, source, config.model_ema_decay, config.model_ema_steps)
         self.saver = Saver(Path(config.out))
         ranks.sent.update(self.state["sent"])
         self.pending: tuple[Tensor, int, float] | None = None  # sums of the newest step, its images, its lr
-        self.bad: dict[str, dict[str, str]] = {"training": {}, "held-out": {}}
-        self.new_bad: dict[str, str] = {}
+        self.bad = BadFiles(ranks, dict(zip(SETS, (len(data.train), len(data.val)), strict=True)), config.max_bad)
         self.result: Evaluation | None = None
         self.confusion: Tensor | None = None  # of the newest evaluation, (classes, classes), by label and answer
         self.told_no_matplotlib = False
-        self.signal = 0  # this rank's
+        self.signal = Signal()  # this rank's
         self.stopping = False  # all ranks'
         self.failure: InputError | None = None  # why they stop, if not for a signal
         self.started = time.perf_counter() - self.state["seconds"]
@@ -137,15 +136,10 @@ class Trainer:
                     metrics_bytes=self.state["metrics_bytes"],
                 )
                 stack.callback(self.report.close)
-                for row in read_rows(run):
-                    if row["kind"] == "bad file" and not _readable(row["path"]):  # it may have been mended since
-                        self.bad[row["set"]][row["path"]] = row["reason"]
-            self.bad = self.ranks.gather(self.bad)[0]
-            for kind in self.bad:
-                self._check_bad_share(kind)
+            self.bad.restore(read_rows(run) if self.ranks.main else ())
             if self.ranks.device.type == "cpu":
                 keep_memory()
-            stack.enter_context(self._signals())
+            stack.enter_context(self.signal.heard())
             stack.enter_context(using(self.config.backend))
             stack.enter_context(tuning.pinned(agreed(self.config, self.ranks)))
             stack.enter_context(_deterministic())
@@ -229,12 +223,10 @@ class Trainer:
         images = augmented(batch, config, ranks.device, self.state["epoch"])
         images, mixed = mix_images(config, step, images, labels)
         figures = self.split.train(images, labels, batch.counted, self._update, mixed)
-        if config.model_ema and (step + 1) % config.model_ema_steps == 0:
-            with torch.no_grad():
-                for name, own in self.split.net.named_parameters():
-                    self.average[name].lerp_(own, 1 - config.model_ema_decay)
-        self.new_bad.update({path: reason for path, reason in batch.bad if path not in self.bad["training"]})
-        flags = torch.tensor([len(self.new_bad), bool(self.signal)], dtype=torch.float64, device=ranks.device)
+        if self.average:
+            self.average.move(step + 1)
+        self.bad.meet(batch.bad)
+        flags = torch.tensor([len(self.bad.new), bool(self.signal.number)], dtype=torch.float64, device=ranks.device)
         self.pending = (ranks.add(torch.cat([figures, flags])), batch.counted, lr)
 
     def _update(self) -> None:
@@ -270,9 +262,8 @@ class Trainer:
         if self.report:
             self.report.step(state["epoch"], state["step"], images, log)
         if new_bad:
-            found, self.new_bad = self.new_bad, {}
             try:
-                self._share_bad(found, "training")
+                self.bad.share_new(self.report, state["step"])
             except InputError as error:
                 self.failure, self.stopping = error, True
 
@@ -297,12 +288,12 @@ class Trainer:
         counts, classes = None, self.config.num_classes
         if classes <= CONFUSION_CLASSES:
             counts = torch.zeros(classes, classes, dtype=torch.int64, device=self.ranks.device)
-        with self._averaged():
+        with self.average.in_place(self.model) if self.average else contextlib.nullcontext():
             result, bad = evaluate(
                 self.model, self.data.val, self.config, self.ranks, self._after_evaluating, confusion=counts
             )
         self.confusion = counts
-        self._share_bad(bad, "held-out")
+        self.bad.share(bad, "held-out", self.report, self.state["step"])
         self.result = result
         if self.report:
             row |= {
@@ -320,19 +311,6 @@ class Trainer:
     def _stale(self) -> bool:
         patience = self.config.early_stopping
         return patience is not None and self.state["stale"] >= patience
-
-    @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """``model`` has the averaged weights within the block, if the run keeps them."""
-        if not self.average:
-            yield
-            return
-        own = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
-        self.model.load_state_dict(self.split.joined(self.average))
-        try:
-            yield
-        finally:
-            self.model.load_state_dict(own)
 
     def _split(self, model: nn.Module) -> Split:
         """``model`` on this rank's device, shared out as --parallel says."""
@@ -360,24 +338,6 @@ class Trainer:
         """Time spent in this run, what came before a resume included."""
         return time.perf_counter() - self.started
 
-    def _share_bad(self, found: dict[str, str], kind: str) -> None:
-        """All ranks learn what each found; raises :class:`InputError` where that is more than --max-bad allows."""
-        known = self.bad[kind]
-        shared = {
-            path: reason for part in self.ranks.gather(found) for path, reason in part.items() if path not in known
-        }
-        known |= shared
-        if self.report:
-            self.report.bad_files(shared, kind, self.state["step"])
-        self._check_bad_share(kind)
-
-    def _check_bad_share(self, kind: str) -> None:
-        bad, files = self.bad[kind], len(self.data.train if kind == "training" else self.data.val)
-        if len(bad) > self.config.max_bad * files:
-            path, reason = next(iter(bad.items()))
-            share = f"more than the share --max-bad {self.config.max_bad:g}"
-            raise InputError(f"{len(bad)} of {files} {kind} files are unusable, {share}; the first: {path}: {reason}")
-
     def _save(self) -> None:
         """Brings ``model`` up to date, and starts to write a checkpoint of this step."""
         state = self.optimizer.state
@@ -392,7 +352,7 @@ class Trainer:
         weights = self.model.state_dict()
         if self.average:
             kept |= {WEIGHT + name: value for name, value in weights.items()}
-            weights = self.split.joined(self.average)
+            weights = self.average.whole()
         if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
             raise RunError(f"weights are not finite after step {self.state['step']}: lower --lr or lengthen --warmup")
         if self.report:
@@ -424,30 +384,8 @@ class Trainer:
                 self.report.line("no curves.png: matplotlib is not installed (pip install matplotlib)")
             self.told_no_matplotlib = True
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """The first one is noted, a second one kills; the launcher's are of the numbers that it was sent itself."""
-        sent = {passed: number for number, passed in PASSED_ON.items()}
-        noted = 0.0
-
-        def note(number: int, frame: object) -> None:
-            nonlocal noted
-            now = time.monotonic()
-            if self.signal and now - noted > SAME_SIGNAL:
-                os._exit(128 + self.signal)
-            if not self.signal:
-                self.signal, noted = sent.get(number, number), now
-
-        numbers = [n for n in {signal.SIGINT, *sent} if signal.getsignal(n) is not signal.SIG_IGN]
-        before = {number: signal.signal(number, note) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
     def _after_evaluating(self, images: int) -> None:
-        if self.signal:
+        if self.signal.number:
             raise Stopped
         if self.report:
             self.report.evaluating(images * self.ranks.world, len(self.data.val))
@@ -458,7 +396,7 @@ class Trainer:
             self.ranks.wait()
         if self.failure:
             raise self.failure
-        number = self.signal or signal.SIGTERM
+        number = self.signal.number or signal.SIGTERM
         if self.report:
             name = signal.Signals(number).name
             self.report.line(f"stopped by {name} at step {self.state['step']}; go on with --resume {self.config.out}")
@@ -468,18 +406,10 @@ class Trainer:
         if not self.report:
             return
         self.saver.finish()
-        bad = {kind: len(files) for kind, files in self.bad.items()}
+        bad = {kind: len(files) for kind, files in self.bad.known.items()}
         if self.confusion is not None and self.result:
             self.report.confused(self.confusion.cpu(), self.data.classes)
         self.report.finished(self.result, self.state, self._seconds(), dict(self.ranks.sent), bad)
-
-
-def _readable(path: str) -> bool:
-    try:
-        read_image(path)
-    except BadImage:
-        return False
-    return True
 
 
 @contextlib.contextmanager

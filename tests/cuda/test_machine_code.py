@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from alexnet_fast import _C
+from tests.conftest import TABLES
 
 from . import machine_code
 from .budgets import BUDGETS, budget, faults
-from .conftest import TABLES
 from .limits import KB, MULTIPROCESSORS
 from .machine_code import Kernel, kernels, resident_blocks
 

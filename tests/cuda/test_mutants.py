@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.conftest import TABLES
+
 from . import host_build, test_pointwise
-from .conftest import TABLES
 from .conv import BF16, EDGES, backward, forward, stage, stages
 from .mutants import MUTANTS, SM90_MUTANTS, Mutant
 from .pointwise import tasks

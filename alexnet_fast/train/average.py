@@ -1,0 +1,46 @@
+"""A moving average of the weights, a ← d · a + (1 − d) · w, as torchvision's training script keeps with --model-ema."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from alexnet_fast.parallel import Split
+
+
+class Average:
+    """Of this rank's parameters of ``split``; begins as ``source``, a whole net's ``state_dict``.
+
+    ``decay`` is d; :meth:`move` does something at each ``steps``-th step.
+    """
+
+    def __init__(self, split: Split, source: dict[str, Tensor], decay: float, steps: int) -> None:
+        self.split, self.decay, self.steps = split, decay, steps
+        self.tensors = {
+            name: torch.empty_like(own.detach()).copy_(split.part(name, source[name]))
+            for name, own in split.net.named_parameters()
+        }
+
+    @torch.no_grad()
+    def move(self, step: int) -> None:
+        """After ``step`` steps."""
+        if step % self.steps == 0:
+            for name, own in self.split.net.named_parameters():
+                self.tensors[name].lerp_(own, 1 - self.decay)
+
+    def whole(self) -> dict[str, Tensor]:
+        """Every rank has to call it."""
+        return self.split.joined(self.tensors)
+
+    @contextlib.contextmanager
+    def in_place(self, model: nn.Module) -> Iterator[None]:
+        """``model``, a whole net, has the averaged weights within the block."""
+        own = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        model.load_state_dict(self.whole())
+        try:
+            yield
+        finally:
+            model.load_state_dict(own)
