@@ -215,3 +215,59 @@ MUTANTS = [
         "(h - top) * args.pool.kernel_h",
     ),
 ]
+
+FWD, BWD, WALK = "sm90/conv_relu_fwd.cu", "sm90/conv_relu_bwd.cu", "common/conv_sm90.cuh"
+SM90_MUTANTS = [
+    Mutant("sm90::conv_relu_fwd", "a stage is given back while products read it", FWD, "wgmma_wait<1>();", ""),
+    Mutant(
+        "sm90::conv_relu_fwd",
+        "the last sixteen of a slab's depth are left out",
+        FWD,
+        "step < Tile::kSteps;",
+        "step < Tile::kSteps - 1;",
+    ),
+    Mutant(
+        "sm90::conv_relu_fwd",
+        "a consumer's second 64 rows are its first",
+        FWD,
+        "rows + (j * 64 * kLine >> 4)",
+        "rows",
+    ),
+    Mutant("sm90::conv_relu_fwd", "a pair of columns has one bias", FWD, "+ e % 2;", ";"),
+    Mutant("sm90::conv_relu_fwd", "no proxy fence before the bulk store", FWD, "async_proxy_fence();\n", "\n"),
+    Mutant(
+        "sm90::conv_relu_fwd",
+        "a piece is written while it is stored",
+        FWD,
+        "bulk_wait_read<kPieces - 1>();",
+        "bulk_wait_read<kPieces>();",
+    ),
+    Mutant(
+        "sm90::conv_relu_fwd",
+        "the window's columns are not dilated",
+        WALK,
+        "static_cast<uint16_t>(s * dilation_w)",
+        "static_cast<uint16_t>(s)",
+    ),
+    Mutant(
+        "sm90::conv_relu_bwd",
+        "the last pixels are left out",
+        BWD,
+        "min(begin + args.stages_each, args.stages)",
+        "min(begin + args.stages_each, args.stages - 1)",
+    ),
+    Mutant(
+        "sm90::conv_relu_bwd",
+        "a group's last channels run into the next tap",
+        BWD,
+        "column.channel + channel < args.channels",
+        "column.channel + channel <= args.channels",
+    ),
+    Mutant(
+        "sm90::conv_relu_bwd",
+        "blocks of columns lie where the first one lies",
+        BWD,
+        "matrix_descriptor(stage + kConsumers * kBox, kBox)",
+        "matrix_descriptor(stage + kConsumers * kBox)",
+    ),
+]

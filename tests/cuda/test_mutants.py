@@ -1,4 +1,5 @@
-"""The CPU run of the kernels notices small faults in them: of twenty-seven, at least twenty-five."""
+"""The CPU run of the kernels notices small faults in them: of twenty-seven, at least twenty-five, and of ten in those
+for Hopper, nine."""
 
 from __future__ import annotations
 
@@ -16,16 +17,19 @@ from tests.conftest import TABLES
 
 from . import host_build, test_pointwise
 from .conv import BF16, EDGES, backward, forward, stage, stages
-from .mutants import MUTANTS, Mutant
+from .mutants import MUTANTS, SM90_MUTANTS, Mutant
 from .pointwise import tasks
 from .test_conv_relu import check
-
-FEWEST = 25
+from .test_hopper import LISTED, hopper, hopper_backward
 
 
 @cache
 def suite(launcher: str) -> dict[str, Callable[[], None]]:
     """What is run of a launcher: a quarter of its tests' shapes or less, under the tests' names."""
+    if launcher.startswith("sm90::"):
+        name, make = {"f": ("test_forward", hopper), "b": ("test_backward", hopper_backward)}[launcher[-3]]
+        some = [shape for shape in LISTED if name == "test_forward" or not shape.tile]
+        return {name: lambda: check("threads", [make(shape, BF16) for shape in some])}
     stem = launcher.rpartition("_")[0]
     if stem.startswith("conv"):
         cases = {
@@ -52,22 +56,30 @@ def catcher(mutant: Mutant, program: Path, monkeypatch: pytest.MonkeyPatch) -> s
         try:
             test()
         except host_build.HostFaultError as fault:
-            named = re.search("race|uninitialized|out of bounds|misaligned|divergence|launch", str(fault))
+            named = re.search("race|uninitialized|out of bounds|misaligned|divergence|launch|registers", str(fault))
             return f"{name}: {named[0] if named else str(fault).splitlines()[0]}"  # "exit -11": by a signal
         except AssertionError:
             return f"{name}: wrong result"
     return ""
 
 
-def test_mutants_are_caught(tmp_path, monkeypatch, request):
+@pytest.mark.parametrize(
+    ("mutants", "count", "fewest"),
+    [
+        pytest.param(MUTANTS, 27, 25, id="portable"),
+        pytest.param(SM90_MUTANTS, 10, 9, id="sm90", marks=pytest.mark.slow),
+    ],
+)
+def test_mutants_are_caught(mutants, count, fewest, tmp_path, monkeypatch, request):
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        programs = list(pool.map(lambda n: MUTANTS[n].program(tmp_path / str(n)), range(len(MUTANTS))))
-    caught = [catcher(mutant, program, monkeypatch) for mutant, program in zip(MUTANTS, programs, strict=True)]
-    request.config.stash[TABLES]["faults in kernels, and what notices them"] = [
-        f"{mutant!s:<62} {how or 'NOT CAUGHT'}" for mutant, how in zip(MUTANTS, caught, strict=True)
+        programs = list(pool.map(lambda n: mutants[n].program(tmp_path / str(n)), range(len(mutants))))
+    caught = [catcher(mutant, program, monkeypatch) for mutant, program in zip(mutants, programs, strict=True)]
+    title = f"faults in kernels, and what notices them ({count})"
+    request.config.stash[TABLES][title] = [
+        f"{mutant!s:<69} {how or 'NOT CAUGHT'}" for mutant, how in zip(mutants, caught, strict=True)
     ]
-    assert len(MUTANTS) == 27
-    assert sum(map(bool, caught)) >= FEWEST
+    assert len(mutants) == count
+    assert sum(map(bool, caught)) >= fewest
 
 
 def test_a_death_by_a_signal_is_a_catch(tmp_path, monkeypatch):
@@ -78,7 +90,7 @@ def test_a_death_by_a_signal_is_a_catch(tmp_path, monkeypatch):
     assert catcher(MUTANTS[0], program, monkeypatch) == "test_as_exact_as_torch: exit -11"
 
 
-@pytest.mark.parametrize("launcher", sorted({mutant.launcher for mutant in MUTANTS}))
+@pytest.mark.parametrize("launcher", sorted({mutant.launcher for mutant in [*MUTANTS, *SM90_MUTANTS]}))
 def test_the_kernels_themselves_pass(launcher):
     """Else everything would be caught."""
     for test in suite(launcher).values():
