@@ -53,6 +53,7 @@ struct Wanted {
 
 class Run {
  public:
+  static constexpr const char* NAME = "run: there is no run ";
   Run(const std::vector<py::object>& planned, std::vector<Ints> shapes) : shapes_(std::move(shapes)) {
     size_t parameter = 1;
     for (const py::object& from : planned) {
@@ -423,7 +424,7 @@ class Registry {
   std::shared_ptr<T> operator[](int64_t number) {
     const std::shared_lock lock(mutex_);
     const auto found = objects_.find(number);
-    STD_TORCH_CHECK(found != objects_.end(), "run: there is no run ", number);
+    STD_TORCH_CHECK(found != objects_.end(), T::NAME, number);
     return found->second;
   }
   static Registry& all() {
@@ -439,6 +440,7 @@ class Registry {
 
 // What a call keeps for backward where nobody may look at it: it need not pass through Python.
 struct Kept {
+  static constexpr const char* NAME = "run: nothing is kept under ";
   std::mutex mutex;
   std::vector<Tensor> tensors;
 };

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from alexnet_fast import _C, FusedSequential, backend, fuse, pack
 from alexnet_fast.nn import GroupedLocalResponseNorm, packed, runs
+from benchmarks.memory import peak_bytes
 from tests.ops.compare import saved_bytes
 
 Is = _C.Is
@@ -142,6 +143,60 @@ def test_a_weight_that_changes_before_backward_is_noticed(image):
         fused[4].weight.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.backward()
+
+
+def test_a_result_that_changes_before_backward_is_noticed(image):
+    """The ReLU's output is its mask: where it is the run's result, the caller has it."""
+    fused = FusedSequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
+    y = fused(image)
+    y.detach().zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_tensors_that_are_kept_pass_hooks_where_there_are_any(image):
+    _, fused = pair()
+    expected = gradients(fused, image)
+    passed = []
+
+    def copied(x: torch.Tensor) -> torch.Tensor:
+        passed.append(x)
+        return x.clone()
+
+    with torch.autograd.graph.saved_tensors_hooks(copied, lambda x: x):
+        y = fused(image)
+    got = torch.autograd.grad(y.square().sum(), list(fused.parameters()))
+    assert len(passed) > len(list(fused.parameters()))
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_what_is_kept_goes_layer_by_layer():
+    """At its peak, backward of one node takes no more memory than of one node a layer."""
+    stages = [(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()) for _ in range(4)]
+    fused = FusedSequential(*(module for stage in stages for module in stage), nn.MaxPool2d(2))
+    x = torch.randn(1, 4, 64, 64)
+    one_by_one, planned = (
+        peak_bytes(lambda call=call: call(x).sum().backward(), "cpu") for call in (fused._as_it_is, fused)
+    )
+    assert planned <= one_by_one + x.nbytes // 4
+
+
+def test_what_is_kept_goes_with_the_graph(image):
+    _, fused = pair()
+    y = fused(image)
+    node, (native,) = y.grad_fn, fused._plan.parts[0].natives.values()
+    number = node.held.number
+    y.sum().backward()
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        y.sum().backward()
+    backward = runs.RUN_BACKWARD, (torch.ones_like(y), image, [], [], native.number, 2)
+    for held in (0, number):  # nothing is there any more
+        with pytest.raises(RuntimeError, match="these are not the tensors that were kept"):
+            backward[0](*backward[1], held, False)
+    del y, node
+    with pytest.raises(RuntimeError, match=f"nothing is kept under {number}"):
+        backward[0](*backward[1], number, False)
 
 
 def test_gradients_become_the_parameters_own(image, monkeypatch):
@@ -320,6 +375,25 @@ def test_two_threads_call_one_net(image):
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+@pytest.mark.gpu
+def test_one_net_on_two_streams(image):
+    """A plan holds no memory of a call: calls whose work overlaps do not write into each other's."""
+    _, fused = pair()
+    fused, images = fused.cuda(), [image.cuda(), image.cuda() * 2]
+    expected = [gradients(fused, x) for x in images]
+    streams = [torch.cuda.Stream() for _ in images]
+    torch.cuda.synchronize()
+    for _ in range(20):
+        got = []
+        for stream, x in zip(streams, images, strict=True):
+            with torch.cuda.stream(stream):
+                got.append(gradients(fused, x))
+        torch.cuda.synchronize()
+        for one, other in zip(got, expected, strict=True):
+            for gradient, wanted in zip(one, other, strict=True):
+                torch.testing.assert_close(gradient, wanted)
 
 
 def test_forms_do_not_pile_up(image, monkeypatch):
