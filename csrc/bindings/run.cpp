@@ -159,20 +159,23 @@ class Run {
       Maybe dx, dweight, dbias;
       switch (layer.kind) {
         case Kind::conv:
-          if (layer.masks_by_output()) {
+          if (layer.tuned && layer.masks_by_output()) {
             std::tie(dx, dweight, dbias) =
                 conv_relu_backward(layer, dy, in, *weight_of[i], *outputs[i], {want_x, want_weight, want_bias});
-          } else {
-            std::tie(dy, dbias) =
-                epilogue_backward(dy, layer.pools() ? *codes[i] : dy, layer.normalizes() ? *rs[i] : dy, layer.sides[0],
-                                  layer.sides[1], want_bias, layer.lrn_size, layer.alpha, layer.beta, layer.k,
-                                  layer.lrn_groups, layer.pool_kernel, layer.pool_stride, layer.pool_padding);
-            let_go(codes[i]);
-            let_go(rs[i]);
-            if (want_x || want_weight) {
-              std::tie(dx, dweight, std::ignore) =
-                  conv_relu_backward(layer, dy, in, *weight_of[i], std::nullopt, {want_x, want_weight, false});
-            }
+            break;
+          }
+          // What stands after the convolution first: what was kept for it goes before the convolution's gradients come.
+          std::tie(dy, dbias) =
+              epilogue_backward(dy, layer.pools() ? *codes[i] : dy,
+                                layer.masks_by_output() ? *outputs[i] : (layer.normalizes() ? *rs[i] : dy),
+                                layer.sides[0], layer.sides[1], want_bias, layer.lrn_size, layer.alpha, layer.beta,
+                                layer.k, layer.lrn_groups, layer.pool_kernel, layer.pool_stride, layer.pool_padding);
+          let_go(outputs[i]);
+          let_go(codes[i]);
+          let_go(rs[i]);
+          if (want_x || want_weight) {
+            std::tie(dx, dweight, std::ignore) =
+                conv_relu_backward(layer, dy, in, *weight_of[i], std::nullopt, {want_x, want_weight, false});
           }
           break;
         case Kind::linear:
