@@ -7,6 +7,8 @@
 #                (more peers: .venv/bin/pip install -e '.[bench]')
 #   make docs    the documents as a site, in build/site
 #   make lint    ruff and clang-format, checking only
+#   make asan    a copy of the clone in build/asan, its C++ with the address and undefined-behaviour sanitizers, and the
+#                tests that call it most (TESTS=… for others)
 #
 # One uses the Python that is there, and no network:
 #
@@ -17,12 +19,13 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST ?=
 STEP ?=
+TESTS ?= tests/nn/test_runs.py tests/nn/test_fused.py
 BIN := $(VENV)/bin
 # As many processes as cores. Their OpenMP threads do not spin while they wait: the cores are another process's meanwhile.
 PARALLEL := OMP_WAIT_POLICY=passive $(BIN)/pytest --numprocesses $$(nproc) --dist worksteal
 NATIVE := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test soak bench docs gpu-report lint clean
+.PHONY: demo test soak bench docs gpu-report lint asan clean
 
 demo: $(VENV)/installed
 	$(BIN)/alexnet-fast train digits --nproc 2 --out runs/demo-$$(date +%Y%m%d-%H%M%S)
@@ -48,6 +51,14 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+
+# CUDA is left out: csrc/host_simt has sanitizers of its own. Python's and torch's own leaks are not looked for.
+asan: $(VENV)/installed
+	mkdir -p build/asan
+	git ls-files -z | xargs -0 cp --parents --update -t build/asan
+	cd build/asan && ALEXNET_FAST_CUDA=0 ALEXNET_FAST_SANITIZE=address,undefined $(abspath $(BIN))/python setup.py -q build_ext --inplace
+	cd build/asan && LD_PRELOAD=$$($${CXX:-c++} -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 $(abspath $(BIN))/python -m pytest -p no:cacheprovider $(TESTS) $(PYTEST)
 
 # torch first and on its own: the extension is built against it, without pip's isolation.
 $(VENV)/installed: $(NATIVE)

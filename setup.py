@@ -6,6 +6,7 @@ csrc/bindings/*.cpp alone include torch, and of torch only its stable ABI, so on
 
 ALEXNET_FAST_CUDA = auto (default: CUDA kernels if nvcc is found) | 0 (without) | 1 (nvcc is required)
 CUDA_HOME         = where bin/nvcc is, before PATH
+ALEXNET_FAST_SANITIZE = sanitizers to compile the C++ with, such as address,undefined; see `make asan`
 MAX_JOBS          = compilers at a time
 """
 
@@ -31,10 +32,14 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
 ISAS = {"baseline": []} | ({"avx2": AVX2, "avx512": AVX512} if platform.machine() == "x86_64" else {})
 
+SANITIZE = os.environ.get("ALEXNET_FAST_SANITIZE")
+SANITIZERS = [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-g1", "-O1"] if SANITIZE else []
+
 ARCHITECTURES = ["80", "86", "89", "90"]
 HOPPER = "90a"  # with wgmma, for compute capability 9.0 and no other
 COMMON = ["-std=c++17", "-O3", "-Icsrc"]
 HOST = [*COMMON, "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-fno-math-errno", "-fno-trapping-math"]
+HOST += SANITIZERS
 
 
 def find_nvcc() -> str | None:
@@ -105,7 +110,7 @@ class Build(build_ext):
         if nvcc:  # static: the library then needs no CUDA runtime of any version beside it
             told = subprocess.run([nvcc, "--dryrun", "any.cu"], capture_output=True, text=True).stderr
             libraries += [*re.findall(r'"(-L[^"]+)"', told), "-lcudart_static"]
-        ext.extra_link_args = [*libraries, "-lrt", "-lpthread", "-ldl"]
+        ext.extra_link_args = [*SANITIZERS, *libraries, "-lrt", "-lpthread", "-ldl"]
         super().build_extension(ext)
 
 

@@ -650,6 +650,34 @@ def test_the_tuned_operators_are_registered_as_torch_wants(stem, on_cpu):
     torch.library.opcheck(operator, (x, weight, bias, *geometry, *stage), test_utils=checks)
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_net_is_one_run_with_choices_inside(on_cpu, gradients):
+    """A run in C++ goes on over convolutions that are chosen for their shapes, with all that they are told."""
+    operators = ("conv_relu", "conv_stage", "conv_backward_input", "conv_backward_weight")
+    on_cpu(**dict.fromkeys(operators, "cuda"))
+    norm, pool = nn.LocalResponseNorm(3, 0.1), nn.MaxPool2d(3, 2, ceil_mode=True)
+    plain = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=(1, 2), bias=False), nn.ReLU(), norm, pool),
+        *(nn.Conv2d(8, 8, 3, stride=(1, 2), padding=1, groups=2), nn.ReLU()),
+        *(nn.Conv2d(8, 4, 3, dilation=(2, 1)), nn.ReLU(), nn.MaxPool2d(2, 1), nn.Flatten(), nn.Linear(8, 5)),
+    )
+    fused = FusedSequential(*plain)
+    x = torch.randn(2, 3, 15, 15, requires_grad=gradients)
+    wanted = [x, *plain.parameters()]
+    with torch.set_grad_enabled(gradients):
+        y, expected = fused(x), plain(x)
+    (native,) = fused._plan.parts[0].natives.values()
+    assert native.runs == 5
+    torch.testing.assert_close(y, expected)
+    forward = ["conv_stage", "conv_relu", "conv_stage"]
+    assert ran == forward
+    if gradients:
+        for got, one in zip(*(torch.autograd.grad(out.sum(), wanted) for out in (y, expected)), strict=True):
+            torch.testing.assert_close(got, one, rtol=1e-4, atol=1e-5)
+        wants = "conv_relu_backward (True, True, False)", "conv_relu_backward (True, True, True)"
+        assert [str(name).replace("[", "(").replace("]", ")") for name in ran[3:]] == [wants[0], wants[1], wants[0]]
+
+
 def test_an_empty_batch_needs_no_choice(on_cpu, benchmark):
     x, weight, bias = tensors()
     assert ops.conv_relu(x[:0], weight, bias, padding=1).shape == (0, 8, 9, 9)

@@ -25,20 +25,26 @@ from alexnet_fast.ops.conv_stage import _prepare as prepare_conv_stage
 from alexnet_fast.ops.epilogue import plan as plan_windows
 from alexnet_fast.ops.lrn import _prepare as prepare_lrn
 from alexnet_fast.ops.max_pool import _prepare as prepare_max_pool
-from alexnet_fast.ops.registry import LIBRARY, NATIVE
+from alexnet_fast.ops.registry import LIBRARY, NATIVE, TUNED
 
 MOST_FORMS = 64
 MOST_TENSORS = 63  # input and parameters: the bits of `wanted`
 
 # parameters: weight and bias of each layer that has them. wanted: bit 0 for x's gradient, the next for the parameters'.
-# The result, then what run_backward takes as `kept`; nothing at all if the tensors are not of the form that the run was
-# planned for.
-LIBRARY.define("run(Tensor x, Tensor[] parameters, int number, int wanted) -> Tensor[]")
-# weights, kept: as in csrc/bindings/run.cpp. The gradients that are wanted.
-LIBRARY.define("run_backward(Tensor dy, Tensor x, Tensor[] weights, Tensor[] kept, int number, int wanted) -> Tensor[]")
-for _name in ("run", "run_backward"):
+# held: the number of a _C.Kept, or 0.
+# The result, then, with held 0, what run_backward takes as `kept`; nothing at all if the tensors are not of the form
+# that the run was planned for.
+LIBRARY.define("run(Tensor x, Tensor[] parameters, int number, int wanted, int held) -> Tensor[]")
+# weights, kept: as in csrc/bindings/run.cpp. again: there may be a second time. The gradients that are wanted.
+LIBRARY.define(
+    "run_backward(Tensor dy, Tensor x, Tensor[] weights, Tensor[] kept, int number, int wanted, int held, bool again)"
+    " -> Tensor[]"
+)
+# What is held under a number; like: any tensor of the device.
+LIBRARY.define("run_kept(Tensor like, int held) -> Tensor[]")
+for _name in ("run", "run_backward", "run_kept"):
     LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")
-RUN, RUN_BACKWARD = torch.ops.alexnet_fast.run.default, torch.ops.alexnet_fast.run_backward.default
+RUN, RUN_BACKWARD, RUN_KEPT = (getattr(torch.ops.alexnet_fast, _).default for _ in ("run", "run_backward", "run_kept"))
 
 
 class Layer(NamedTuple):
@@ -49,6 +55,7 @@ class Layer(NamedTuple):
     relu: bool = False
     ceil_mode: bool = False
     channels_last: bool = False
+    tuned: bool = False
     stride: tuple[int, ...] = ()
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
@@ -71,6 +78,7 @@ class Wanted(NamedTuple):
     places: list[int]  # in the results of Node.backward, for each gradient
     saves_input: bool
     stands: bool  # whether a Stand is kept for the input, whose gradient is wanted
+    holds: bool  # whether what is kept may stay in C++: none of it is memory that the caller has
     weights: list[int]  # of the parameters, those that are kept
 
 
@@ -93,7 +101,7 @@ class Native:
                 return None
         if gradients and (x.requires_grad or True in [p.requires_grad for p in parameters]):
             return apply(self, x, *parameters)
-        results = RUN(x, parameters, self.number, 0)
+        results = RUN(x, parameters, self.number, 0, 0)
         return results[0] if results else None
 
     def wanted(self, needs: tuple[bool, ...]) -> Wanted:
@@ -115,8 +123,10 @@ class Native:
             parameter += count
         bits = sum(1 << place for place in places)
         reads_input = self.layers[0].kind in ("conv", "lrn") or (self.layers[0].kind == "linear" and needs[1])
-        saves = first == 0 and reads_input
-        return Wanted(bits, [1 + place for place in places], saves, needs[0] and not saves, weights)
+        last = self.layers[-1]
+        returned = last.kind in ("conv", "linear") and last.relu and not last.lrn_size and last.pool_kernel[0] == 0
+        saves, holds = first == 0 and reads_input, self.layers[0].kind != "flatten" and not returned
+        return Wanted(bits, [1 + place for place in places], saves, needs[0] and not saves, holds, weights)
 
 
 class Node(Function):
@@ -125,7 +135,8 @@ class Node(Function):
     @staticmethod
     def forward(ctx, native: Native, x: Tensor, *parameters: Tensor) -> Tensor | None:
         wanted = native.wanted(ctx.needs_input_grad)
-        results = RUN(x, parameters, native.number, wanted.bits)
+        ctx.held = _C.Kept() if wanted.holds and saving_hooks(True) is None else None
+        results = RUN(x, parameters, native.number, wanted.bits, ctx.held.number if ctx.held else 0)
         if not results:
             return None
         ctx.native, ctx.wanted = native, wanted
@@ -141,18 +152,24 @@ class Node(Function):
         native, wanted = ctx.native, ctx.wanted
         saved, weights = ctx.saved_tensors, len(wanted.weights)
         x, kept = (saved[weights], weights + 1) if wanted.saves_input else (dy, weights)
+        held = ctx.held.number if ctx.held else 0
         if torch.is_grad_enabled():
             needs = ctx.needs_input_grad[1:]
             x = ctx.stand if wanted.stands else x
-            found = second.gradients(native.layers, native.shapes, native.parameters, needs, dy, x, saved[kept:])
+            tensors = RUN_KEPT(dy, held) if held else saved[kept:]
+            found = second.gradients(native.layers, native.shapes, native.parameters, needs, dy, x, tensors)
         else:
-            found = RUN_BACKWARD(dy, x, saved[:weights], saved[kept:], native.number, wanted.bits)
+            tensors = saved[:weights], saved[kept:]
+            found = RUN_BACKWARD(dy, x, *tensors, native.number, wanted.bits, held, keeps_graph())
         gradients: list[Tensor | None] = [None] * (2 + len(native.parameters))
         for place, gradient in zip(wanted.places, found, strict=True):
             gradients[place] = gradient
         return tuple(gradients)
 
 
+# The hooks, if any, that tensors pass which are saved for backward; whether a backward pass lets another one follow.
+saving_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
 # Function.apply, but for what it does under the transforms of torch.func.
 apply = super(Function, Node).apply
 
@@ -268,16 +285,18 @@ def _layer(run: str, members: list[nn.Module], x: Tensor, shape: torch.Size, inf
     else:
         if norm is None and pool is None:
             operator, options = prepare_conv_relu(like, weight, bias, *geometry, None)
-            if operator is not NATIVE.conv_relu:
+            if operator not in (NATIVE.conv_relu, TUNED.conv_relu):
                 return None
+            tuned = operator is TUNED.conv_relu
             sides = convolution.out_sides(like, weight, *options[:3])
             options = *options, *plan_windows(None, None, weight.shape[0], *sides)[0]
         else:
             operator, options = prepare_conv_stage(like, weight, bias, *geometry, norm, pool, None)
-            if operator is not NATIVE.conv_stage:
+            if operator not in (NATIVE.conv_stage, TUNED.conv_stage):
                 return None
+            tuned = operator is TUNED.conv_stage
             sides = convolution.out_sides(like, weight, *options[:3])
-        layer, copies = Layer("conv", bias is not None, True), []
+        layer, copies = Layer("conv", bias is not None, True, tuned=tuned), []
     names = ("stride", "padding", "dilation", "groups", "lrn_size", "alpha", "beta", "k", "lrn_groups")
     names += ("pool_kernel", "pool_stride", "pool_padding", "ceil_mode")
     layer = layer._replace(sides=tuple(sides), **dict(zip(names, options, strict=True)))

@@ -110,8 +110,6 @@ def _autocast(member: Family, device: str, call: Callable, *args):
         return call(member, torch.get_autocast_dtype(device), *args)
 
 
-
-
 def empty(like: Tensor, size, *, dtype: torch.dtype | None = None, layout_of: Tensor | None = None) -> Tensor:
     """An unwritten tensor on ``like``'s device, dense in the layout of ``layout_of`` (``like`` itself if not given)."""
     form = memory_format(like if layout_of is None else layout_of)

@@ -127,16 +127,16 @@ Tensor library_conv_relu(const Tensor& x, const Tensor& weight, const std::optio
 }
 
 // As conv_relu_backward().
-std::tuple<Tensor, Tensor, Tensor> library_conv_relu_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
-                                                              const std::optional<Tensor>& output, const Ints& stride,
-                                                              const Ints& padding, const Ints& dilation, int64_t groups,
-                                                              std::vector<bool> wanted) {
+std::tuple<Maybe, Maybe, Maybe> library_conv_relu_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                                           const Maybe& output, const Ints& stride, const Ints& padding,
+                                                           const Ints& dilation, int64_t groups,
+                                                           std::array<bool, 3> wanted) {
   using torch::stable::detail::from, torch::stable::detail::to;
-  STD_TORCH_CHECK(wanted.size() == 3, "conv_relu_backward: wanted must have three elements");
-  Tensor masked = grad, dbias = empty1d(x, 0, x.scalar_type());
+  Tensor masked = grad;
+  Maybe dbias;
   if (output) {
-    std::tie(masked, dbias) = epilogue_backward(grad, empty1d(x, 0, ScalarType::Byte), *output, output->size(2),
-                                                output->size(3), wanted[2], 0, 0, 0, 0, 1, NONE, ONE, NONE);
+    std::tie(masked, dbias) = epilogue_backward(grad, grad, *output, output->size(2), output->size(3), wanted[2], 0, 0,
+                                                0, 0, 1, NONE, ONE, NONE);
     wanted[2] = false;
   }
   const bool transposed = false;
@@ -169,17 +169,26 @@ std::tuple<Tensor, Tensor, Tensor> library_conv_relu_backward(const Tensor& grad
   }
   const bool channels_last = result_is_channels_last(x, weight);
   const Tensor gradients[] = {Tensor(handles[0]), Tensor(handles[1]), Tensor(handles[2])};
-  const auto wanted_or_empty = [&](int at) {
-    return wanted[at] ? dense(gradients[at], channels_last) : empty1d(x, 0, x.scalar_type());
-  };
-  return {wanted_or_empty(0), wanted_or_empty(1), wanted[2] ? gradients[2] : dbias};
+  const auto if_wanted = [&](int at) { return wanted[at] ? Maybe(dense(gradients[at], channels_last)) : std::nullopt; };
+  return {if_wanted(0), if_wanted(1), wanted[2] ? gradients[2] : dbias};
 }
 
 namespace {
 
+std::tuple<Tensor, Tensor, Tensor> boxed_conv_relu_backward(const Tensor& dy, const Tensor& x, const Tensor& weight,
+                                                            const Maybe& y, const Ints& stride, const Ints& padding,
+                                                            const Ints& dilation, int64_t groups,
+                                                            std::vector<bool> wanted) {
+  STD_TORCH_CHECK(wanted.size() == 3, "conv_relu_backward: wanted must have three elements");
+  const auto [dx, dweight, dbias] = library_conv_relu_backward(dy, x, weight, y, stride, padding, dilation, groups,
+                                                               {wanted[0], wanted[1], wanted[2]});
+  const ScalarType dtype = x.scalar_type();
+  return {or_empty(dx, x, dtype), or_empty(dweight, x, dtype), or_empty(dbias, x, dtype)};
+}
+
 void register_library(torch::stable::detail::StableLibrary& m) {
   m.impl("conv_relu", TORCH_BOX(&library_conv_relu));
-  m.impl("conv_relu_backward", TORCH_BOX(&library_conv_relu_backward));
+  m.impl("conv_relu_backward", TORCH_BOX(&boxed_conv_relu_backward));
 }
 
 }  // namespace

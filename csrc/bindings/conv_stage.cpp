@@ -67,7 +67,7 @@ STABLE_TORCH_LIBRARY_IMPL(alexnet_fast, ALEXNET_FAST_CUDA_KEY, m) {
 
 // The library's convolution, then everything else in one pass. oneDNN adds the bias before it rounds; on GPUs torch
 // would add it in a pass of its own.
-std::tuple<Tensor, Tensor, Tensor> library_conv_stage(
+std::tuple<Tensor, Maybe, Maybe> library_conv_stage(
     const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride, const Ints& padding,
     const Ints& dilation, int64_t groups, int64_t lrn_size, double alpha, double beta, double k, int64_t lrn_groups,
     const Ints& pool_kernel, const Ints& pool_stride, const Ints& pool_padding, bool ceil_mode, bool training) {
@@ -80,7 +80,19 @@ std::tuple<Tensor, Tensor, Tensor> library_conv_stage(
 
 namespace {
 
-void register_library(torch::stable::detail::StableLibrary& m) { m.impl("conv_stage", TORCH_BOX(&library_conv_stage)); }
+std::tuple<Tensor, Tensor, Tensor> boxed_conv_stage(const Tensor& x, const Tensor& weight, const Maybe& bias,
+                                                    const Ints& stride, const Ints& padding, const Ints& dilation,
+                                                    int64_t groups, int64_t lrn_size, double alpha, double beta,
+                                                    double k, int64_t lrn_groups, const Ints& pool_kernel,
+                                                    const Ints& pool_stride, const Ints& pool_padding, bool ceil_mode,
+                                                    bool training) {
+  const auto [y, code, r] =
+      library_conv_stage(x, weight, bias, stride, padding, dilation, groups, lrn_size, alpha, beta, k, lrn_groups,
+                         pool_kernel, pool_stride, pool_padding, ceil_mode, training);
+  return {y, or_empty(code, y, ScalarType::Byte), or_empty(r, y, y.scalar_type())};
+}
+
+void register_library(torch::stable::detail::StableLibrary& m) { m.impl("conv_stage", TORCH_BOX(&boxed_conv_stage)); }
 
 }  // namespace
 

@@ -57,10 +57,10 @@ void add_rows(const Tensor& partial, Tensor& db) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> epilogue(const Tensor& input, const std::optional<Tensor>& bias, int64_t lrn_size,
-                                            double alpha, double beta, double k, int64_t lrn_groups,
-                                            const Ints& pool_kernel, const Ints& pool_stride, const Ints& pool_padding,
-                                            bool ceil_mode, bool training) {
+std::tuple<Tensor, Maybe, Maybe> epilogue(const Tensor& input, const std::optional<Tensor>& bias, int64_t lrn_size,
+                                          double alpha, double beta, double k, int64_t lrn_groups,
+                                          const Ints& pool_kernel, const Ints& pool_stride, const Ints& pool_padding,
+                                          bool ceil_mode, bool training) {
   check_4d(input, "epilogue", "z");
   const bool channels_last = is_channels_last(input);
   const Tensor z = dense(input, channels_last);
@@ -81,8 +81,7 @@ std::tuple<Tensor, Tensor, Tensor> epilogue(const Tensor& input, const std::opti
   const std::array<int64_t, 4> out_shape{shape[0], shape[1], out[0], out[1]};
   Tensor y = empty(z, out_shape, z.scalar_type(), channels_last);
   const bool keep_code = training && pooling, keep_r = training && lrn_size != 0;
-  Tensor code = keep_code ? empty(z, out_shape, ScalarType::Byte, channels_last) : empty1d(z, 0, ScalarType::Byte);
-  Tensor r = keep_r ? empty(z, shape, z.scalar_type(), channels_last) : empty1d(z, 0, z.scalar_type());
+  Maybe code, r;
   std::optional<Tensor> b;
   if (bias) {
     STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == shape[1] && bias->device() == z.device(),
@@ -93,19 +92,24 @@ std::tuple<Tensor, Tensor, Tensor> epilogue(const Tensor& input, const std::opti
   }
   params.z = z.const_data_ptr();
   params.y = y.mutable_data_ptr();
-  params.code = keep_code ? static_cast<uint8_t*>(code.mutable_data_ptr()) : nullptr;
-  params.r = keep_r ? r.mutable_data_ptr() : nullptr;
+  if (keep_code) {
+    code = empty(z, out_shape, ScalarType::Byte, channels_last);
+    params.code = static_cast<uint8_t*>(code->mutable_data_ptr());
+  }
+  if (keep_r) {
+    r = empty(z, shape, z.scalar_type(), channels_last);
+    params.r = r->mutable_data_ptr();
+  }
   if (z.numel() > 0) {
     launch("epilogue", z, params, cpu::kernels().epilogue_fwd, ALEXNET_FAST_CUDA_LAUNCHER(epilogue_fwd));
   }
   return {y, code, r};
 }
 
-std::tuple<Tensor, Tensor> epilogue_backward(const Tensor& grad, const Tensor& codes, const Tensor& kept,
-                                             int64_t height, int64_t width, bool want_bias, int64_t lrn_size,
-                                             double alpha, double beta, double k, int64_t lrn_groups,
-                                             const Ints& pool_kernel, const Ints& pool_stride,
-                                             const Ints& pool_padding) {
+std::tuple<Tensor, Maybe> epilogue_backward(const Tensor& grad, const Tensor& codes, const Tensor& kept, int64_t height,
+                                            int64_t width, bool want_bias, int64_t lrn_size, double alpha, double beta,
+                                            double k, int64_t lrn_groups, const Ints& pool_kernel,
+                                            const Ints& pool_stride, const Ints& pool_padding) {
   check_4d(grad, "epilogue_backward", "dy");
   const bool pooling = pool_kernel[0] != 0, reads_r = lrn_size != 0 || !pooling;
   const bool channels_last = is_channels_last(reads_r ? kept : codes);
@@ -137,35 +141,38 @@ std::tuple<Tensor, Tensor> epilogue_backward(const Tensor& grad, const Tensor& c
   params.dy = dy.const_data_ptr();
   params.dz = dz.mutable_data_ptr();
 
-  Tensor db = empty1d(dy, want_bias ? shape[1] : 0, dy.scalar_type());
+  Maybe db;
+  if (want_bias) {
+    db = empty1d(dy, shape[1], dy.scalar_type());
+  }
   if (dz.numel() == 0) {
-    torch::stable::zero_(db);
+    if (db) torch::stable::zero_(*db);
     return {dz, db};
   }
   // Partial sums in the accumulation type, rows for each piece of work, are added in order: the same for any number of
   // threads.
-  Tensor partial;
+  Maybe partial;
   if (want_bias) {
     const std::array<int64_t, 2> size{partial_rows(dy, params), shape[1]};
     const ScalarType accumulate = params.dtype == DType::f64 ? ScalarType::Double : ScalarType::Float;
     const std::array<int64_t, 2> strides{shape[1], 1};
     partial = empty_strided(dy, 2, size.data(), strides.data(), accumulate);
-    params.db_partial = partial.mutable_data_ptr();
-    params.db = db.mutable_data_ptr();
+    params.db_partial = partial->mutable_data_ptr();
+    params.db = db->mutable_data_ptr();
   }
   launch("epilogue_backward", dy, params, cpu::kernels().epilogue_bwd, ALEXNET_FAST_CUDA_LAUNCHER(epilogue_bwd));
   if (want_bias && runs_cpu_kernels(dy)) {
     switch (params.dtype) {
       case DType::f32:
-        add_rows<float, float>(partial, db);
+        add_rows<float, float>(*partial, *db);
         break;
       case DType::f64:
-        add_rows<double, double>(partial, db);
+        add_rows<double, double>(*partial, *db);
         break;
       default: {  // rounded once, from double, by torch
         Tensor total = empty1d(dy, shape[1], ScalarType::Double);
-        add_rows<float, double>(partial, total);
-        torch::stable::copy_(db, total);
+        add_rows<float, double>(*partial, total);
+        torch::stable::copy_(*db, total);
       }
     }
   }
@@ -174,9 +181,28 @@ std::tuple<Tensor, Tensor> epilogue_backward(const Tensor& grad, const Tensor& c
 
 namespace {
 
+std::tuple<Tensor, Tensor, Tensor> boxed_epilogue(const Tensor& z, const Maybe& bias, int64_t lrn_size, double alpha,
+                                                  double beta, double k, int64_t lrn_groups, const Ints& pool_kernel,
+                                                  const Ints& pool_stride, const Ints& pool_padding, bool ceil_mode,
+                                                  bool training) {
+  const auto [y, code, r] = epilogue(z, bias, lrn_size, alpha, beta, k, lrn_groups, pool_kernel, pool_stride,
+                                     pool_padding, ceil_mode, training);
+  return {y, or_empty(code, y, ScalarType::Byte), or_empty(r, y, y.scalar_type())};
+}
+
+std::tuple<Tensor, Tensor> boxed_epilogue_backward(const Tensor& dy, const Tensor& code, const Tensor& r,
+                                                   int64_t height, int64_t width, bool want_bias, int64_t lrn_size,
+                                                   double alpha, double beta, double k, int64_t lrn_groups,
+                                                   const Ints& pool_kernel, const Ints& pool_stride,
+                                                   const Ints& pool_padding) {
+  const auto [dz, db] = epilogue_backward(dy, code, r, height, width, want_bias, lrn_size, alpha, beta, k, lrn_groups,
+                                          pool_kernel, pool_stride, pool_padding);
+  return {dz, or_empty(db, dz, dz.scalar_type())};
+}
+
 void register_all(torch::stable::detail::StableLibrary& m) {
-  m.impl("epilogue", TORCH_BOX(&epilogue));
-  m.impl("epilogue_backward", TORCH_BOX(&epilogue_backward));
+  m.impl("epilogue", TORCH_BOX(&boxed_epilogue));
+  m.impl("epilogue_backward", TORCH_BOX(&boxed_epilogue_backward));
 }
 
 }  // namespace

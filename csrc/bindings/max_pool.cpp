@@ -1,9 +1,9 @@
 #include "operators.h"
 
 namespace alexnet_fast {
-// keep_code false (inference): the code comes back empty and is neither computed nor written.
-std::tuple<Tensor, Tensor> max_pool(const Tensor& input, const Ints& kernel_size, const Ints& stride,
-                                    const Ints& padding, bool ceil_mode, bool keep_code) {
+// keep_code false (inference): there is no code; it is neither computed nor written.
+std::tuple<Tensor, Maybe> max_pool(const Tensor& input, const Ints& kernel_size, const Ints& stride,
+                                   const Ints& padding, bool ceil_mode, bool keep_code) {
   check_4d(input, "max_pool", "x");
   check_window(kernel_size, stride, padding, "max_pool");
   const bool channels_last = is_channels_last(input);
@@ -24,10 +24,13 @@ std::tuple<Tensor, Tensor> max_pool(const Tensor& input, const Ints& kernel_size
 
   const std::array<int64_t, 4> size{params.batch, params.channels, params.out_height, params.out_width};
   Tensor y = empty(x, size, x.scalar_type(), channels_last);
-  Tensor code = keep_code ? empty(x, size, ScalarType::Byte, channels_last) : empty1d(x, 0, ScalarType::Byte);
+  Maybe code;
+  if (keep_code) {
+    code = empty(x, size, ScalarType::Byte, channels_last);
+    params.code = static_cast<uint8_t*>(code->mutable_data_ptr());
+  }
   params.x = x.const_data_ptr();
   params.y = y.mutable_data_ptr();
-  params.code = keep_code ? static_cast<uint8_t*>(code.mutable_data_ptr()) : nullptr;
   if (y.numel() > 0) {
     launch("max_pool", x, params, cpu::kernels().max_pool_fwd, ALEXNET_FAST_CUDA_LAUNCHER(max_pool_fwd));
   }
@@ -67,8 +70,14 @@ Tensor max_pool_backward(const Tensor& grad, const Tensor& codes, int64_t height
 
 namespace {
 
+std::tuple<Tensor, Tensor> boxed_max_pool(const Tensor& x, const Ints& kernel_size, const Ints& stride,
+                                          const Ints& padding, bool ceil_mode, bool keep_code) {
+  const auto [y, code] = max_pool(x, kernel_size, stride, padding, ceil_mode, keep_code);
+  return {y, or_empty(code, y, ScalarType::Byte)};
+}
+
 void register_all(torch::stable::detail::StableLibrary& m) {
-  m.impl("max_pool", TORCH_BOX(&max_pool));
+  m.impl("max_pool", TORCH_BOX(&boxed_max_pool));
   m.impl("max_pool_backward", TORCH_BOX(&max_pool_backward));
 }
 

@@ -4,6 +4,7 @@
 
 #include <pybind11/stl.h>
 
+#include <memory>
 #include <mutex>
 #include <shared_mutex>
 #include <unordered_map>
@@ -28,6 +29,7 @@ const std::unordered_map<std::string, Kind> KINDS{
 struct Layer {
   Kind kind;
   bool bias, relu, ceil_mode, channels_last;  // channels_last: what a packed weight was
+  bool tuned;                                 // convolves by what alexnet_fast/tuning.py chooses for the call
   Ints stride, padding, dilation;
   int64_t groups, lrn_size, lrn_groups;
   double alpha, beta, k;
@@ -51,6 +53,7 @@ struct Wanted {
 
 class Run {
  public:
+  static constexpr const char* NAME = "run: there is no run ";
   Run(const std::vector<py::object>& planned, std::vector<Ints> shapes) : shapes_(std::move(shapes)) {
     size_t parameter = 1;
     for (const py::object& from : planned) {
@@ -63,6 +66,7 @@ class Run {
                   flag("relu"),
                   flag("ceil_mode"),
                   flag("channels_last"),
+                  flag("tuned"),
                   ints("stride"),
                   ints("padding"),
                   ints("dilation"),
@@ -104,100 +108,111 @@ class Run {
   }
 
   std::vector<Tensor> forward(const Tensor& input, const std::vector<Tensor>& parameters, Wanted wanted) const {
-    std::vector<Tensor> results(1);
     const size_t first = first_of(wanted);
-    Tensor x = input, code, r;
+    std::vector<Tensor> results{input};
     for (size_t i = 0; i < layers_.size(); ++i) {
       const Layer& layer = layers_[i];
       const bool training = i >= first;
-      x = apply(layer, x, parameters, training, code, r);
-      if (keeps_output(i, first, wanted)) results.push_back(x);
+      auto [y, code, r] = apply(layer, results[0], i == 0, parameters, training);
+      results[0] = std::move(y);
+      if (keeps_output(i, first, wanted)) results.push_back(results[0]);
       if (training) {
-        if (layer.pools()) results.push_back(code);
-        if (layer.convolves() && layer.normalizes()) results.push_back(r);
+        if (layer.pools()) results.push_back(std::move(*code));
+        if (layer.convolves() && layer.normalizes()) results.push_back(std::move(*r));
       }
     }
-    results[0] = x;
     return results;
   }
 
   // x: the input, or any tensor if it was not kept. weights: of the layers from the first one on that gets a gradient,
-  // but not of a linear layer whose input gets none.
+  // but not of a linear layer whose input gets none. kept: what forward returned after its result; each tensor of it is
+  // let go with the layer that it was kept for, so that no more memory is held than by one node a layer.
   // The gradients that are wanted, in order.
-  std::vector<Tensor> backward(Tensor dy, const Tensor& x, const std::vector<Tensor>& weights,
-                               const std::vector<Tensor>& kept, Wanted wanted) const {
+  std::vector<Tensor> backward(Tensor dy, const Tensor& x, const std::vector<Tensor>& weights, std::vector<Tensor> kept,
+                               Wanted wanted) const {
     const size_t first = first_of(wanted), last = layers_.size();
-    std::vector<Tensor> outputs(last), codes(last), rs(last), gradients(shapes_.size());
+    std::vector<Tensor*> outputs(last), codes(last), rs(last);
     std::vector<const Tensor*> weight_of(last);
-    auto next = kept.begin();
-    auto weight = weights.begin();
+    std::vector<Maybe> gradients(shapes_.size());
+    size_t next = 0, weight = 0;
+    const auto take = [&] { return next < kept.size() ? &kept[next++] : (next = kept.size() + 1, nullptr); };
     for (size_t i = 0; i < last; ++i) {
-      if (keeps_output(i, first, wanted)) outputs[i] = *next++;
+      if (keeps_output(i, first, wanted)) outputs[i] = take();
       if (i < first) continue;
-      if (layers_[i].pools()) codes[i] = *next++;
-      if (layers_[i].convolves() && layers_[i].normalizes()) rs[i] = *next++;
-      if (layers_[i].convolves() || (layers_[i].has_weight() && (i > first || wanted(0)))) weight_of[i] = &*weight++;
+      if (layers_[i].pools()) codes[i] = take();
+      if (layers_[i].convolves() && layers_[i].normalizes()) rs[i] = take();
+      if (layers_[i].convolves() || (layers_[i].has_weight() && (i > first || wanted(0)))) {
+        weight_of[i] = weight < weights.size() ? &weights[weight] : nullptr;
+        ++weight;
+      }
     }
+    STD_TORCH_CHECK(next == kept.size() && weight == weights.size(),
+                    "run_backward: these are not the tensors that were kept");
+    const auto let_go = [](Tensor* tensor) {
+      if (tensor) const Tensor gone = std::move(*tensor);
+    };
     for (size_t i = last; i-- > first;) {
       const Layer& layer = layers_[i];
-      const Tensor& in = i == 0 ? x : outputs[i - 1];
+      const Tensor& in = i == 0 || !outputs[i - 1] ? x : *outputs[i - 1];
       const bool want_x = i > first || wanted(0), want_bias = layer.bias && wanted(layer.parameter + 1);
       const bool want_weight = layer.has_weight() && wanted(layer.parameter);
-      Tensor dbias;
+      Maybe dx, dweight, dbias;
       switch (layer.kind) {
-        case Kind::conv: {
-          const Tensor& w = *weight_of[i];
-          Tensor dweight;
-          if (layer.masks_by_output()) {
-            std::tie(dy, dweight, dbias) =
-                library_conv_relu_backward(dy, in, w, outputs[i], layer.stride, layer.padding, layer.dilation,
-                                           layer.groups, {want_x, want_weight, want_bias});
-          } else {
-            std::tie(dy, dbias) =
-                epilogue_backward(dy, layer.pools() ? codes[i] : dy, layer.normalizes() ? rs[i] : dy, layer.sides[0],
-                                  layer.sides[1], want_bias, layer.lrn_size, layer.alpha, layer.beta, layer.k,
-                                  layer.lrn_groups, layer.pool_kernel, layer.pool_stride, layer.pool_padding);
-            if (want_x || want_weight) {
-              std::tie(dy, dweight, std::ignore) =
-                  library_conv_relu_backward(dy, in, w, std::nullopt, layer.stride, layer.padding, layer.dilation,
-                                             layer.groups, {want_x, want_weight, false});
-            }
+        case Kind::conv:
+          if (layer.tuned && layer.masks_by_output()) {
+            std::tie(dx, dweight, dbias) =
+                conv_relu_backward(layer, dy, in, *weight_of[i], *outputs[i], {want_x, want_weight, want_bias});
+            break;
           }
-          if (want_weight) gradients[layer.parameter] = dweight;
+          // What stands after the convolution first: what was kept for it goes before the convolution's gradients come.
+          std::tie(dy, dbias) =
+              epilogue_backward(dy, layer.pools() ? *codes[i] : dy,
+                                layer.masks_by_output() ? *outputs[i] : (layer.normalizes() ? *rs[i] : dy),
+                                layer.sides[0], layer.sides[1], want_bias, layer.lrn_size, layer.alpha, layer.beta,
+                                layer.k, layer.lrn_groups, layer.pool_kernel, layer.pool_stride, layer.pool_padding);
+          let_go(outputs[i]);
+          let_go(codes[i]);
+          let_go(rs[i]);
+          if (want_x || want_weight) {
+            std::tie(dx, dweight, std::ignore) =
+                conv_relu_backward(layer, dy, in, *weight_of[i], std::nullopt, {want_x, want_weight, false});
+          }
           break;
-        }
-        case Kind::linear: {
+        case Kind::linear:
           if (layer.relu) {
-            std::tie(dy, dbias) = relu_backward(dy, outputs[i], want_bias);
+            std::tie(dy, dbias) = relu_backward(dy, *outputs[i], want_bias);
           } else if (want_bias) {
             dbias = sum_of_rows(dy);
           }
-          if (want_weight) gradients[layer.parameter] = product(transposed(dy), in);
-          if (want_x) dy = product(dy, *weight_of[i]);
+          if (want_weight) dweight = product(transposed(dy), in);
+          if (want_x) dx = product(dy, *weight_of[i]);
           break;
-        }
         case Kind::flatten: {
           Ints shape = layer.sides;
           shape.insert(shape.begin(), dy.size(0));
-          dy = torch::stable::reshape(dy, {shape.data(), shape.size()});
+          dx = with_shape(dy, shape);
           break;
         }
         case Kind::lrn:
-          dy = lrn_backward(dy, in, layer.lrn_size, layer.alpha, layer.beta, layer.k, layer.lrn_groups);
+          dx = lrn_backward(dy, in, layer.lrn_size, layer.alpha, layer.beta, layer.k, layer.lrn_groups);
           break;
         case Kind::max_pool:
-          dy = max_pool_backward(dy, codes[i], layer.sides[0], layer.sides[1], layer.pool_kernel, layer.pool_stride,
+          dx = max_pool_backward(dy, *codes[i], layer.sides[0], layer.sides[1], layer.pool_kernel, layer.pool_stride,
                                  layer.pool_padding);
+          let_go(codes[i]);
           break;
         default:
           STD_TORCH_CHECK(false, "run_backward: a packed weight has no gradient");
       }
-      if (want_bias) gradients[layer.parameter + 1] = dbias;
+      let_go(outputs[i]);
+      if (want_weight) gradients[layer.parameter] = std::move(dweight);
+      if (want_bias) gradients[layer.parameter + 1] = std::move(dbias);
+      if (want_x) dy = std::move(*dx);
     }
     if (wanted(0)) gradients[0] = dy;
     std::vector<Tensor> results;
     for (size_t i = 0; i < gradients.size(); ++i) {
-      if (wanted(i)) results.push_back(gradients[i]);
+      if (wanted(i)) results.push_back(std::move(*gradients[i]));
     }
     return results;
   }
@@ -234,50 +249,104 @@ class Run {
            (i + 1 >= first && i + 1 < layers_.size() && keeps_input(i + 1, wanted));
   }
 
-  static Tensor apply(const Layer& layer, const Tensor& x, const std::vector<Tensor>& parameters, bool training,
-                      Tensor& code, Tensor& r) {
+  // The output, and what pooling and normalization keep in training. is_input: x is the caller's.
+  static std::tuple<Tensor, Maybe, Maybe> apply(const Layer& layer, const Tensor& x, bool is_input,
+                                                const std::vector<Tensor>& parameters, bool training) {
     const auto weight = [&]() -> const Tensor& { return parameters[layer.parameter - 1]; };
-    const std::optional<Tensor> bias = layer.bias ? std::make_optional(parameters[layer.parameter]) : std::nullopt;
-    Tensor y;
+    const auto alone = [](Tensor y) { return std::tuple(std::move(y), Maybe(), Maybe()); };
+    const Maybe bias = layer.bias ? Maybe(parameters[layer.parameter]) : std::nullopt;
     switch (layer.kind) {
       case Kind::conv:
+        if (layer.tuned) return tuned_conv(layer, x, weight(), bias, training);
         if (layer.masks_by_output()) {
-          return library_conv_relu(x, weight(), bias, layer.stride, layer.padding, layer.dilation, layer.groups);
+          return alone(library_conv_relu(x, weight(), bias, layer.stride, layer.padding, layer.dilation, layer.groups));
         }
-        std::tie(y, code, r) =
-            library_conv_stage(x, weight(), bias, layer.stride, layer.padding, layer.dilation, layer.groups,
-                               layer.lrn_size, layer.alpha, layer.beta, layer.k, layer.lrn_groups, layer.pool_kernel,
-                               layer.pool_stride, layer.pool_padding, layer.ceil_mode, training);
-        return y;
+        return library_conv_stage(x, weight(), bias, layer.stride, layer.padding, layer.dilation, layer.groups,
+                                  layer.lrn_size, layer.alpha, layer.beta, layer.k, layer.lrn_groups, layer.pool_kernel,
+                                  layer.pool_stride, layer.pool_padding, layer.ceil_mode, training);
       case Kind::packed_conv:
-        return packed_stage(x, weight(), bias, layer.stride, layer.padding, layer.dilation, layer.groups,
-                            layer.lrn_size, layer.alpha, layer.beta, layer.k, layer.lrn_groups, layer.pool_kernel,
-                            layer.pool_stride, layer.pool_padding, layer.ceil_mode, layer.channels_last);
+        return alone(packed_stage(x, weight(), bias, layer.stride, layer.padding, layer.dilation, layer.groups,
+                                  layer.lrn_size, layer.alpha, layer.beta, layer.k, layer.lrn_groups, layer.pool_kernel,
+                                  layer.pool_stride, layer.pool_padding, layer.ceil_mode, layer.channels_last));
       case Kind::onednn_linear:
-        return onednn_linear(x, weight(), bias, layer.relu);
+        return alone(onednn_linear(x, weight(), bias, layer.relu));
       case Kind::linear: {
-        y = linear(x, weight(), bias);
-        return layer.relu ? relu_(y) : y;
+        const Tensor y = linear(x, weight(), bias);
+        return alone(layer.relu ? relu_(y) : y);
       }
-      case Kind::flatten:
-        return torch::stable::flatten(x, 1);
+      case Kind::flatten:  // of the caller's tensor a view as torch makes it, which shares its version
+        return alone(is_input ? torch::stable::flatten(x, 1) : with_shape(x, {x.size(0), x.numel() / x.size(0)}));
       case Kind::lrn:
-        return lrn(x, layer.lrn_size, layer.alpha, layer.beta, layer.k, layer.lrn_groups);
-      case Kind::max_pool:
-        std::tie(y, code) =
+        return alone(lrn(x, layer.lrn_size, layer.alpha, layer.beta, layer.k, layer.lrn_groups));
+      case Kind::max_pool: {
+        auto [y, code] =
             max_pool(x, layer.pool_kernel, layer.pool_stride, layer.pool_padding, layer.ceil_mode, training);
-        return y;
+        return {std::move(y), std::move(code), std::nullopt};
+      }
     }
     STD_TORCH_CHECK(false, "run: unknown layer");
   }
 
+  // By the operators of alexnet_fast/ops, which choose among implementations for each call's shapes.
+  static std::tuple<Tensor, Maybe, Maybe> tuned_conv(const Layer& layer, const Tensor& x, const Tensor& weight,
+                                                     const Maybe& bias, bool training) {
+    const StableIValue stride = from(layer.stride), padding = from(layer.padding), dilation = from(layer.dilation);
+    if (layer.masks_by_output()) {
+      std::array<StableIValue, 7> stack{from(x), from(weight), from(bias),        stride,
+                                        padding, dilation,     from(layer.groups)};
+      call_torch("alexnet_fast::conv_relu_tuned", stack);
+      return {to<Tensor>(stack[0]), std::nullopt, std::nullopt};
+    }
+    std::array<StableIValue, 17> stack{from(x),
+                                       from(weight),
+                                       from(bias),
+                                       stride,
+                                       padding,
+                                       dilation,
+                                       from(layer.groups),
+                                       from(layer.lrn_size),
+                                       from(layer.alpha),
+                                       from(layer.beta),
+                                       from(layer.k),
+                                       from(layer.lrn_groups),
+                                       from(layer.pool_kernel),
+                                       from(layer.pool_stride),
+                                       from(layer.pool_padding),
+                                       from(layer.ceil_mode),
+                                       from(training)};
+    call_torch("alexnet_fast::conv_stage_tuned", stack);
+    return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2])};
+  }
+
+  static std::tuple<Maybe, Maybe, Maybe> conv_relu_backward(const Layer& layer, const Tensor& dy, const Tensor& x,
+                                                            const Tensor& weight, const Maybe& y,
+                                                            std::array<bool, 3> wanted) {
+    if (!layer.tuned) {
+      return library_conv_relu_backward(dy, x, weight, y, layer.stride, layer.padding, layer.dilation, layer.groups,
+                                        wanted);
+    }
+    std::array<StableIValue, 9> stack{from(dy),
+                                      from(x),
+                                      from(weight),
+                                      from(y),
+                                      from(layer.stride),
+                                      from(layer.padding),
+                                      from(layer.dilation),
+                                      from(layer.groups),
+                                      from(torch::headeronly::HeaderOnlyArrayRef<bool>(wanted.data(), 3))};
+    call_torch("alexnet_fast::conv_relu_backward_tuned", stack);
+    return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2])};
+  }
+
   // The epilogue's, of images of one pixel.
-  static std::tuple<Tensor, Tensor> relu_backward(const Tensor& dy, const Tensor& y, bool want_bias) {
+  static std::tuple<Tensor, Maybe> relu_backward(const Tensor& dy, const Tensor& y, bool want_bias) {
     static const Ints none{0, 0}, one{1, 1};
-    const std::array<int64_t, 4> shape{dy.size(0), dy.size(1), 1, 1};
-    const Tensor dy4 = torch::stable::reshape(dy, {shape.data(), 4}), y4 = torch::stable::reshape(y, {shape.data(), 4});
-    auto [dz, db] = epilogue_backward(dy4, dy4, y4, 1, 1, want_bias, 0, 0, 0, 0, 1, none, one, none);
-    return {torch::stable::reshape(dz, {shape.data(), 2}), db};
+    const auto as_images = [](const Tensor& x) {
+      return view<4>(x, {x.size(0), x.size(1), 1, 1}, {x.stride(0), x.stride(1), 1, 1});
+    };
+    const Tensor images = as_images(dy);
+    auto [dz, db] = epilogue_backward(images, images, as_images(y), 1, 1, want_bias, 0, 0, 0, 0, 1, none, one, none);
+    return {view<2>(dz, {dz.size(0), dz.size(1)}, {dz.stride(0), dz.stride(1)}), std::move(db)};
   }
 
   static Tensor sum_of_rows(const Tensor& x) {
@@ -285,11 +354,25 @@ class Run {
     return torch::stable::sum(x, torch::headeronly::IntHeaderOnlyArrayRef(&rows, 1));
   }
 
-  static Tensor transposed(const Tensor& x) {
-    const int64_t size[] = {x.size(1), x.size(0)}, strides[] = {x.stride(1), x.stride(0)};
-    AtenTensorHandle view = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(x.get(), 2, size, strides, x.storage_offset(), &view));
-    return Tensor(view);
+  // x's memory as another tensor, past torch's dispatcher; autograd does not know of it.
+  template <size_t N>
+  static Tensor view(const Tensor& x, const std::array<int64_t, N>& size, const std::array<int64_t, N>& strides) {
+    AtenTensorHandle made = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        aoti_torch__reinterpret_tensor(x.get(), N, size.data(), strides.data(), x.storage_offset(), &made));
+    return Tensor(made);
+  }
+
+  static Tensor transposed(const Tensor& x) { return view<2>(x, {x.size(1), x.size(0)}, {x.stride(1), x.stride(0)}); }
+
+  // As torch's reshape.
+  static Tensor with_shape(const Tensor& x, const Ints& shape) {
+    if (x.is_contiguous() && shape.size() == 2) return view<2>(x, {shape[0], shape[1]}, {shape[1], 1});
+    if (x.is_contiguous() && shape.size() == 4) {
+      const std::array<int64_t, 4> size{shape[0], shape[1], shape[2], shape[3]};
+      return view(x, size, dense_strides(size, false));
+    }
+    return torch::stable::reshape(x, {shape.data(), shape.size()});
   }
 
   static Tensor unwritten(const Tensor& like, int64_t rows, int64_t columns) {
@@ -328,61 +411,97 @@ class Run {
   std::vector<bool> packable_;  // of the same
 };
 
-// Runs by number: a graph may outlive the module that made it, and an operator may be called with any number.
+// Objects by number: an operator may be called with any number.
+template <class T>
 class Registry {
  public:
-  int64_t add(std::shared_ptr<const Run> run) {
+  int64_t add(std::shared_ptr<T> object) {
     const std::unique_lock lock(mutex_);
-    runs_.emplace(++newest_, std::move(run));
+    objects_.emplace(++newest_, std::move(object));
     return newest_;
   }
   void remove(int64_t number) {
     const std::unique_lock lock(mutex_);
-    runs_.erase(number);
+    objects_.erase(number);
   }
-  std::shared_ptr<const Run> operator[](int64_t number) {
+  std::shared_ptr<T> operator[](int64_t number) {
     const std::shared_lock lock(mutex_);
-    const auto found = runs_.find(number);
-    STD_TORCH_CHECK(found != runs_.end(), "run: there is no run ", number);
+    const auto found = objects_.find(number);
+    STD_TORCH_CHECK(found != objects_.end(), T::NAME, number);
     return found->second;
+  }
+  static Registry& all() {
+    static auto* const objects = new Registry;  // never destroyed: Python may drop runs after static objects have gone
+    return *objects;
   }
 
  private:
   std::shared_mutex mutex_;
-  std::unordered_map<int64_t, std::shared_ptr<const Run>> runs_;
+  std::unordered_map<int64_t, std::shared_ptr<T>> objects_;
   int64_t newest_ = 0;
 };
 
-Registry& registry() {
-  static auto* const runs = new Registry;  // never destroyed: Python may drop runs after static objects have gone
-  return *runs;
-}
-
-struct Registered {
-  int64_t number;
-  Registered(const std::vector<py::object>& layers, std::vector<Ints> shapes)
-      : number(registry().add(std::make_shared<Run>(layers, std::move(shapes)))) {}
-  Registered(const Registered&) = delete;
-  ~Registered() { registry().remove(number); }
+// What a call keeps for backward where nobody may look at it: it need not pass through Python.
+struct Kept {
+  static constexpr const char* NAME = "run: nothing is kept under ";
+  std::mutex mutex;
+  std::vector<Tensor> tensors;
 };
 
-// The result, then what backward needs; nothing at all for tensors that the run was not planned for.
-std::vector<Tensor> run(const Tensor& x, const std::vector<Tensor>& parameters, int64_t number, int64_t wanted) {
-  const auto planned = registry()[number];
+// Python's hold on an object. A graph may outlive the module that made it.
+template <class T>
+struct Registered {
+  int64_t number;
+  explicit Registered(std::shared_ptr<T> object) : number(Registry<T>::all().add(std::move(object))) {}
+  Registered(const Registered&) = delete;
+  ~Registered() { Registry<T>::all().remove(number); }
+};
+
+// The result, then what backward needs, unless that is kept under the number `held`; nothing at all for tensors that
+// the run was not planned for.
+std::vector<Tensor> run(const Tensor& x, const std::vector<Tensor>& parameters, int64_t number, int64_t wanted,
+                        int64_t held) {
+  const auto planned = Registry<const Run>::all()[number];
   if (!planned->takes(x, parameters)) {
     return {};
   }
-  return planned->forward(x, parameters, {static_cast<uint64_t>(wanted)});
+  std::vector<Tensor> results = planned->forward(x, parameters, {static_cast<uint64_t>(wanted)});
+  if (held != 0) {
+    const auto kept = Registry<Kept>::all()[held];
+    const std::lock_guard lock(kept->mutex);
+    kept->tensors.assign(std::make_move_iterator(results.begin() + 1), std::make_move_iterator(results.end()));
+    results.resize(1, x);
+  }
+  return results;
 }
 
+// again: backward may come again, and what is held stays.
 std::vector<Tensor> run_backward(const Tensor& dy, const Tensor& x, const std::vector<Tensor>& weights,
-                                 const std::vector<Tensor>& kept, int64_t number, int64_t wanted) {
-  return registry()[number]->backward(dy, x, weights, kept, {static_cast<uint64_t>(wanted)});
+                                 const std::vector<Tensor>& kept, int64_t number, int64_t wanted, int64_t held,
+                                 bool again) {
+  const auto planned = Registry<const Run>::all()[number];
+  std::vector<Tensor> tensors;
+  if (held != 0) {
+    const auto found = Registry<Kept>::all()[held];
+    const std::lock_guard lock(found->mutex);
+    again ? void(tensors = found->tensors) : tensors.swap(found->tensors);
+  } else {
+    tensors = kept;
+  }
+  return planned->backward(dy, x, weights, std::move(tensors), {static_cast<uint64_t>(wanted)});
+}
+
+// What run_backward would take, for whoever computes gradients by other operators. like: of the device.
+std::vector<Tensor> run_kept([[maybe_unused]] const Tensor& like, int64_t held) {
+  const auto found = Registry<Kept>::all()[held];
+  const std::lock_guard lock(found->mutex);
+  return found->tensors;
 }
 
 void register_all(torch::stable::detail::StableLibrary& m) {
   m.impl("run", TORCH_BOX(&run));
   m.impl("run_backward", TORCH_BOX(&run_backward));
+  m.impl("run_kept", TORCH_BOX(&run_kept));
 }
 
 }  // namespace
@@ -391,10 +510,17 @@ ALEXNET_FAST_REGISTER(register_all)
 STABLE_TORCH_LIBRARY_IMPL(alexnet_fast, MkldnnCPU, m) { m.impl("run", TORCH_BOX(&run)); }
 
 void define_runs(py::module_& m) {
-  py::class_<Registered>(m, "Run",
-                         "A succession of layers that alexnet_fast::run carries out; see alexnet_fast.nn.runs.")
-      .def(py::init<const std::vector<py::object>&, std::vector<Ints>>(), py::arg("layers"), py::arg("shapes"))
-      .def_readonly("number", &Registered::number);
+  py::class_<Registered<const Run>>(m, "Run",
+                                    "A succession of layers that alexnet_fast::run carries out; see "
+                                    "alexnet_fast.nn.runs.")
+      .def(py::init([](const std::vector<py::object>& layers, std::vector<Ints> shapes) {
+             return std::make_unique<Registered<const Run>>(std::make_shared<const Run>(layers, std::move(shapes)));
+           }),
+           py::arg("layers"), py::arg("shapes"))
+      .def_readonly("number", &Registered<const Run>::number);
+  py::class_<Registered<Kept>>(m, "Kept", "What alexnet_fast::run keeps for alexnet_fast::run_backward.")
+      .def(py::init([] { return std::make_unique<Registered<Kept>>(std::make_shared<Kept>()); }))
+      .def_readonly("number", &Registered<Kept>::number);
 }
 
 }  // namespace alexnet_fast

@@ -69,13 +69,14 @@ inline DType dtype_of(const Tensor& x) {
 
 // The rule of torch's suggest_memory_format: do the strides order the axes as N, H, W, C? Ambiguous cases are NCHW.
 inline bool is_channels_last(const Tensor& x) {
-  if (x.stride(1) == 0) {
+  const auto sizes = x.sizes(), strides = x.strides();
+  if (strides[1] == 0) {
     return false;
   }
   int64_t least = 0;
   for (int axis : {1, 3, 2, 0}) {
-    const int64_t size = x.size(axis), stride = x.stride(axis);
-    if (size == 0 || stride < least || (axis == 0 && least == x.stride(1))) {
+    const int64_t size = sizes[axis], stride = strides[axis];
+    if (size == 0 || stride < least || (axis == 0 && least == strides[1])) {
       return false;
     }
     least = size > 1 ? stride * size : stride;
@@ -98,10 +99,11 @@ inline bool is_dense(const Tensor& x, bool channels_last) {
   if (!channels_last) {
     return x.is_contiguous();
   }
+  const auto sizes = x.sizes(), strides = x.strides();
   int64_t stride = 1;
   for (int axis : {1, 3, 2, 0}) {
-    const int64_t size = x.size(axis);
-    if (size != 1 && x.stride(axis) != stride) {
+    const int64_t size = sizes[axis];
+    if (size != 1 && strides[axis] != stride) {
       return false;
     }
     stride *= size;
@@ -142,9 +144,10 @@ inline void check_4d(const Tensor& x, const char* op, const char* name) {
 // The checks that keep a kernel from reading foreign memory when an operator is called past the Python functions.
 inline void check_like(const Tensor& x, const Tensor& like, const char* op, const char* name) {
   STD_TORCH_CHECK(x.dim() == like.dim(), op, ": ", name, " has ", x.dim(), " dimensions, expected ", like.dim());
-  for (int64_t axis = 0; axis < x.dim(); ++axis) {
-    STD_TORCH_CHECK(x.size(axis) == like.size(axis), op, ": ", name, " has size ", x.size(axis), " in dimension ", axis,
-                    ", expected ", like.size(axis));
+  const auto sizes = x.sizes(), wanted = like.sizes();
+  for (size_t axis = 0; axis < sizes.size(); ++axis) {
+    STD_TORCH_CHECK(sizes[axis] == wanted[axis], op, ": ", name, " has size ", sizes[axis], " in dimension ", axis,
+                    ", expected ", wanted[axis]);
   }
   STD_TORCH_CHECK(x.device() == like.device(), op, ": ", name, " is on another device");
 }

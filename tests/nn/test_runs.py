@@ -7,6 +7,7 @@ import gc
 import pickle
 import threading
 import weakref
+from itertools import pairwise
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from alexnet_fast import _C, FusedSequential, backend, fuse, pack
 from alexnet_fast.nn import GroupedLocalResponseNorm, packed, runs
+from benchmarks.memory import peak_bytes
 from tests.ops.compare import saved_bytes
 
 Is = _C.Is
@@ -48,8 +50,8 @@ def calls(monkeypatch) -> list[int]:
     made = []
     run = runs.RUN
 
-    def counted(x, parameters, number, wanted):
-        results = run(x, parameters, number, wanted)
+    def counted(*arguments):
+        results = run(*arguments)
         made.append(len(results) > 0)
         return results
 
@@ -163,6 +165,61 @@ def test_a_weight_that_changes_before_backward_is_noticed(image):
         fused[4].weight.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.backward()
+
+
+def test_a_result_that_changes_before_backward_is_noticed(image):
+    """The ReLU's output is its mask: where it is the run's result, the caller has it."""
+    fused = FusedSequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
+    y = fused(image)
+    y.detach().zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_tensors_that_are_kept_pass_hooks_where_there_are_any(image):
+    _, fused = pair()
+    expected = gradients(fused, image)
+    passed = []
+
+    def copied(x: torch.Tensor) -> torch.Tensor:
+        passed.append(x)
+        return x.clone()
+
+    with torch.autograd.graph.saved_tensors_hooks(copied, lambda x: x):
+        y = fused(image)
+    got = torch.autograd.grad(y.square().sum(), list(fused.parameters()))
+    assert len(passed) > len(list(fused.parameters()))
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_what_is_kept_goes_layer_by_layer():
+    """At its peak, backward of one node takes no more memory than nn.Sequential's, of a node a layer."""
+    channels = 4, 16, 16, 4, 4, 4, 4  # four layers of a quarter's size, all of which are done when the peak comes
+    stages = [(nn.Conv2d(*sides, 3, padding=1), nn.ReLU()) for sides in pairwise(channels)]
+    fused = FusedSequential(*(module for stage in stages for module in stage), nn.MaxPool2d(2))
+    x = torch.randn(1, 4, 64, 64)
+    planned, plain = (
+        peak_bytes(lambda net=net: net(x).sum().backward(), "cpu") for net in (fused, nn.Sequential(*fused))
+    )
+    assert planned <= plain + x.nbytes  # a quarter of the largest
+
+
+def test_what_is_kept_goes_with_the_graph(image):
+    _, fused = pair()
+    y = fused(image)
+    node, (native,) = y.grad_fn, fused._plan.parts[0].natives.values()
+    number = node.held.number
+    y.sum().backward()
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        y.sum().backward()
+    backward = runs.RUN_BACKWARD, (torch.ones_like(y), image, [], [], native.number, 2)
+    for held in (0, number):  # nothing is there any more
+        with pytest.raises(RuntimeError, match="these are not the tensors that were kept"):
+            backward[0](*backward[1], held, False)
+    del y, node
+    with pytest.raises(RuntimeError, match=f"nothing is kept under {number}"):
+        backward[0](*backward[1], number, False)
 
 
 def test_gradients_become_the_parameters_own(image, monkeypatch):
@@ -343,6 +400,25 @@ def test_two_threads_call_one_net(image):
     assert failures == []
 
 
+@pytest.mark.gpu
+def test_one_net_on_two_streams(image):
+    """A plan holds no memory of a call: calls whose work overlaps do not write into each other's."""
+    _, fused = pair()
+    fused, images = fused.cuda(), [image.cuda(), image.cuda() * 2]
+    expected = [gradients(fused, x) for x in images]
+    streams = [torch.cuda.Stream() for _ in images]
+    torch.cuda.synchronize()
+    for _ in range(20):
+        got = []
+        for stream, x in zip(streams, images, strict=True):
+            with torch.cuda.stream(stream):
+                got.append(gradients(fused, x))
+        torch.cuda.synchronize()
+        for one, other in zip(got, expected, strict=True):
+            for gradient, wanted in zip(one, other, strict=True):
+                torch.testing.assert_close(gradient, wanted)
+
+
 def test_forms_do_not_pile_up(image, monkeypatch):
     monkeypatch.setattr(runs, "MOST_FORMS", 2)
     _, fused = pair()
@@ -363,12 +439,12 @@ def test_the_operator_takes_what_it_was_planned_for(image):
         (image.to_sparse(), native.parameters),
     ]:
         if x.layout == torch.strided:
-            assert runs.RUN(x, parameters, native.number, 0) == []
+            assert runs.RUN(x, parameters, native.number, 0, 0) == []
         else:
             with pytest.raises(NotImplementedError):
-                runs.RUN(x, parameters, native.number, 0)
+                runs.RUN(x, parameters, native.number, 0, 0)
     with pytest.raises(RuntimeError, match="there is no run -1"):
-        runs.RUN(image, [], -1, 0)
+        runs.RUN(image, [], -1, 0, 0)
     with pytest.raises(RuntimeError, match="1 shapes for 2 tensors"):
         _C.Run([runs.Layer("linear")], [(2, 3)])
 
