@@ -2,12 +2,11 @@
 
 A candidate computes an operator from its arguments. By operator, the first is the library's, right everywhere:
 
-``conv_relu``                                     cudnn_epilogue   cuDNN's convolution, then this package's epilogue
-                                                  cudnn_bias_relu  cuDNN's convolution, bias and ReLU in one
-                                                  cuda, triton     this package's kernels
-``conv_stage``                                    cudnn_epilogue, cuda, triton
-                                                  cuda_epilogue    this package's conv_relu, then its epilogue
-``conv_backward_input``, ``conv_backward_weight`` cudnn, cuda, triton
+- ``conv_relu``: ``cudnn_epilogue``, cuDNN's convolution, then this package's epilogue; ``cudnn_bias_relu``, cuDNN's
+  convolution, bias and ReLU in one; ``cuda`` and ``triton``, this package's kernels
+- ``conv_stage``: ``cudnn_epilogue``, ``cuda``, ``triton``; ``cuda_epilogue``, this package's conv_relu, then its
+  epilogue
+- ``conv_backward_input``, ``conv_backward_weight``: ``cudnn``, ``cuda``, ``triton``
 
 Which one is taken; the first that there is:
 
