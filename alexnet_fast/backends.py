@@ -1,11 +1,11 @@
 """Which implementation of an operator runs: what is here, why one is missing, and what ``auto`` takes.
 
-``reference``  plain PyTorch, everywhere
-``cpu``        C++ of this package; convolutions through the oneDNN that torch carries
-``cuda``       CUDA C++ of this package, convolutions included, where it was built with nvcc and torch sees a GPU
-``triton``     Triton kernels of this package; on a CPU through its interpreter (TRITON_INTERPRET=1)
-``auto``       the fastest of them for the operator and the device, by the table ``AUTO``; for convolutions on GPUs also
-               for the shape, and with cuDNN among them, by alexnet_fast/tuning.py
+- ``reference``: plain PyTorch, everywhere
+- ``cpu``: C++ of this package; convolutions through the oneDNN that torch carries
+- ``cuda``: CUDA C++ of this package, convolutions included, where it was built with nvcc and torch sees a GPU
+- ``triton``: Triton kernels of this package; on a CPU through its interpreter (TRITON_INTERPRET=1)
+- ``auto``: the fastest of them for the operator and the device, by the table ``AUTO``; for convolutions on GPUs also
+  for the shape, and with cuDNN among them, by alexnet_fast/tuning.py
 
 The choice, first wins: an operator's ``backend=`` argument, ``with alexnet_fast.backend(name):``, the environment
 variable ALEXNET_FAST_BACKEND, ``auto``. A named backend never falls back: it raises :class:`BackendError` and says why.

@@ -19,8 +19,8 @@ REFERENCE = {
     "Operators": [f"ops.{stem}" for stem in STEMS] + ["geometry"],
     "Models": [f"models.{name}" for name in ("alexnet", "variants", "weights", "lpips", "features")],
     "Fusion": [f"nn.{name}" for name in ("fusion", "fused", "packed", "norm", "grouped")],
-    "Training": ["graphs", "optim", "train.config", "data.transforms", "data.prepare", "parallel.split"],
-    "Backends": ["backends", "tuning"],
+    "Training": ["graphs", "explain", "optim: SGD", "train.config", "data.transforms: Transform", "data.prepare: prepare"],
+    "Backends": ["backends: backend, BackendError, report, Status, forget", "tuning: measured, pinned, forget"],
 }
 LINK = re.compile(r"(\]\()([^)#:]+)(#[^)]*)?\)")
 
@@ -38,13 +38,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def reference(module: str) -> str:
-    """A module's place in the reference: what of it its package offers, or all that is public where that is nothing."""
+def reference(entry: str) -> str:
+    """A module's place in the reference, with the members that ``entry`` names behind a colon, or else what its package
+    offers of it, or all that is public where that is nothing."""
+    module, _, named = entry.partition(": ")
     file = ROOT.joinpath("alexnet_fast", *module.split(".")).with_suffix(".py")
     packages = file.parent, ROOT / "alexnet_fast" / "ops"  # which offers what geometry.py defines
     offered = {name for package in packages for name in assigned(package / "__init__.py", "__all__")}
     own = [node.name for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    members = [name for name in own if name in offered]
+    members = named.split(", ") if named else [name for name in own if name in offered]
     options = f"    options:\n      members: {members}\n" if members else ""
     return f"::: alexnet_fast.{module}\n{options}\n"
 

@@ -1,9 +1,9 @@
 """From a picture of any size to the net's square, by counter-based draws.
 
-``crop``          photographs: shorter side to 8/7 of the square (256 for 224), random crop and mirror
-``resized-crop``  photographs: a random part of 8% to 100% of the area and of sides 3:4 to 4:3, stretched to the square,
-                  mirrored half the time (torchvision's RandomResizedCrop)
-``shift``         small grey pictures such as digits: stretched to the square, moved by up to 1/16 of it; never mirrored
+- ``crop``: photographs: shorter side to 8/7 of the square (256 for 224), random crop and mirror
+- ``resized-crop``: photographs: a random part of 8% to 100% of the area and of sides 3:4 to 4:3, stretched to the
+  square, mirrored half the time (torchvision's RandomResizedCrop)
+- ``shift``: small grey pictures such as digits: stretched to the square, moved by up to 1/16 of it; never mirrored
 
 Photographs are evaluated on the centre of what ``crop`` resizes to.
 """

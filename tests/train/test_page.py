@@ -110,6 +110,7 @@ def test_it_stands_in_the_runs_folder_and_pictures_may_be_left_out(run: Path, mo
 
 
 def test_what_is_no_run_is_refused(run: Path, tmp_path: Path):
+    pytest.importorskip("matplotlib", reason="the extra demo is not installed")
     with pytest.raises(InputError, match="no curves there"):
         write_page(tmp_path, None, 4)
     with pytest.raises(InputError, match="--out: expected a file, got the folder"):
