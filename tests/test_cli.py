@@ -248,6 +248,11 @@ ROWS = {
         )
         for name in ("tensorboard", "wandb", "mlflow")
     },
+    "shrink no run": (lambda t: ["shrink", t, "--svd", 3, "--out", t / "x"], "no checkpoint there"),
+    "shrink by nothing": (lambda t: ["shrink", t, "--out", t / "x"], "expected --svd, --prune or --width"),
+    "shrink into a run": (lambda t: ["shrink", t, "--svd", 3, "--out", _occupied(t / "run")], "is there already"),
+    "quantize on no images": (lambda t: ["quantize", t, "--images", 0], "--images: expected a positive number, got 0"),
+    "quantize into a folder": (lambda t: ["quantize", t, "--out", t], "--out: expected a file that ends in .onnx"),
     "curves of a damaged run": (lambda t: ["curves", _damaged_metrics(t)], "metrics.jsonl: line 2: not JSON"),
     "curves into a folder": (lambda t: ["curves", t, "--out", t], "--out: expected a file named ."),
     "curves in an unknown format": (lambda t: ["curves", t, "--out", t / "x.zzz"], "--out: expected a file named"),

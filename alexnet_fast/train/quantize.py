@@ -114,4 +114,5 @@ class _Session(nn.Module):
         self.session = load_onnx(file)
 
     def forward(self, images: Tensor) -> Tensor:
-        return torch.from_numpy(self.session.run(None, {"images": images.contiguous().numpy(force=True)})[0])
+        outputs = self.session.run(None, {"images": images.contiguous().numpy(force=True)})
+        return torch.from_numpy(outputs[0]).to(images.device)
