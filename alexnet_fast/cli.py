@@ -506,7 +506,7 @@ def doctor(as_json: Annotated[bool, _option("print JSON", "--json")] = False) ->
         "python": platform.python_version(),
         "torch": torch.__version__,
         **{name: _version(name) for name in ("triton", "numpy", "pillow", "safetensors")},
-        **{f"{name} (extra)": _version(name) for name in ("scikit-learn", "matplotlib", "tensorboard")},
+        **{f"{name} (extra)": _version(name) for name in ("scikit-learn", "matplotlib", "tensorboard", "onnxruntime")},
         "cores": len(os.sched_getaffinity(0)),
         "gpus": ", ".join(gpus) or "none",
     }
