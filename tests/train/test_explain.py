@@ -27,13 +27,8 @@ def call(monkeypatch, tmp_path):
     pytest.importorskip("matplotlib", reason="the extra demo is not installed")
     net = AlexNet(3).eval()
     net.classifier = nn.Sequential(nn.Linear(9216, 3))
-    found = Found(
-        "net",
-        resolve({"data": ".", "out": "", "image_size": 64, "mean": (0.5,) * 3, "std": (0.5,) * 3}, 3),
-        CLASSES,
-        7,
-        lambda net: {},
-    )
+    given = {"data": ".", "out": "", "image_size": 64, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    found = Found("net", resolve(given, 3), CLASSES, 7, lambda net: {})
     monkeypatch.setattr(explain, "find", lambda name: found)
     monkeypatch.setattr(explain, "model_of", lambda one, device: net)
 
@@ -82,7 +77,7 @@ def test_strongest(call, picture, tmp_path, capsys, monkeypatch):
         assert values == sorted(values, reverse=True)
         for value, pixels in patches:
             if pixels.shape == (11, 11, 3):  # conv1's window, where it is whole
-                image = (torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255 - 0.5) / 0.5
+                image = (torch.tensor(pixels).permute(2, 0, 1)[None] / 255 - 0.5) / 0.5
                 conv1 = call.net.features[0]
                 answer = F.conv2d(image, conv1.weight, conv1.bias)[0, int(name.removeprefix("channel "))].item()
                 assert answer == pytest.approx(value, rel=1e-3)
