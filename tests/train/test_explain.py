@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
@@ -25,13 +27,15 @@ def call(monkeypatch, tmp_path):
     pytest.importorskip("matplotlib", reason="the extra demo is not installed")
     net = AlexNet(3).eval()
     net.classifier = nn.Sequential(nn.Linear(9216, 3))
-    found = Found("net", resolve({"data": ".", "out": "", "image_size": 64}, 3), CLASSES, 7, lambda net: {})
+    given = {"data": ".", "out": "", "image_size": 64, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    found = Found("net", resolve(given, 3), CLASSES, 7, lambda net: {})
     monkeypatch.setattr(explain, "find", lambda name: found)
     monkeypatch.setattr(explain, "model_of", lambda one, device: net)
 
     def run(*paths: Path, name=None, layer="relu5", strongest=None, filters=False, out=tmp_path / "x.png", over=False):
         return explain.explain(list(paths), "net", name, layer, strongest, filters, out, over, "auto")
 
+    run.net = net
     return run
 
 
@@ -66,11 +70,19 @@ def test_strongest(call, picture, tmp_path, capsys, monkeypatch):
     assert call(picture, tmp_path / "shards", strongest="relu1") == 0
     assert "of 37 images what relu1 answers to most, 8 of 64 channels" in capsys.readouterr().out
     assert len(seen) == 8
-    for patches in seen.values():
+    whole = 0
+    for name, patches in seen.items():
         values = [value for value, _ in patches]
         assert len(values) == 9
         assert values == sorted(values, reverse=True)
-        assert all(max(pixels.shape[:2]) <= 11 for _, pixels in patches)  # conv1's window
+        for value, pixels in patches:
+            if pixels.shape == (11, 11, 3):  # conv1's window, where it is whole
+                image = (torch.tensor(pixels).permute(2, 0, 1)[None] / 255 - 0.5) / 0.5
+                conv1 = call.net.features[0]
+                answer = F.conv2d(image, conv1.weight, conv1.bias)[0, int(name.removeprefix("channel "))].item()
+                assert answer == pytest.approx(value, rel=1e-3)
+                whole += 1
+    assert whole > 5
 
 
 def test_bad_input(call, picture, tmp_path, monkeypatch):
