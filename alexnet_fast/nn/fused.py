@@ -355,6 +355,7 @@ class FusedSequential(nn.Sequential):
     which are as repeatable and others; second derivatives need ``with alexnet_fast.backend("reference")``.
 
     Which backend runs is chosen as for the operators (:mod:`alexnet_fast.backends`). Slices are FusedSequential too.
+    Several threads may call one net, and on several streams: what is planned holds no memory of a call.
     """
 
     def _get_name(self) -> str:
