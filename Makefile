@@ -7,8 +7,8 @@
 #                (more peers: .venv/bin/pip install -e '.[bench]')
 #   make docs    the documents as a site, in build/site
 #   make lint    ruff and clang-format, checking only
-#   make asan    a copy of the clone in build/asan, its C++ with the address and undefined-behaviour sanitizers, and the
-#                tests that call it most (TESTS=… for others)
+#   make asan    a copy of the clone in build/asan, its bindings with the address and undefined-behaviour sanitizers, and
+#                the tests that call them most (TESTS=… for others)
 #
 # One uses the Python that is there, and no network:
 #
@@ -52,7 +52,8 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
-# CUDA is left out: csrc/host_simt has sanitizers of its own. Python's and torch's own leaks are not looked for.
+# The bindings alone: sanitized, the vector kernels take half an hour to compile. CUDA is left out: csrc/host_simt has
+# sanitizers of its own. Leaks of Python and torch are not looked for.
 asan: $(VENV)/installed
 	mkdir -p build/asan
 	git ls-files -z | xargs -0 cp --parents --update -t build/asan

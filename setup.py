@@ -6,7 +6,7 @@ csrc/bindings/*.cpp alone include torch, and of torch only its stable ABI, so on
 
 ALEXNET_FAST_CUDA = auto (default: CUDA kernels if nvcc is found) | 0 (without) | 1 (nvcc is required)
 CUDA_HOME         = where bin/nvcc is, before PATH
-ALEXNET_FAST_SANITIZE = sanitizers to compile the C++ with, such as address,undefined; see `make asan`
+ALEXNET_FAST_SANITIZE = sanitizers to compile csrc/bindings with, such as address,undefined; see `make asan`
 MAX_JOBS          = compilers at a time
 """
 
@@ -39,7 +39,6 @@ ARCHITECTURES = ["80", "86", "89", "90"]
 HOPPER = "90a"  # with wgmma, for compute capability 9.0 and no other
 COMMON = ["-std=c++17", "-O3", "-Icsrc"]
 HOST = [*COMMON, "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-fno-math-errno", "-fno-trapping-math"]
-HOST += SANITIZERS
 
 
 def find_nvcc() -> str | None:
@@ -70,7 +69,7 @@ class Build(build_ext):
         includes = [f"-isystem{path}" for path in (torch_include, pybind11.get_include(), *self.compiler.include_dirs)]
         cxx = os.environ.get("CXX", "c++")
 
-        jobs = [(source, "", [cxx, *HOST, *define, *includes]) for source in glob("csrc/bindings/*.cpp")]
+        jobs = [(source, "", [cxx, *HOST, *SANITIZERS, *define, *includes]) for source in glob("csrc/bindings/*.cpp")]
         if not jobs:
             sys.exit("alexnet_fast: there are no sources in csrc/ to build from")
         for source in glob("csrc/cpu/*.cpp"):

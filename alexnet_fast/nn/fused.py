@@ -359,6 +359,7 @@ class FusedSequential(nn.Sequential):
     the gradients.
 
     Which backend runs is chosen as for the operators (:mod:`alexnet_fast.backends`). Slices are FusedSequential too.
+    Several threads may call one net, and on several streams: what is planned holds no memory of a call.
     """
 
     def _get_name(self) -> str:

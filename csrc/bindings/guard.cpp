@@ -19,11 +19,38 @@ enum class Is { object, absent, empty, filled, type, attribute, values };
 // type        type(owner) is `expected`
 // attribute   getattr(owner, key) is `expected`
 // values      the values of owner, a dict, are the elements of `expected`, a tuple
-struct Entry {
-  Is is;
-  py::object owner, key, expected;
+class Entry {
+ public:
+  Entry(Is is, py::object owner, py::object key, py::object expected)
+      : is(is), owner(std::move(owner)), key(std::move(key)), expected(std::move(expected)) {}
 
-  bool holds() const {
+  const Is is;
+  const py::object owner, key, expected;
+
+  // While owner, a dict, is unchanged since an entry held, its values are the same objects: only the size of one may
+  // have changed. A lookup takes ten times as long, and there are hundreds.
+  bool holds() {
+    const uint64_t now = version();
+    if (now != 0 && now == version_) {
+      return found_ == nullptr || (PyDict_GET_SIZE(found_) == 0) == (is == Is::empty);
+    }
+    const bool held = looks_the_same();
+    version_ = held ? now : 0;
+    return held;
+  }
+
+ private:
+  // Of owner, if it is a dict; another one after each change. 0 where Python keeps none.
+  uint64_t version() const {
+#if PY_VERSION_HEX < 0x030C0000
+    if (is != Is::type && is != Is::attribute) {
+      return reinterpret_cast<PyDictObject*>(owner.ptr())->ma_version_tag;
+    }
+#endif
+    return 0;
+  }
+
+  bool looks_the_same() {
     switch (is) {
       case Is::type:
         return reinterpret_cast<PyObject*>(Py_TYPE(owner.ptr())) == expected.ptr();
@@ -47,10 +74,15 @@ struct Entry {
         PyErr_Clear();
         if (is == Is::object) return found == expected.ptr();
         if (is == Is::absent) return found == nullptr;
-        return found != nullptr && PyDict_Check(found) && (PyDict_Size(found) == 0) == (is == Is::empty);
+        if (found == nullptr || !PyDict_Check(found)) return false;
+        found_ = found;
+        return (PyDict_GET_SIZE(found) == 0) == (is == Is::empty);
       }
     }
   }
+
+  uint64_t version_ = 0;
+  PyObject* found_ = nullptr;  // of empty and filled: owner[key], which lives while owner is unchanged
 };
 
 class Guard {
@@ -60,11 +92,11 @@ class Guard {
     if ((is_dict && !py::isinstance<py::dict>(owner)) || (is == Is::values && !py::isinstance<py::tuple>(expected))) {
       throw py::type_error("guard: expected a dict, and a tuple of its values");
     }
-    entries_.push_back({is, std::move(owner), std::move(key), std::move(expected)});
+    entries_.emplace_back(is, std::move(owner), std::move(key), std::move(expected));
   }
 
-  bool holds() const {
-    for (const Entry& entry : entries_) {
+  bool holds() {
+    for (Entry& entry : entries_) {
       if (!entry.holds()) return false;
     }
     return true;
