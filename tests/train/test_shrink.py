@@ -101,6 +101,14 @@ def test_low_rank_is_the_nearest():
     torch.testing.assert_close(up @ down, left[:, :5] * values[:5] @ right[:5], rtol=1e-3, atol=1e-5)
 
 
+def test_what_is_left_of_a_filter_keeps_its_norm():
+    net = AlexNet(5, widths=WIDTHS)
+    olds = [m.weight.detach() for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    for (new, _), old in zip(smaller(net, [width // 2 for width in WIDTHS], None, 224), olds, strict=True):
+        norms = [weight.flatten(1).norm(dim=1) for weight in (new, old)]
+        assert torch.isclose(norms[0][:, None], norms[1]).any(1).all()
+
+
 def test_layers_of_low_rank_keep_their_names():
     net = AlexNet(5, widths=WIDTHS, ranks=(4, 3)).eval()
     seen = features(net, ["fc6", "relu6", "fc7", "fc8"])(torch.randn(1, 3, 224, 224))
