@@ -554,7 +554,7 @@ def _table_answers() -> str:
 def doctor(as_json: Annotated[bool, _option("print JSON", "--json")] = False) -> None:
     """What is installed, what was built, and which backends work here."""
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    extras = "scikit-learn", "matplotlib", *(tracker.name for tracker in TRACKERS), "pyyaml"
+    extras = "scikit-learn", "matplotlib", "onnxruntime", *(tracker.name for tracker in TRACKERS), "pyyaml"
     facts: dict[str, Any] = {
         "alexnet_fast": __version__,
         "python": platform.python_version(),

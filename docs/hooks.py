@@ -17,9 +17,9 @@ PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGEL
 STEMS = "conv_relu", "lrn", "max_pool", "conv_stage", "epilogue", "linear_relu_dropout", "lpips_layer", "augment"
 REFERENCE = {
     "Operators": [f"ops.{stem}" for stem in STEMS] + ["geometry"],
-    "Models": [f"models.{name}" for name in ("alexnet", "variants", "weights", "lpips", "features")],
+    "Models": [f"models.{name}" for name in ("alexnet", "variants", "weights", "lpips", "features")] + ["explain"],
     "Fusion": [f"nn.{name}" for name in ("fusion", "fused", "packed", "norm", "grouped")],
-    "Training": ["graphs", "explain", "optim: SGD", "train.config", "data.transforms: Transform", "data.prepare: prepare"],
+    "Training": ["graphs", "optim: SGD", "train.config", "data.transforms: Transform", "data.prepare: prepare"],
     "Backends": ["backends: backend, BackendError, report, Status, forget", "tuning: measured, pinned, forget"],
 }
 LINK = re.compile(r"(\]\()([^)#:]+)(#[^)]*)?\)")
