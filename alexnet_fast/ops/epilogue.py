@@ -74,8 +74,8 @@ def kept_of(ctx, output: tuple[Tensor, Tensor, Tensor]) -> list[Tensor]:
 def gradient(
     family: Family, ctx, dy: Tensor | None, dr: Tensor | None, code: Tensor, r: Tensor, want_bias: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """(∂L/∂z, ∂L/∂bias), None for what is not wanted or zero; ``dr`` is r's gradient."""
-    passes = [(dy, ctx.windows), (dr, (*NO_LRN, *NO_POOL[:3]))]
+    """(∂L/∂z, ∂L/∂bias), None for what is not wanted or zero; ``dr`` is r's gradient, which there is with LRN alone."""
+    passes = [(dy, ctx.windows), (dr if ctx.windows[0] else None, (*NO_LRN, *NO_POOL[:3]))]
     parts = [
         family.epilogue_backward(grad, code, r, *ctx.sides, want_bias, *windows)
         for grad, windows in passes
