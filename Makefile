@@ -58,7 +58,7 @@ asan: $(VENV)/installed
 	mkdir -p build/asan
 	git ls-files -z | xargs -0 cp --parents --update -t build/asan
 	cd build/asan && ALEXNET_FAST_CUDA=0 ALEXNET_FAST_SANITIZE=address,undefined $(abspath $(BIN))/python setup.py -q build_ext --inplace
-	cd build/asan && LD_PRELOAD=$$($${CXX:-c++} -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+	cd build/asan && LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
 	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 $(abspath $(BIN))/python -m pytest -p no:cacheprovider $(TESTS) $(PYTEST)
 
 # torch first and on its own: the extension is built against it, without pip's isolation.
