@@ -91,12 +91,19 @@ def operators_table(results: Results) -> str:
 
 
 def memory_table(results: Results) -> str:
-    rows = [row for row in results["rows"] if "saved" in row]
-    head = ["MB", "dtype", "layout", "saved: ours", "saved: eager", "peak: ours", "peak: eager"]
+    rows = [row for row in results["rows"] if "saved" in row or "peak" in row]
+    sides = ("ours", "eager", "lpips")  # in whatever layout
+
+    def sizes(row: Results, kind: str) -> dict[str, str]:
+        return {name.split()[0]: f"{size / 1e6:.1f}" for name, size in row.get(kind, {}).items()}
+
+    columns = [(kind, side) for kind in ("saved", "peak") for side in sides]
+    columns = [(kind, side) for kind, side in columns if any(side in sizes(row, kind) for row in rows)]
+    head = ["MB", "dtype", "layout", *(f"{kind}: {side}" for kind, side in columns)]
     lines = []
     for row in rows:
-        sizes = [f"{size / 1e6:.1f}" for kind in ("saved", "peak") for size in row.get(kind, {}).values()]
-        lines.append([name_of(row), row["dtype"], row["layout"], *sizes, *[""] * (4 - len(sizes))])
+        cells = [sizes(row, kind).get(side, "") for kind, side in columns]
+        lines.append([name_of(row), row["dtype"], row["layout"], *cells])
     return table(head, lines)
 
 
@@ -158,16 +165,12 @@ def performance_text(devices: dict[str, Results], measured: dict[str, parts.Part
     """What docs/performance.md has between its markers. ``measured``: by the steps that take little time."""
     texts = []
     for device, results in devices.items():
-        pictures = [f"![{title} on {device}](performance/{device}-{kind}.png)\n" for kind, title in PICTURES.items()]
+        shown = picture_data(results)
+        pictures = [f"![{PICTURES[kind]} on {device}](performance/{device}-{kind}.png)\n" for kind in shown]
         texts += [f"## {device}\n", about(results), *pictures]
-        texts += ["### Nets\n", nets_table(results), "### Operators\n", operators_table(results)]
-        if any(row["bench"] == FUSE for row in results["rows"]):  # files of earlier commits have none
-            texts += ["### Other people's nets, fused\n", fuse_table(results)]
-        texts += ["### Memory\n", memory_table(results)]
-        texts += ["### Training batches from disk\n", feed_table(results)]
-        texts += ["### Calls on a tiny tensor\n", calls_table(results)]
-        if any(row["bench"] == HOST for row in results["rows"]):  # files of earlier commits have none
-            texts += ["### Host time of a tiny net\n", host_table(results)]
+        for title, make, measured_here in TABLES:
+            if any(map(measured_here, results["rows"])):  # a file may be of some benchmarks alone
+                texts += [f"### {title}\n", make(results)]
     for device, found in (measured or {}).items():
         if device not in devices:
             texts += [f"## {device}\n", f"![{PICTURES['speed']} on {device}](performance/{device}-speed.png)\n"]
@@ -179,11 +182,24 @@ def readme_text(devices: dict[str, Results], measured: dict[str, parts.Parts] | 
     """README's tables: whole nets alone."""
     texts = []
     for device, results in devices.items():
+        if not any(row["bench"] in NETS for row in results["rows"]):
+            continue
         texts += [about(results), nets_table(results)]
         texts += [f"{LOSES}: a peer is faster.\n", f"![Speed on {device}](docs/performance/{device}-speed.png)\n"]
     for found in (measured or {}).values():
         texts += [parts.about(found), parts.nets_table(found), parts.marks(found, tuple(parts.NETS))]
     return "\n".join(texts) or NONE
+
+
+TABLES = (
+    ("Nets", nets_table, lambda row: row["bench"] in NETS),
+    ("Operators", operators_table, lambda row: row["bench"] not in OTHERS),
+    ("Other people's nets, fused", fuse_table, lambda row: row["bench"] == FUSE),
+    ("Memory", memory_table, lambda row: "saved" in row or "peak" in row),
+    ("Training batches from disk", feed_table, lambda row: row["bench"] == FEED),
+    ("Calls on a tiny tensor", calls_table, lambda row: row["bench"] == CALLS),
+    ("Host time of a tiny net", host_table, lambda row: row["bench"] == HOST),
+)
 
 
 def between(page: str, text: str) -> str:
@@ -204,11 +220,11 @@ PICTURES = {
 
 
 def picture_data(results: Results) -> dict[str, Any]:
-    """What each picture shows."""
+    """What each picture shows; of those that would show nothing there are none."""
     rows, ceilings = results["rows"], results["ceilings"]
     nets = [row for row in rows if row["bench"] in NETS]
     single = [row for row in rows if row["bench"] not in OTHERS]
-    return {
+    data = {
         "speed": [
             [f"{name_of(r)}\n{r['dtype']}", {k: v[1] for k, v in r["ms"].items()}, floor_ms(r, ceilings)] for r in nets
         ],
@@ -235,6 +251,7 @@ def picture_data(results: Results) -> dict[str, Any]:
             if kind in r
         ],
     }
+    return {kind: each for kind, each in data.items() if (each["points"] if kind == "roofline" else each)}
 
 
 def pictures_of(devices: dict[str, Results]) -> dict[str, dict[str, Any]]:

@@ -82,6 +82,15 @@ def test_what_is_left_out_is_said(measured):
     assert "| 512 photographs | 5120 | 1280 | 4.00 |" in text
 
 
+def test_a_file_of_some_benchmarks_has_no_empty_tables(measured):
+    measured["rows"] = [row for row in measured["rows"] if row["bench"] == "host"]
+    text = report.performance_text({"p": measured})
+    assert [line for line in text.splitlines() if line.startswith("###")] == ["### Host time of a tiny net"]
+    assert ".png" not in text
+    assert report.readme_text({"p": measured}) == report.NONE
+    assert report.picture_data(measured) == {}
+
+
 def test_a_page_keeps_what_is_outside_its_markers():
     page = f"a\n{report.BEGIN}\nold\n{report.END}\nb\n"
     once = report.between(page, "new\n")
