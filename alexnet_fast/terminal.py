@@ -7,8 +7,10 @@ import difflib
 import io
 import sys
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from rich.console import Console
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def shown(text: object) -> str:

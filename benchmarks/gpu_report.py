@@ -310,8 +310,8 @@ STEPS: dict[str, Callable[[Path], Result]] = {
     "bench-conv-1024": lambda _: bench("conv_relu", batch=1024),
     "bench-stage-128": lambda _: bench("conv_stage", batch=128),
     "bench-stage-1024": lambda _: bench("conv_stage", batch=1024),
-    "bench-other": lambda _: bench("linear_relu_dropout", "augment", "sgd", "host"),
-    "bench-net": lambda _: bench("alexnet"),
+    "bench-other": lambda _: bench("linear_relu_dropout", "lpips_layer", "augment", "sgd", "host"),
+    "bench-net": lambda _: bench("alexnet", "fuse"),
     "bench-train": lambda _: bench("train_step"),
 }
 

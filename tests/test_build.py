@@ -319,7 +319,8 @@ def test_the_one_library_runs_under_a_second_torch(tmp_path):
     python = cache / f"torch-{SECOND_TORCH}" / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", python.parents[1]], check=True)
-    subprocess.run([python, "-m", "pip", "install", "--quiet", f"torch=={SECOND_TORCH}"], check=True)
+    others = "numpy", "pillow", "rich", "safetensors", "typer"  # what else the package depends on
+    subprocess.run([python, "-m", "pip", "install", "--quiet", f"torch=={SECOND_TORCH}", *others], check=True)
     copies = tmp_path / "copies"
     shutil.copytree(Path(alexnet_fast.__file__).parent, copies / "alexnet_fast")
     if not (copies / "alexnet_fast" / Path(_C.__file__).name).exists():  # of a clone that takes the installed one

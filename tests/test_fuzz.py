@@ -7,6 +7,7 @@ The draws are seeded; ``--slow`` makes ten times as many. Nothing is trained: ru
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import math
@@ -160,7 +161,7 @@ def mutated(draw: random.Random, value: Any) -> Any:
     if isinstance(value, list) and value and draw.random() < 0.7:
         at = draw.randrange(len(value))
         return [*value[:at], mutated(draw, value[at]), *value[at + 1 :]]
-    return draw.choice(VALUES)
+    return copy.deepcopy(draw.choice(VALUES))
 
 
 def sealed(record: Any) -> str:
@@ -222,7 +223,7 @@ def test_configuration_files(place: Place, ends_well, pytestconfig: pytest.Confi
         for _ in range(draw.randint(1, 3)):
             record = mutated(draw, record)
         if isinstance(record, dict) and draw.random() < 0.3:
-            record[draw.choice([*HINTS, *TEXTS])] = draw.choice(VALUES)
+            record[draw.choice([*HINTS, *TEXTS])] = copy.deepcopy(draw.choice(VALUES))
         (work / "config.json").write_text(json.dumps(record))
         ends_well("train", "--config", work / "config.json", "--dry-run")
 
