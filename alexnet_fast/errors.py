@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 
 class InputError(ValueError):
     """What the user gave cannot be used. Commands print ``error: <message>`` and exit with 2."""
@@ -9,6 +11,13 @@ class InputError(ValueError):
 
 class RunError(RuntimeError):
     """A run broke off through no fault of its input. Commands print ``error: <message>`` and exit with 1."""
+
+
+def needs(what: str, *packages: str) -> None:
+    """Raises :class:`InputError` where one of ``packages``, of the same name for pip, is not installed."""
+    for name in packages:
+        if importlib.util.find_spec(name) is None:
+            raise InputError(f"{what}: needs {name}: pip install {name}")
 
 
 def out_of_memory(error: BaseException) -> RunError | None:

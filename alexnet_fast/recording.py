@@ -19,9 +19,10 @@ class Cuda:
         self.side = torch.cuda.Stream(device)
 
     @staticmethod
-    def stream() -> int | None:
-        """The current stream's number; None while somebody else records what is called on it."""
-        return None if torch.cuda.is_current_stream_capturing() else torch.cuda.current_stream().cuda_stream
+    def stream(device: torch.device) -> int | None:
+        """The number of the device's current stream; None while somebody else records what is called on it."""
+        with torch.cuda.device(device):
+            return None if torch.cuda.is_current_stream_capturing() else torch.cuda.current_stream().cuda_stream
 
     def warm_up(self, run: Run) -> Any:
         """``run()`` on a stream of its own: what it makes for later calls must not belong to the current stream."""

@@ -16,10 +16,10 @@ from torch import nn
 from alexnet_fast import fuse
 
 from . import peers
-from .bench_alexnet import CASES
+from .bench_alexnet import gpu_only
 from .timing import TOLERANCE, agreed, row_of
 
-GPU_BATCHES = (1, 128)
+CASES = [("cpu", 1), ("cpu", 8), *(pytest.param("cuda", batch, marks=gpu_only) for batch in (1, 128))]
 
 
 def zfnet() -> nn.Module:
@@ -54,11 +54,10 @@ NETS = {
 PAIRS = {"squeezenet1_1": "trace"}  # its Fire modules call convolutions and ReLUs by their names
 
 
-@pytest.mark.parametrize(("device", "batch"), CASES[:2] + CASES[2:4])
+@pytest.mark.parametrize(("device", "batch"), CASES)
 @pytest.mark.parametrize("name", NETS)
 def test_fuse(benchmark, keep, name, device, batch):
     torch.manual_seed(0)
-    batch = min(batch, 8) if device == "cpu" else batch
     plain = NETS[name]().eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
     x = torch.randn(batch, 3, 224, 224, device=device).contiguous(memory_format=torch.channels_last)
     folds = any(isinstance(module, nn.BatchNorm2d) for module in plain.modules())

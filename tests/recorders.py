@@ -19,7 +19,7 @@ class StandIn:
         self.device = device
 
     @staticmethod
-    def stream():
+    def stream(device):
         return 0
 
     def warm_up(self, run):

@@ -359,7 +359,8 @@ class FusedSequential(nn.Sequential):
     the gradients.
 
     Which backend runs is chosen as for the operators (:mod:`alexnet_fast.backends`). Slices are FusedSequential too.
-    Several threads may call one net, and on several streams: what is planned holds no memory of a call.
+    Several threads may call one net, and on several streams: what is planned holds no memory of a call, but for nets
+    that were packed for CUDA, which keep some for each stream and let one call after the other in.
     """
 
     def _get_name(self) -> str:

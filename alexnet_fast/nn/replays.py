@@ -46,7 +46,7 @@ class Replays:
         if torch.is_grad_enabled() or type(x) is not Tensor or self.refused:
             return self.run(x)
         make = RECORDERS.get(x.device.type)
-        stream = make and make.stream()
+        stream = make and make.stream(x.device)
         if stream is None:
             return self.run(x)
         with self.lock:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from alexnet_fast.data.records import Range, conform, parse_json
-from alexnet_fast.errors import InputError
+from alexnet_fast.errors import InputError, needs
 from alexnet_fast.train.config import Channels, Deviation, Side
 
 RECORD = "alexnet_fast"  # the key of the record in ONNX's and AOTInductor's metadata; a file in torch.export's archive
@@ -56,8 +55,7 @@ def open_onnx(path: Path) -> tuple[Record, Callable[[Tensor], Tensor]]:
 
     Raises :class:`InputError` for a file that is missing, damaged or of others, and without onnxruntime.
     """
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise InputError(f"weights: {path} needs onnxruntime: pip install onnxruntime")
+    needs(f"weights: {path}", "onnxruntime")
     if not path.is_file():
         raise InputError(f"weights: no file {path}")
     try:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import re
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from alexnet_fast.errors import InputError
+from alexnet_fast.errors import InputError, needs
 from alexnet_fast.explain import grad_cam, guided_gradients, occlusion, peaks
 from alexnet_fast.parallel import plan_devices
 from alexnet_fast.terminal import nearest, shown
@@ -48,8 +47,8 @@ def explain(
         raise InputError("--filters: goes with no pictures and not with --strongest: it shows the net alone")
     if not filters and not paths:
         raise InputError("IMAGES: expected one picture at least, or --filters")
-    if not filters and importlib.util.find_spec("matplotlib") is None:
-        raise InputError("explain: needs matplotlib: pip install matplotlib")
+    if not filters:
+        needs("explain", "matplotlib")
     found = find(weights)
     number = None if name is None else _class(found, name)
     pictures, bad = pictures_of(paths, found.config.exif), []

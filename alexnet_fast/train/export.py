@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import logging
 import warnings
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from alexnet_fast import backends
-from alexnet_fast.errors import InputError, RunError
+from alexnet_fast.errors import InputError, RunError, needs
 from alexnet_fast.train.deployed import RECORD, Record, load_onnx, scaled
 from alexnet_fast.train.evaluate import normalized
 from alexnet_fast.train.inference import Found, find, model_of, names_of
@@ -23,6 +22,7 @@ from alexnet_fast.train.outputs import check_out, written
 
 TOLERANCE = 1e-4  # of the largest output: other runtimes add in other orders, and fc6 alone adds 9,216 products
 ONNX_BYTES = 2_000_000_000  # a protobuf message has at most 2 GiB
+ONNX_PACKAGES = "onnxscript", "onnxruntime"
 SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "aoti": ".pt2"}
 CPU = torch.device("cpu")
 
@@ -60,9 +60,8 @@ def export(
         raise InputError(f"--format: expected one of {', '.join(SUFFIXES)}, got {kind!r}")
     out = out or Path("model" + SUFFIXES[kind])
     check_out(out, SUFFIXES[kind], overwrite)
-    for name in ("onnxscript", "onnxruntime") if kind == "onnx" else ():
-        if importlib.util.find_spec(name) is None:
-            raise InputError(f"--format onnx: needs {name}: pip install {name}")
+    if kind == "onnx":
+        needs("--format onnx", *ONNX_PACKAGES)
     found = find(weights)
     config, record = dataclasses.replace(found.config, precision="fp32"), record_of(found, preprocess, softmax)
     net = model_of(found, CPU).to(memory_format=torch.contiguous_format)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from alexnet_fast import backends
 from alexnet_fast.data import NOT_COUNTED, Data, Transform, evaluation_batches
 from alexnet_fast.data.loader import worker_deaths_named
-from alexnet_fast.errors import InputError
+from alexnet_fast.errors import InputError, needs
 from alexnet_fast.parallel import plan_devices
 from alexnet_fast.terminal import shown
 from alexnet_fast.train import checkpoint
@@ -29,8 +29,9 @@ from alexnet_fast.train.commands import open_run_data
 from alexnet_fast.train.config import TrainConfig
 from alexnet_fast.train.evaluate import CONFUSION_CLASSES, scores, using
 from alexnet_fast.train.model import build_model, skeleton
+from alexnet_fast.train.outputs import written
 from alexnet_fast.train.pictures import draw_confusion, draw_curves, draw_filters
-from alexnet_fast.train.report import check_matplotlib, read_curves
+from alexnet_fast.train.report import read_curves
 
 SMALL = 96  # pixels; larger pictures stand as JPEG
 STYLE = """
@@ -70,7 +71,7 @@ def write_page(
         InputError: there is no run that was evaluated, or its images have changed; ``out`` cannot be written;
             matplotlib is missing.
     """
-    check_matplotlib("report")
+    needs("report", "matplotlib")
     if out is not None and out.is_dir():
         raise InputError(f"--out: expected a file, got the folder {out}")
     out = out or run / "report.html"
@@ -93,7 +94,8 @@ def write_page(
     names = data.classes + [f"class {number}" for number in range(len(data.classes), config.num_classes)]
     text = _page(run, rows, found, net, names, confusion, misses, data)
     try:
-        out.write_text(text, encoding="utf-8")
+        with written(out) as file:
+            file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"--out: cannot write {out}: {error.strerror or error}") from None
     return out

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import io
 import json
 import logging
@@ -20,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from alexnet_fast.data import BadImage, Data, Transform
-from alexnet_fast.errors import InputError
+from alexnet_fast.errors import InputError, needs
 from alexnet_fast.train.config import TrainConfig
 from alexnet_fast.train.deployed import load_onnx
 from alexnet_fast.train.evaluate import normalized
-from alexnet_fast.train.export import export
+from alexnet_fast.train.export import ONNX_PACKAGES, export
 from alexnet_fast.train.inference import find
 from alexnet_fast.train.outputs import check_out, written
 from alexnet_fast.train.shrink import opened
@@ -41,9 +40,7 @@ def quantize(path: str, out: Path, data: str | None, images: int, overwrite: boo
     if images < 1:
         raise InputError(f"--images: expected a positive number, got {images}")
     check_out(out, ".onnx", overwrite)
-    for name in ("onnxscript", "onnxruntime"):
-        if importlib.util.find_spec(name) is None:
-            raise InputError(f"quantize: needs {name}: pip install {name}")
+    needs("quantize", *ONNX_PACKAGES)
     found = find(path, data)
     if data is None and found.step is None:
         raise InputError(f"--data: {found.name} is of no run whose images would be known")

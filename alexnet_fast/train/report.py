@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import importlib.util
 import json
 import os
 import time
@@ -21,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from alexnet_fast.data.records import Count, fields, parse_json
-from alexnet_fast.errors import InputError
+from alexnet_fast.errors import InputError, needs
 from alexnet_fast.terminal import one_line, say
 from alexnet_fast.train.checkpoint import METRICS, check_writable
 from alexnet_fast.train.config import TrainConfig
@@ -81,17 +80,12 @@ def read_curves(run: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def check_matplotlib(command: str) -> None:
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError(f"{command}: needs matplotlib: pip install matplotlib")
-
-
 def compare(folders: list[Path], names: list[str], picture: Path) -> None:
     """Draws the curves of several runs, by ``names``, into one picture.
 
     Raises :class:`InputError` for a folder without a run that was evaluated, and without matplotlib.
     """
-    check_matplotlib("curves")
+    needs("curves", "matplotlib")
     from matplotlib.backend_bases import FigureCanvasBase
 
     known = FigureCanvasBase.get_supported_filetypes()

@@ -6,11 +6,10 @@ A run that is resumed goes on in the record that it began: TensorBoard's by the 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from pathlib import Path
 from typing import Protocol
 
-from alexnet_fast.errors import InputError
+from alexnet_fast.errors import InputError, needs
 from alexnet_fast.train.config import TrainConfig
 
 PROJECT = "alexnet_fast"  # what the run belongs to there, unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME say otherwise
@@ -94,8 +93,7 @@ def wanted(config: TrainConfig) -> list[type[Tracker]]:
     """Those that ``config`` asks for; raises :class:`InputError` where one's package is missing."""
     asked = [tracker for tracker in TRACKERS if getattr(config, tracker.name)]
     for tracker in asked:
-        if importlib.util.find_spec(tracker.name) is None:
-            raise InputError(f"--{tracker.name}: needs {tracker.name}: pip install {tracker.name}")
+        needs(f"--{tracker.name}", tracker.name)
     return asked
 
 

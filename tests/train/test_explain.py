@@ -110,6 +110,6 @@ def test_bad_input(call, picture, tmp_path, monkeypatch):
         call(bad, picture, strongest="conv1")
     with pytest.raises(InputError, match=r"x\.png is there already"):
         call(picture)
-    monkeypatch.setattr(explain.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="explain: needs matplotlib: pip install matplotlib"):
         call(picture, over=True)

@@ -117,7 +117,7 @@ def test_what_export_refuses(found, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "ONNX_BYTES", 1000)
     with pytest.raises(InputError, match="--format onnx: a file holds 2 GB"):
         export.export("torchvision", "onnx", out, False, False, False, False)
-    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="--format onnx: needs onnxscript: pip install onnxscript"):
         export.export("torchvision", "onnx", out, False, False, False, False)
     assert not out.exists()
