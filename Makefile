@@ -1,8 +1,8 @@
 # Targets set themselves up in .venv: a fresh clone needs python3, a C++ compiler and nothing else. nvcc is used if found.
 #
 #   make demo    train AlexNet on handwritten digits with two processes, then show where the pictures are
-#   make test    lint, then every test   (PYTEST="--slow" adds the tests that install a second torch)
-#   make soak    kills, restarts and four ranks: the tests of training that take minutes
+#   make test    lint, then every test   (PYTEST="--slow" adds those that take minutes or install a second torch)
+#   make soak    kills, restarts, four ranks, and many more random inputs: minutes each
 #   make bench   time this machine, write benchmarks/results and render docs/performance.md
 #                (more peers: .venv/bin/pip install -e '.[bench]')
 #   make docs    the documents as a site, in build/site
@@ -35,7 +35,8 @@ test: lint
 	TRITON_INTERPRET=1 $(PARALLEL) tests/triton $(PYTEST)
 
 soak: $(VENV)/installed
-	$(BIN)/pytest tests/train tests/parallel --slow
+	$(PARALLEL) --soak -m soak $(PYTEST)
+	$(PARALLEL) --soak tests/test_fuzz.py $(PYTEST)
 
 bench: $(VENV)/installed
 	$(BIN)/pytest benchmarks --all --benchmark-only --results benchmarks/results $(PYTEST)
@@ -66,7 +67,7 @@ $(VENV)/installed: $(NATIVE)
 	@echo "Setting up $(VENV), once, and anew when native sources change. 1 of 2: torch and tools, by the network; minutes."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch pybind11 'setuptools>=77'
-	@echo "2 of 2: compiling the kernels on $$(nproc) cores. On two it takes a minute, with nvcc two."
+	@echo "2 of 2: compiling the kernels on $$(nproc) cores. On two it takes a minute, with nvcc four."
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev,demo]'
 	touch $@
 

@@ -17,6 +17,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
@@ -53,8 +54,16 @@ def find_nvcc() -> str | None:
     return None if wish == "0" else nvcc
 
 
+def is_current(target: Path, read: Path, made: Path, told: str) -> bool:
+    """Whether ``target`` was made by the command in ``told`` and no file listed in ``read`` is newer."""
+    if not (target.exists() and read.exists() and made.exists() and made.read_text() == told):
+        return False
+    files = read.read_text().partition(":")[2].replace("\\\n", " ").split()
+    return all(os.path.exists(file) and os.stat(file).st_mtime_ns < made.stat().st_mtime_ns for file in files)
+
+
 class Build(build_ext):
-    """Compiles every object in parallel, then lets setuptools link them."""
+    """Compiles the objects that are not there yet, in parallel, then lets setuptools link all of them."""
 
     def build_extension(self, ext: Extension) -> None:
         nvcc = find_nvcc()
@@ -91,15 +100,30 @@ class Build(build_ext):
             if source.endswith("module.cpp"):
                 command.append(f'-DALEXNET_FAST_SOURCES="{sources}"')
 
+        # An object serves until its command, its compiler or a file that it was made from changes, whether pip builds
+        # the clone in isolation or in place.
+        versions = {
+            compiler: subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+            for compiler in {command[0] for _, _, command in jobs}
+        }
+
         def compile_one(job: tuple[str, str, list[str]]) -> str:
             source, variant, command = job
-            target = Path(self.build_temp, variant, source).with_suffix(".o")
+            target = Path("build/objects", variant, source).with_suffix(".o")
             target.parent.mkdir(parents=True, exist_ok=True)
-            done = subprocess.run([*command, "-c", source, "-o", str(target)], stderr=subprocess.PIPE, text=True)
+            read, made = target.with_suffix(".d"), target.with_suffix(".txt")  # headers; the command that succeeded
+            told = "\n".join([*command, versions[command[0]]])
+            if is_current(target, read, made, told):
+                return str(target)
+            began = time.time_ns()
+            command = [*command, "-c", source, "-o", str(target), "-MD", "-MF", str(read)]
+            done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
             sys.stderr.write(done.stderr)
             # ptxas only mentions it where it lets every wgmma wait for the one before (C7510 and its like).
             if done.returncode != 0 or re.search(r"\(C75\d\d\)", done.stderr):
                 sys.exit(f"alexnet_fast: {source} does not compile as it should")
+            made.write_text(told)
+            os.utime(made, ns=(began, began))  # what is edited meanwhile is newer
             return str(target)
 
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:

@@ -9,6 +9,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.second_torch import second_torch
+
+__all__ = ["second_torch"]  # a fixture
+
 # Tests start pytest themselves, and those processes are no workers of a run with pytest-xdist.
 for _name in [name for name in os.environ if name.startswith("PYTEST_XDIST_")]:
     del os.environ[_name]
@@ -26,17 +30,22 @@ def pytest_report_header() -> str:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+    parser.addoption("--soak", action="store_true", help="run the tests marked soak too, and fuzz ten times as long")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     no_gpu = pytest.mark.skip(reason="TRITON_INTERPRET=1" if interpreted else "torch sees no CUDA device")
-    not_asked = pytest.mark.skip(reason="slow: takes minutes or downloads; --slow runs it")
+    not_asked = {
+        "slow": pytest.mark.skip(reason="slow: takes minutes or downloads; --slow runs it"),
+        "soak": pytest.mark.skip(reason="soak: minutes of kills or draws; make soak runs it"),
+    }
     for item in items:
         if "gpu" in item.keywords and (interpreted or not torch.cuda.is_available()):
             item.add_marker(no_gpu)
-        if "slow" in item.keywords and not config.getoption("--slow"):
-            item.add_marker(not_asked)
+        for name, skip in not_asked.items():
+            if name in item.keywords and not config.getoption(name):
+                item.add_marker(skip)
 
 
 # ---- Tables that tests leave for the end of the run ------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shutil
 import stat
 import subprocess
@@ -17,11 +18,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import alexnet_fast
 from alexnet_fast import _C, backends
+from tests.second_torch import TORCH
 
 ROOT = Path(__file__).parents[1]
-SECOND_TORCH = "2.14.1"
 
 
 def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -124,8 +124,10 @@ def test_cuda_is_decided_by_nvcc(wish, home, answer, cuda_home, tmp_path):
     assert (done.stderr if failed else done.stdout) == answer.format(empty=empty) + "\n"
 
 
-def test_a_library_in_place_is_linked_anew_when_a_header_has_changed(build_tools, tmp_path):
-    for name in ("setup.py", "pyproject.toml", "README.md"):
+@pytest.fixture
+def small_clone(build_tools, tmp_path, monkeypatch) -> Path:
+    """setup.py and one short source, word.cpp, with a header of its own; the current folder."""
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "alexnet_fast").mkdir()
     shutil.copy(ROOT / "alexnet_fast" / "sources.py", tmp_path / "alexnet_fast")
@@ -134,13 +136,44 @@ def test_a_library_in_place_is_linked_anew_when_a_header_has_changed(build_tools
         '#include "word.h"\nextern "C" __attribute__((visibility("default"))) const char* word() { return WORD; }\n'
     )
     (tmp_path / "csrc" / "bindings" / "word.cpp").write_text(source)
-    for word in ("earlier", "later"):
-        (tmp_path / "csrc" / "word.h").write_text(f'#define WORD "{word}"\n')
-        command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-        done = run(*command, cwd=tmp_path, ALEXNET_FAST_CUDA="0")
-        assert done.returncode == 0, done.stderr
-        (library,) = (tmp_path / "alexnet_fast").glob("_C*.so")
-        assert word.encode() in library.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["setup.py", "-q", "build_ext", "--inplace"])
+    monkeypatch.setenv("ALEXNET_FAST_CUDA", "0")
+    return tmp_path
+
+
+def compiler(folder: Path, line: str) -> str:
+    """A C++ compiler that is that line of sh."""
+    script = folder / "compiler"
+    script.write_text(f"#!/bin/sh\n{line}\n")
+    script.chmod(0o755)
+    return str(script)
+
+
+def build(root: Path, word: str) -> tuple[bytes, int]:
+    """The library of that word, and when its object was made. The header is left as it is where it holds the word."""
+    header, line = root / "csrc" / "word.h", f'#define WORD "{word}"\n'
+    if not header.exists() or header.read_text() != line:
+        header.write_text(line)
+    runpy.run_path("setup.py")  # in this process, which has imported torch
+    (library,), (made,) = (root / "alexnet_fast").glob("_C*.so"), root.rglob("word.o")
+    return library.read_bytes(), made.stat().st_mtime_ns
+
+
+def test_an_object_serves_until_something_it_was_made_of_changes(small_clone, monkeypatch):
+    """A header, the command, or what the compiler says of its version. A library in place is linked anew then."""
+    first, at_first = build(small_clone, "earlier")
+    assert b"earlier" in first
+    assert build(small_clone, "earlier")[1] == at_first
+    second, later = build(small_clone, "later")
+    assert b"later" in second
+    assert later > at_first
+    monkeypatch.setenv("CXX", compiler(small_clone, '[ "$1" = --version ] && echo "$VERSION" || exec c++ "$@"'))
+    times = []
+    for version in "112":
+        monkeypatch.setenv("VERSION", version)
+        times.append(build(small_clone, "later")[1])
+    assert later < times[0] == times[1] < times[2]
 
 
 # ---- Clone, sdist, wheel -------------------------------------------------------------------------------------------
@@ -283,12 +316,13 @@ SDIST = "import sys; from setuptools import build_meta; build_meta.build_sdist(s
 
 @pytest.mark.slow
 def test_sdist_wheel_import(isolated, build_tools, tmp_path):
-    """`python -m build` makes the wheel from the sdist; without isolation, that torch need not be downloaded twice."""
+    """`python -m build` makes the wheel from the sdist; without isolation, that torch need not be downloaded twice, and
+    without the optimizer, which takes six of seven seconds."""
     pytest.importorskip("build", reason="build is not installed: the extra dev brings it")
     tree, dist = tmp_path / "tree", tmp_path / "dist"
     run("git", "clone", "-q", ROOT, tree)
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", dist, tree]
-    done = run(*command, cwd=tmp_path, ALEXNET_FAST_CUDA="0")
+    done = run(*command, cwd=tmp_path, ALEXNET_FAST_CUDA="0", CXX=compiler(tmp_path, 'exec c++ "$@" -O0'))
     assert done.returncode == 0, done.stderr
     (wheel,) = dist.glob("*.whl")
     with zipfile.ZipFile(wheel) as file:
@@ -312,20 +346,8 @@ def test_the_library_uses_torchs_stable_abi_alone():
 
 
 @pytest.mark.slow
-def test_the_one_library_runs_under_a_second_torch(tmp_path):
-    """Forward and backward of every CPU operator, in a venv of its own. ALEXNET_FAST_TEST_CACHE names a folder in which
-    the venv (about 5 GB) stays for the next time."""
-    cache = Path(os.environ.get("ALEXNET_FAST_TEST_CACHE") or tmp_path)
-    python = cache / f"torch-{SECOND_TORCH}" / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", python.parents[1]], check=True)
-    others = "numpy", "pillow", "rich", "safetensors", "typer"  # what else the package depends on
-    subprocess.run([python, "-m", "pip", "install", "--quiet", f"torch=={SECOND_TORCH}", *others], check=True)
-    copies = tmp_path / "copies"
-    shutil.copytree(Path(alexnet_fast.__file__).parent, copies / "alexnet_fast")
-    if not (copies / "alexnet_fast" / Path(_C.__file__).name).exists():  # of a clone that takes the installed one
-        shutil.copy(_C.__file__, copies / "alexnet_fast")
-    shutil.copytree(ROOT / "tests" / "ops", copies / "tests" / "ops")
-    done = run(python, "-m", "tests.ops.check_all", cwd=copies, PYTHONPATH=str(copies))
+def test_the_one_library_runs_under_a_second_torch(second_torch):
+    """Forward and backward of every CPU operator."""
+    done = second_torch("tests.ops.check_all")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"torch {SECOND_TORCH}")
+    assert done.stdout.startswith(f"torch {TORCH}")

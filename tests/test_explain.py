@@ -3,11 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -151,13 +146,6 @@ def test_bad_arguments(net, images):
 
 
 @pytest.mark.slow
-def test_against_the_packages(tmp_path):
-    """In a venv of its own; ALEXNET_FAST_TEST_CACHE names a folder in which it (about 5 GB) stays."""
-    python = Path(os.environ.get("ALEXNET_FAST_TEST_CACHE") or tmp_path) / "explain" / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", python.parents[1]], check=True)
-    peers = "torch==2.14.1", "torchvision==0.29.1", "grad-cam==1.5.7", "captum==0.9.0"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", *peers, "safetensors", "rich", "typer"], check=True)
-    command, root = [python, "-m", "tests.models.check_explain"], Path(__file__).parents[1]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+def test_against_the_packages(second_torch):
+    done = second_torch("tests.models.check_explain")
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,7 @@
 """A thousand inputs that nobody wrote with care: options, configuration files, checkpoints, prepared data, metrics and
 damaged bytes. Each ends with exit code 0, 1 or 2 and at most one line on standard error; an exception is a failure.
 
-The draws are seeded; ``--slow`` makes ten times as many. Nothing is trained: runs are asked for with ``--dry-run``.
+The draws are seeded; ``--soak`` makes ten times as many. Nothing is trained: runs are asked for with ``--dry-run``.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def ends_well(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
 
 def draws(kind: str, config: pytest.Config) -> Iterator[random.Random]:
-    for number in range(COUNTS[kind] * (10 if config.getoption("--slow") else 1)):
+    for number in range(COUNTS[kind] * (10 if config.getoption("--soak") else 1)):
         yield random.Random(f"{kind} {number}")
 
 

@@ -194,7 +194,7 @@ def test_backward(mode):
     check("threads", [hopper_backward(shape, mode, masks=n % 2 == 0, seed=n) for n, shape in enumerate(some)])
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("make", "covers", "kind"),
     [(hopper, taken, "address"), (hopper_backward, turns, "threads"), (hopper_backward, turns, "address")],

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -65,14 +62,8 @@ def test_the_formula(net):
 
 
 @pytest.mark.slow
-def test_against_the_package(tmp_path):
-    """In a venv of its own; ALEXNET_FAST_TEST_CACHE names a folder in which it (about 5 GB) stays."""
-    python = Path(os.environ.get("ALEXNET_FAST_TEST_CACHE") or tmp_path) / "lpips" / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", python.parents[1]], check=True)
-    wanted = ["torch==2.14.1", "torchvision==0.29.1", "lpips==0.1.4", "safetensors", "rich", "typer"]
-    subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], check=True)
-    done = subprocess.run([python, "-m", "tests.models.check_lpips"], cwd=ROOT, capture_output=True, text=True)
+def test_against_the_package(second_torch):
+    done = second_torch("tests.models.check_lpips")
     assert done.returncode == 0, done.stderr
 
 

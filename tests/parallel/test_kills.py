@@ -49,7 +49,7 @@ def test_a_run_that_had_saved_nothing_starts_again(tmp_path: Path, monkeypatch: 
     assert [row["step"] for row in runs.rows(run) if row["kind"] == "step"] == [1, 2]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("mode", MODES)
 def test_killed_again_and_again(tmp_path: Path, mode: str):
     draw = random.Random(mode)
@@ -68,7 +68,7 @@ def test_killed_again_and_again(tmp_path: Path, mode: str):
     assert courses.summary(run)["restarts"] == 3
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("mode", MODES)
 def test_a_signal_leaves_a_checkpoint_within_ten_seconds(tmp_path: Path, mode: str):
     run = tmp_path / "run"
@@ -80,7 +80,7 @@ def test_a_signal_leaves_a_checkpoint_within_ten_seconds(tmp_path: Path, mode: s
     assert checkpoint.load(run / "checkpoints" / f"step-{step:08d}").state["step"] == step
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_torchrun_restarts_the_ranks_from_the_last_checkpoint(tmp_path: Path):
     run, whole = tmp_path / "run", tmp_path / "whole"
     given = {"max_steps": 20, "checkpoint_steps": 3}

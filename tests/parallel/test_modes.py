@@ -307,7 +307,7 @@ def test_a_nan_on_one_rank_stops_all_of_them_alike(two: Path, name: str):
     assert all(value.isfinite().all() for value in commands.checkpoint.load(kept[1]).model.values())
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_four_ranks_give_the_course_of_one_process(shared: Path, alone: Path):
     four = _ran(shared, 4)
     for name in ("ddp", "hybrid", "hybrid torchvision", "hybrid frozen"):

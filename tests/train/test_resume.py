@@ -54,7 +54,7 @@ def _wait_for_checkpoint(run: Path, seconds: float) -> None:
     [
         (1, "run", 5),
         (2, "launcher", 14),
-        pytest.param(3, "rank", 4, marks=pytest.mark.slow),  # thirteen processes, each of which imports torch
+        pytest.param(3, "rank", 4, marks=pytest.mark.soak),  # thirteen processes, each of which imports torch
     ],
 )
 def test_killed_then_resumed(tmp_path: Path, undisturbed, nproc: int, victim: str, step: int):
