@@ -93,8 +93,8 @@ class FolderImages:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of a training set's RGB values in 0..1: their mean, and their principal components, in columns, each as long as
-    its standard deviation.
+    """The mean of a training set's RGB values in 0..1, and their principal components, in columns, each as long as the
+    standard deviation along it.
     """
 
     mean: tuple[float, float, float]
