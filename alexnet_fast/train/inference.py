@@ -33,8 +33,8 @@ from alexnet_fast.train.model import build_model, skeleton
 
 @dataclass(frozen=True)
 class Found:
-    """A net with its weights: a run's checkpoint, or weights from elsewhere, which know neither ``step`` nor, but for
-    published ones, ``classes``."""
+    """A net with its weights: a run's checkpoint, or weights from elsewhere. The latter have no ``step``, and only
+    published ones know their ``classes``."""
 
     name: str
     config: TrainConfig
