@@ -433,17 +433,21 @@ def bench(
     batch_size: Annotated[
         int | None, _option("images (CPU 16, GPU 256, --plan 256 over both devices)", "--batch-size", "-b")
     ] = None,
-    variant: Annotated[str, _option(f"of --plan: {', '.join(VARIANTS)} (paper)")] = "paper",
-    tflops: Annotated[float, _option("of --plan: TFLOP/s that one device sustains (400)")] = 400,
-    link: Annotated[float, _option("of --plan: GB/s between devices, each way (450)")] = 450,
-    latency: Annotated[float, _option("of --plan: microseconds until an exchange begins (15)")] = 15,
+    variant: Annotated[str | None, _option(f"of --plan: {', '.join(VARIANTS)} (paper)")] = None,
+    tflops: Annotated[float | None, _option("of --plan: TFLOP/s that one device sustains (400)")] = None,
+    link: Annotated[float | None, _option("of --plan: GB/s between devices, each way (450)")] = None,
+    latency: Annotated[float | None, _option("of --plan: microseconds until an exchange begins (15)")] = None,
     as_json: Annotated[bool, _option("print JSON", "--json")] = False,
 ) -> None:
     """One look at this machine's speed against PyTorch's own modules, or, with --plan, at two devices' step."""
     from alexnet_fast.bench import commands
 
+    options = {"variant": variant, "tflops": tflops, "link": link, "latency": latency}
+    given = {name: value for name, value in options.items() if value is not None}
     if planned:
-        commands.plan(variant, batch_size, tflops, link, latency, as_json)
+        commands.plan(batch_size, as_json, **given)
+    elif given:
+        raise InputError(f"--{next(iter(given))}: is for --plan")
     else:
         commands.look(batch_size, as_json)
 

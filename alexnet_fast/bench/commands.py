@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from collections.abc import Iterable
@@ -37,12 +38,21 @@ def look(batch: int | None, as_json: bool) -> None:
     Console().print(table)
 
 
-def plan(variant: str, batch: int | None, tflops: float, link: float, latency: float, as_json: bool) -> None:
+def plan(
+    batch: int | None,
+    as_json: bool,
+    variant: str = "paper",
+    tflops: float = 400,
+    link: float = 450,
+    latency: float = 15,
+) -> None:
     """Prints what a model says of a training step on two devices (:mod:`alexnet_fast.bench.plan`); raises
     :class:`InputError`."""
     _check_known("--variant", variant, VARIANTS)
     for name, value in (("--batch-size", batch), ("--tflops", tflops), ("--link", link)):
         _check_positive(name, value)
+    if not 0 <= latency < math.inf:
+        raise InputError(f"--latency: expected microseconds, 0 or more, got {latency}")
     if batch and batch % 2:
         raise InputError(f"--batch-size: expected an even number for two devices, got {batch}")
     batch = batch or 256
@@ -158,5 +168,5 @@ def _check_known(option: str, value: str, known: Any) -> None:
 
 
 def _check_positive(option: str, value: float | None) -> None:
-    if value is not None and not value > 0:
+    if value is not None and not 0 < value < math.inf:
         raise InputError(f"{option}: expected a positive number, got {value}")

@@ -115,7 +115,7 @@ def read_index(folder: Path) -> dict[str, Any]:
             if not (shard["name"].isascii() and shard["name"].isdigit()):
                 raise ValueError(f"{shard['name']!r} is no shard's name")
     except FileNotFoundError:
-        raise InputError(f"{path}: missing: the command prepare has not ended well there") from None
+        raise InputError(f"{path}: missing: the command prepare did not write {folder}, or has not ended") from None
     except UNREADABLE as error:
         raise InputError(f"{path}: damaged: {_reason(error)}") from None
     return record
