@@ -85,7 +85,7 @@ _build = _C.build_info()
 _triton = importlib.util.find_spec("triton") is not None
 _chosen = threading.local()
 _environment = os.environ.get("ALEXNET_FAST_BACKEND") or "auto"
-prepared: list[dict] = []  # what operators keep of calls: see forget()
+prepared: list[dict] = []  # what operators have chosen so far; forget() empties them
 
 
 def _check_name(name: str) -> None:
@@ -114,7 +114,8 @@ def current() -> str:
 
 
 def forget() -> None:
-    """Operators choose once for each form of their arguments; after this, anew: for a changed ``AUTO``."""
+    """Lets operators choose anew. They choose once for each form of their arguments, and would not see a changed
+    ``AUTO``."""
     for kept in prepared:
         kept.clear()
 
@@ -143,7 +144,7 @@ def report() -> list[Status]:
 
 def refuses_here() -> str:
     """What PyTorch is doing at this moment that operators registered from Python have no rules for; '' for nothing. A
-    graph that is traced gets plain PyTorch: whether it is called with gradients, nobody knows yet."""
+    traced graph gets plain PyTorch because it may be called with gradients later."""
     if torch._C._are_functorch_transforms_active():
         return "torch.func transforms"
     if forward_ad._current_level >= 0:

@@ -7,26 +7,19 @@ stopped by Ctrl-C or SIGTERM, after a checkpoint.
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import sys
-from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import MofNCompleteColumn, Progress
-from rich.table import Table
 
-from alexnet_fast import _C, __version__, backends, interrupt, native, tuning
+from alexnet_fast import __version__, backends, interrupt
 from alexnet_fast.backends import BackendError
 from alexnet_fast.errors import InputError, RunError, out_of_memory
-from alexnet_fast.models import VARIANTS, AlexNet
+from alexnet_fast.models import VARIANTS
 from alexnet_fast.models.variants import ABLATIONS
 from alexnet_fast.terminal import escape_unknown_letters, one_line, say
 from alexnet_fast.train.config import read_config, without
@@ -440,61 +433,23 @@ def bench(
     batch_size: Annotated[
         int | None, _option("images (CPU 16, GPU 256, --plan 256 over both devices)", "--batch-size", "-b")
     ] = None,
-    variant: Annotated[str, _option(f"of --plan: {', '.join(VARIANTS)} (paper)")] = "paper",
-    tflops: Annotated[float, _option("of --plan: TFLOP/s that one device sustains (400)")] = 400,
-    link: Annotated[float, _option("of --plan: GB/s between devices, each way (450)")] = 450,
-    latency: Annotated[float, _option("of --plan: microseconds until an exchange begins (15)")] = 15,
+    variant: Annotated[str | None, _option(f"of --plan: {', '.join(VARIANTS)} (paper)")] = None,
+    tflops: Annotated[float | None, _option("of --plan: TFLOP/s that one device sustains (400)")] = None,
+    link: Annotated[float | None, _option("of --plan: GB/s between devices, each way (450)")] = None,
+    latency: Annotated[float | None, _option("of --plan: microseconds until an exchange begins (15)")] = None,
     as_json: Annotated[bool, _option("print JSON", "--json")] = False,
 ) -> None:
     """One look at this machine's speed against PyTorch's own modules, or, with --plan, at two devices' step."""
-    from alexnet_fast import bench as measure
+    from alexnet_fast.bench import commands
 
-    if variant not in VARIANTS:
-        raise InputError(f"--variant: expected one of {', '.join(VARIANTS)}, got {variant!r}")
-    for name, value in (("--batch-size", batch_size), ("--tflops", tflops), ("--link", link)):
-        if value is not None and value <= 0:
-            raise InputError(f"{name}: expected a positive number, got {value}")
-    if planned and batch_size and batch_size % 2:
-        raise InputError(f"--batch-size: expected an even number for two devices, got {batch_size}")
+    options = {"variant": variant, "tflops": tflops, "link": link, "latency": latency}
+    given = {name: value for name, value in options.items() if value is not None}
     if planned:
-        plans = measure.plan(variant, batch_size or 256, tflops, measure.Link(link, latency))
-        rows = [asdict(row) for row in plans]
-        head = f"{variant}, batch {batch_size or 256}, assumed: {tflops:g} TFLOP/s, {link:g} GB/s, {latency:g} µs"
-        cells = [
-            (
-                *(row.mode, f"{row.gradients / 1e6:.1f}", f"{row.activations / 1e6:.1f}", f"{1e3 * row.compute:.3f}"),
-                *(f"{1e3 * row.exchange:.3f}", f"{1e3 * row.exposed:.3f}", f"{row.compute / row.step:.0%}"),
-            )
-            for row in plans
-        ]
-        columns = (
-            "mode",
-            "gradients, MB",
-            "activations, MB",
-            "compute, ms",
-            "exchange, ms",
-            "not hidden, ms",
-            "efficiency",
-        )
+        commands.plan(batch_size, as_json, **given)
+    elif given:
+        raise InputError(f"--{next(iter(given))}: is for --plan")
     else:
-        seen = measure.look(batch=batch_size)
-        rows = [{**row._asdict(), "ratio": row.ratio} for row in seen]
-        head = f"{torch.get_num_threads()} threads, torch {torch.__version__}; medians, both sides channels_last"
-        cells = [
-            (
-                *(row.case, row.dtype, f"{1e3 * row.ours:.2f}", f"{1e3 * row.eager:.2f}"),
-                *(f"{row.ratio:.2f}×", f"{row.images_s:.0f}"),
-            )
-            for row in seen
-        ]
-        columns = "case", "dtype", "ours, ms", "PyTorch, ms", "ratio", "images/s"
-    if as_json:
-        print(json.dumps({"about": head, "rows": rows}))
-        return
-    table = Table(*columns, title=head)
-    for row in cells:
-        table.add_row(*row)
-    Console().print(table)
+        commands.look(batch_size, as_json)
 
 
 @app.command()
@@ -505,98 +460,17 @@ def tune(
     precision: Annotated[str, _option("fp32, fp16 or bf16 (bf16)")] = "bf16",
 ) -> None:
     """Measure which convolutions are fastest on this GPU, and keep that for cudnn.benchmark and for train."""
-    from alexnet_fast.bench import PRECISIONS, passes
-    from alexnet_fast.bench import tune as measure
+    from alexnet_fast.bench import commands
 
-    for name, value, known in (("--variant", variant, VARIANTS), ("--precision", precision, PRECISIONS)):
-        if value not in known:
-            raise InputError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
-    batches = [int(part) if part.isdecimal() else 0 for part in batch.split(",")]
-    if min(batches) < 1:
-        raise InputError(f"--batch: expected positive numbers separated by commas, got {batch!r}")
-    if reason := backends.missing("cuda"):
-        raise InputError(f"tune: there is nothing to measure: {reason}")
-    device = torch.device("cuda", torch.cuda.current_device())
-    net = AlexNet(variant=variant).to(device)
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), transient=True) as bar:
-        task = bar.add_task("measuring", total=len(batches) * passes(net, training))
-
-        def heard(form: tuning.Form, _record: tuning.Record) -> None:
-            bar.update(task, advance=1, description=form.operator)
-
-        measure(net, batches, precision, training, heard)
-        bar.update(task, completed=len(batches) * passes(net, training))
-    _show_measured(Console(), device)
-
-
-def _show_measured(console: Console, device: torch.device) -> None:
-    """What ``auto`` has measured on a device, why that was taken, and where it is kept."""
-    records = tuning.measured(device)
-    if not records:
-        say(console, f"tuned: on {tuning.device_name(device)} nothing was measured: {_table_answers()}")
-        return
-    table = Table("convolution", "auto takes", "µs", "of", title=escape(str(tuning.file_of(device))))
-    for form, record in records.items():
-        others = [f"{name} {us:g}" for name, us in record.us.items() if name != record.candidate]
-        others += [f"{name}: {reason}" for name, reason in record.refused.items()]
-        cells = form, record.candidate, f"{record.us.get(record.candidate, 0):g}", "\n".join(others)
-        table.add_row(*map(escape, cells))
-    console.print(table)
-    say(console, f"They count with torch.backends.cudnn.benchmark and in train; else {_table_answers()}.")
-
-
-def _table_answers() -> str:
-    devices = dict.fromkeys(row.device for row in tuning.table())
-    return f"the nearest of {len(tuning.table())} shapes answers, measured on {', '.join(devices)}"
+    commands.tune(variant, batch, training, precision)
 
 
 @app.command()
 def doctor(as_json: Annotated[bool, _option("print JSON", "--json")] = False) -> None:
     """What is installed, what was built, and which backends work here."""
-    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    extras = "scikit-learn", "matplotlib", "onnxruntime", *(tracker.name for tracker in TRACKERS), "pyyaml"
-    facts: dict[str, Any] = {
-        "alexnet_fast": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        **{name: _version(name) for name in ("triton", "numpy", "pillow", "safetensors")},
-        **{f"{name} (extra)": _version(name) for name in extras},
-        "cores": len(os.sched_getaffinity(0)),
-        "gpus": ", ".join(gpus) or "none",
-    }
-    facts |= {f"built: {name}": value for name, value in _C.build_info().items()}
-    facts["compiled module"] = native.describe()
-    report = backends.report()
-    measured = {name: tuning.measured(torch.device("cuda", number)) for number, name in enumerate(gpus)}
-    if as_json:
-        states = {status.name: {"available": status.available, "reason": status.reason} for status in report}
-        tuned = {name: {form: one._asdict() for form, one in records.items()} for name, records in measured.items()}
-        print(json.dumps({"facts": facts, "backends": states, "auto": backends.AUTO, "tuned": tuned}, default=str))
-        return
-    console = Console()
-    about = Table(show_header=False)
-    for name, value in facts.items():
-        about.add_row(name, escape(", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)))
-    console.print(about)
-    table = Table("backend", "works here", "reason")
-    for status in report:
-        table.add_row(status.name, "yes" if status.available else "no", escape(status.reason))
-    console.print(table)
-    chosen = Table("auto takes", *(f"on {device}" for device in backends.AUTO))
-    for operator in dict.fromkeys(name for rows in backends.AUTO.values() for name in rows):
-        chosen.add_row(operator, *(rows.get(operator, "") for rows in backends.AUTO.values()))
-    console.print(chosen)
-    for number in range(len(gpus)):
-        _show_measured(console, torch.device("cuda", number))
-    if not gpus:
-        say(console, f"tuned: {_table_answers()}")
+    from alexnet_fast.bench import commands
 
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+    commands.doctor([tracker.name for tracker in TRACKERS], as_json)
 
 
 def main() -> None:

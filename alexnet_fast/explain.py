@@ -1,4 +1,4 @@
-"""Why a net answered as it did: maps of what in an image counted, and which images a layer's channels look for.
+"""Why a net answered as it did: maps of the parts of an image that counted, and what a layer's channels look for.
 
 Each function takes a net and a batch of images (N, 3, H, W) as the net takes them, and leaves the net as it was: its
 mode (explain nets in ``eval()``), its hooks, and the ``grad`` of its parameters. ``target`` is the class that is asked

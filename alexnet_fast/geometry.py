@@ -1,4 +1,4 @@
-"""What operators and the kernels behind them share: options as they are handed on, sizes and layouts of results."""
+"""What operators and the kernels behind them share: checked options, and the sizes and layouts of results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training step as CUDA graphs: the host replays what it recorded, and runs no Python of the net."""
+"""A training step as CUDA graphs: the host replays what was recorded, and runs none of the net's Python."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ class Recorded:
 
 
 class Graphed:
-    """Steps of training as the replay of two graphs: ``work(*inputs, *constants)``, which gives gradients to the
-    parameters of ``optimizer`` and returns a tensor, and ``update()``, which steps it.
+    """Training steps as the replay of two graphs. One is of ``work(*inputs, *constants)``, which gives gradients to the
+    parameters of ``optimizer`` and returns a tensor; the other is of ``update()``, which steps the optimizer.
 
-    ``refused`` says why the net's or the optimizer's part is not recorded, where it is not.
+    Where the net's or the optimizer's part could not be recorded, ``refused`` says why.
 
     Args:
-        net: whose mode is part of what a recording holds for.
+        net: a recording holds for one mode of it, training or evaluation.
         warmup, most: as in :func:`graphed_step`.
-        name: whose warnings are given.
-        generators: sets those that ``work`` draws from, besides the device's own, and returns them. Called ahead of
-            each recording and replay of ``work``.
-        proved: whether a recording is taken only if its first replay gives the bits that ``work`` gives as it stands:
-            where the same input always gives the same bits.
+        name: what warnings begin with.
+        generators: seeds the generators that ``work`` draws from, besides the device's own, and returns them. It is
+            called before each recording and replay of ``work``.
+        proved: take a recording only if its first replay gives the same bits as ``work`` itself. This is for work that
+            gives the same bits each time.
     """
 
     def __init__(

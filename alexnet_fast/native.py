@@ -1,4 +1,4 @@
-"""Finds ``_C``, the compiled module, and says when it is not that of the sources beside this package.
+"""Finds ``_C``, the compiled module, and warns where it was not built from the sources beside this package.
 
 ``pip install .`` puts _C into site-packages. In the clone, python and pytest find the clone's alexnet_fast first, which
 has none: it takes the installed one. A build in place or an editable install has its _C here.

@@ -80,7 +80,7 @@ def _plain(row: Row, rule: Rule) -> None:
 
 
 def _covered(weight: Tensor) -> bool:
-    """Whether the kernels step it: float32, in memory without gaps."""
+    """Whether the kernels cover ``weight``: they take float32 tensors without gaps in memory."""
     dense = weight.is_contiguous() or (weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last))
     return weight.dtype == torch.float32 and dense
 

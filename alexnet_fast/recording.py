@@ -36,8 +36,8 @@ class Cuda:
         return result
 
     def record(self, run: Run, generators: Iterable[torch.Generator] = ()) -> Run:
-        """What repeats the work of ``run()``, which is recorded and not done, in the memory that it has then; of
-        ``generators`` with the seeds that they have in each replay."""
+        """A function that repeats the work of ``run()``, which is recorded here and not done. Each replay works in the
+        memory of the recording, and draws from ``generators`` with the seeds that they have then."""
         graph = torch.cuda.CUDAGraph()
         for generator in generators:
             graph.register_generator_state(generator)

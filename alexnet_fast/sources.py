@@ -1,4 +1,4 @@
-"""The sources that ``_C`` is made of, as a few letters: setup.py compiles them in, the package compares them."""
+"""A fingerprint of the sources that ``_C`` is made of: setup.py compiles it in, and the package compares it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ KINDS = (".cpp", ".h", ".cu", ".cuh")
 
 
 def fingerprint(root: Path) -> str:
-    """Of ``root``/setup.py and the native sources below ``root``/csrc; '' where there are none.
+    """The fingerprint of ``root``/setup.py and the native sources below ``root``/csrc; '' where there are none.
 
     csrc/host_simt is left out: the module that is installed holds nothing of it.
     """

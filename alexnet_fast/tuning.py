@@ -9,10 +9,10 @@ A candidate computes an operator from its arguments. By operator, the first is t
   conv_relu, then its epilogue
 - ``conv_backward_input``, ``conv_backward_weight``: ``cudnn``, ``cuda``, ``cuda_sm90``, ``triton``
 
-``cuda`` and ``cuda_epilogue`` estimate which tile of the output a block had best compute; with a name of ``TILES``
-behind a colon, as in ``cuda:128x64``, that tile is taken. No GPU has run ``cuda_sm90``: the table has no row of it.
+``cuda`` and ``cuda_epilogue`` estimate which tile of the output each block had best compute; a name of ``TILES`` behind
+a colon, as in ``cuda:128x64``, chooses the tile. No GPU has run ``cuda_sm90`` yet, so the table has no row of it.
 
-Which one is taken; the first that there is:
+Which one is taken? The first of these that there is:
 
 1. what a training run has pinned (:func:`pinned`);
 2. with ``torch.backends.cudnn.benchmark = True``, the switch by which cuDNN measures its own algorithms: what was
@@ -56,8 +56,8 @@ LIBRARY = {
     "conv_backward_input": "cudnn",
     "conv_backward_weight": "cudnn",
 }
-# How far a result may be from the library's, as a share of its largest value: 8 units of the dtype's rounding, with
-# TF32 8 of that. In float32 both sides round sums of up to 400 thousand products in their own order.
+# How far a result may be from the library's, as a share of its largest value: 8 times the rounding of the dtype, or of
+# TF32. In float32 both sides round sums of up to 400 thousand products in their own order.
 TOLERANCES = {torch.float32: 2**-13, torch.float16: 2**-7, torch.bfloat16: 2**-5}
 TF32_TOLERANCE = 2**-7
 # Rows x columns of the tiles of csrc/cuda's tables, in their order: of 16-bit elements, and of float32 by TF32. Tables
@@ -69,9 +69,9 @@ TILES: dict[str, dict[str, dict[int, tuple[str, ...]]]] = {
     "conv_backward_input": {"cuda": _FORWARD},
     "conv_backward_weight": {"cuda": {16: ("128x128", "64x128")}},
 }
-CODES = 1 / 8  # share of a pooling's winners that may differ: where two values round to one, either may be the largest
+CODES = 1 / 8  # share of a pooling's winners that may differ: of two values that round to the same, either may win
 ROUNDS = 9
-REACH = 4  # how many times larger or smaller the sizes of a row may be that speaks for this package's kernels
+REACH = 4  # a row speaks for this package's kernels up to so many times larger or smaller sizes
 AHEAD = 2_000_000  # cycles that the card waits before a timed call, about a millisecond: the host is done by then
 INT32_MAX = 2**31 - 1
 MOST_FORMS = 4096
@@ -270,9 +270,9 @@ def _settle(key: tuple, form: Form, candidates: Mapping[str, Call], arguments: t
 
 
 def _able(form: Form, name: str, device: torch.device) -> bool:
-    """Whether a candidate can be asked at all. With groups, cuDNN's fused bias and ReLU take up to 17 times as long as
-    its convolution alone; torch calls it without asking for determinism, and does not split it where offsets pass 32
-    bits."""
+    """Whether a candidate can compute ``form`` here at all. cuDNN's fused bias and ReLU are left out with groups, where
+    they take up to 17 times as long as the convolution alone; where determinism is wanted, for which torch does not
+    ask; and where offsets pass 32 bits, as torch does not split the call."""
     kernel, _, tile = name.partition(":")
     if tile:
         return tile in tiles(form.operator, kernel, form.dtype, form.tf32)
@@ -427,7 +427,7 @@ def _tells(results: Tensor | tuple[Tensor, ...]) -> bool:
 
 
 def _differs(call: Call, arguments: tuple, wanted: Tensor | tuple[Tensor, ...], tolerance: float) -> str:
-    """How the call's result is no such rounding of ``wanted`` as is allowed; '' if it is one."""
+    """How the call's result differs from ``wanted`` by more than rounding; '' if it does not."""
     try:
         got, wanted = _results(call(*arguments)), _results(wanted)
     except torch.OutOfMemoryError:
@@ -459,8 +459,8 @@ def _largest_difference(a: Tensor, b: Tensor) -> float:
 
 
 def loses_nan(call: Call, library: Call, arguments: tuple) -> str:
-    """How ``call`` fails of images that are NaN all over, or makes numbers of them, as ReLUs in convolutions of
-    libraries may: a run that has diverged would look alive. '' where it does neither."""
+    """How ``call`` fails on images that are NaN all over, or turns NaN into numbers, as the ReLU in a library's
+    convolution may: a training run that has diverged would then look healthy. '' where it does neither."""
     try:
         images = torch.full_like(arguments[0], torch.nan)
         alike = torch.equal(call(images, *arguments[1:]).isnan(), library(images, *arguments[1:]).isnan())

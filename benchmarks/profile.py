@@ -71,10 +71,10 @@ def table(kernels: list[Kernel]) -> list[str]:
 def main() -> None:
     import torch
 
-    from . import quick
     from .gpu import Clock
+    from .quick_rows import Place
 
-    place = quick.Place(Clock(), batches=(128,))
+    place = Place(Clock(), batches=(128,))
     one_call_of_each(place)
     torch.cuda.synchronize()
 
@@ -83,20 +83,20 @@ def one_call_of_each(place) -> None:
     import torch
     import torch.nn.functional as F
 
-    from . import quick
+    from . import quick, quick_rows
 
     batch = min(place.batches)
     for sample in quick.POINTWISE:
         data = place.data(sample, batch)
-        quick.operators(sample, data, quick.gradient_of_output(sample, data), place.own)
+        quick_rows.operators(sample, data, quick_rows.gradient_of_output(sample, data), place.own)
     for sample in [*quick.CONVOLUTIONS, *quick.STAGES]:
         data, rest = place.data(sample, batch), place.rest(sample)
         x, weight = data["input"], data["weight"]
         with torch.inference_mode():
-            quick.CANDIDATES[sample.stem]["cuda"](x, weight, data["bias"], *rest)
+            quick_rows.CANDIDATES[sample.stem]["cuda"](x, weight, data["bias"], *rest)
             if sample.stem == "conv_relu":
                 dy = torch.randn_like(F.conv2d(x, weight, None, *rest))
-                for gradient in quick.GRADIENTS.values():
+                for gradient in quick_rows.GRADIENTS.values():
                     gradient["cuda"](dy, x, weight, *rest)
 
 

@@ -67,7 +67,8 @@ ALEXNET_FAST_CUDA_LAUNCHERS(X)
 #undef X
 
 // The same for one architecture: csrc/cuda/sm90 is for compute capability 9.0. On other cards, and for what they do not
-// cover, these launchers return cudaErrorNotSupported before anything is enqueued.
+// cover, these launchers return cudaErrorNotSupported and write no output. The forward one has enqueued nothing then;
+// the backward one may have enqueued work on its workspace.
 #define ALEXNET_FAST_CUDA_SM90_LAUNCHERS(X) \
   X(conv_relu_fwd, ConvParams)              \
   X(conv_relu_bwd, ConvParams)
@@ -80,8 +81,8 @@ ALEXNET_FAST_CUDA_SM90_LAUNCHERS(X)
 #undef X
 }  // namespace sm90
 
-// name##_workspace_bytes: what the launcher wants at Params::workspace. It depends on shapes and on the alignment of
-// the other pointers.
+// name##_workspace_bytes: how many bytes the launcher needs at Params::workspace. They depend on shapes and on the
+// alignment of the other pointers.
 #define ALEXNET_FAST_CUDA_WORKSPACES(X) \
   X(conv_relu_fwd, ConvParams)          \
   X(conv_relu_bwd, ConvParams)          \
@@ -91,7 +92,7 @@ ALEXNET_FAST_CUDA_SM90_LAUNCHERS(X)
 ALEXNET_FAST_CUDA_WORKSPACES(X)
 #undef X
 
-// Rows of EpilogueParams::db_partial and LpipsParams::partial. They depend on the same.
+// Rows of EpilogueParams::db_partial and of LpipsParams::partial, which likewise depend on shapes and alignment.
 int64_t epilogue_bwd_partial_rows(const EpilogueParams& params);
 int64_t lpips_layer_bwd_partial_rows(const LpipsParams& params);
 

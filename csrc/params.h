@@ -11,7 +11,7 @@ namespace alexnet_fast {
 
 enum class DType : int32_t { f32, f16, bf16, f64 };
 
-// Output side of a pooling window or a convolution kernel is the bindings' business: kernels are told it.
+// A pooling window, or where a convolution's kernel goes. The bindings work out the size of the output and pass it on.
 struct Window {
   int32_t kernel_h, kernel_w;
   int32_t stride_h, stride_w;

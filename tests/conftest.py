@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.second_torch import second_torch
 
@@ -79,23 +78,14 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
-class _Names(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function.namespace == "alexnet_fast":
-            self.seen.append(function._opname)
-        return function(*args, **(kwargs or {}))
-
-
 @pytest.fixture
 def operators() -> Callable[..., list[str]]:
     """operators(net, x): the names of this package's operators that net(x) runs, in order."""
 
+    from alexnet_fast.nn.fusion import _Operators
+
     def run(net: torch.nn.Module, x: torch.Tensor) -> list[str]:
-        with _Names() as names:
+        with _Operators() as names:
             net(x)
         return names.seen
 

@@ -107,7 +107,7 @@ CALLS = {
 
 @pytest.mark.parametrize("stem", CALLS)
 def test_another_device_is_refused(stem):
-    """A named backend never falls back."""
+    """A named backend that cannot run raises, and never falls back to another."""
     with pytest.raises(BackendError, match=rf"{stem}: backend 'cuda' does not run on cpu tensors"):
         CALLS[stem](X, "cuda")
     with pytest.raises(BackendError, match=rf"{stem}: backend 'cpu' does not run on meta tensors"):
@@ -116,7 +116,7 @@ def test_another_device_is_refused(stem):
 
 @pytest.mark.parametrize("stem", CALLS)
 def test_auto_runs_everywhere(stem):
-    """On a device without a row in the table, on the reference."""
+    """On a device without a row in the table, auto takes the reference."""
     assert CALLS[stem](X.to("meta"), None).is_meta
 
 

@@ -56,7 +56,7 @@ def processor_flags() -> set[str]:
 
 @pytest.mark.parametrize("isa", NEEDED_FLAGS)
 def test_every_instruction_set_computes_the_same(isa):
-    """The narrower ones run only on other people's processors."""
+    """The narrower instruction sets, which otherwise run only on other people's processors."""
     if lacking := NEEDED_FLAGS[isa] - processor_flags():
         pytest.skip(f"this processor has no {', '.join(sorted(lacking))}")
     done = run(sys.executable, "-m", "tests.ops.check_all", ALEXNET_FAST_ISA=isa)
@@ -294,7 +294,7 @@ def test_no_sources_is_an_error_of_one_line(build_tools, clone):
 
 
 def test_the_sdist_holds_what_git_holds(build_tools, tmp_path):
-    """So that whoever builds or tests from it has all of it: compared by name."""
+    """The sdist has every file that a build or a test needs; names are compared."""
     if not (ROOT / ".git").exists():
         pytest.skip("not a clone")
     tree = tmp_path / "tree"  # not in the clone: setuptools writes beside setup.py

@@ -198,6 +198,11 @@ def _too_many_bad(root: Path) -> Path:
     return root
 
 
+def _file(folder: Path) -> Path:
+    (folder / "picture").touch()
+    return folder / "picture"
+
+
 def _damaged_metrics(folder: Path) -> Path:
     (folder / "metrics.jsonl").write_bytes(b'{"kind": "step", "step": 1, "loss": 1, "top1": 0, "lr": 1}\n\0\0\0')
     return folder
@@ -210,6 +215,14 @@ ROWS = {
     "unknown command": (lambda t: ["trian"], "No such command"),
     "no image to predict": (lambda t: ["predict", "--weights", "x"], "images"),
     "missing DATA": (lambda t: ["train", t / "missing"], "no such folder"),
+    "a file for DATA": (lambda t: ["train", _file(t)], "picture: is a file (DATA is digits"),
+    "eval misspelt": (
+        lambda t: ["eval", "DEFUALT"],
+        "no such run, checkpoint or file of weights; did you mean DEFAULT?",
+    ),
+    "check not prepared": (lambda t: ["prepare", "--check", t], "the command prepare did not write"),
+    "bench of the plan": (lambda t: ["bench", "--link", 9], "--link: is for --plan"),
+    "bench latency": (lambda t: ["bench", "--plan", "--latency", -5], "--latency: expected microseconds, 0 or more"),
     "empty DATA": (lambda t: ["train", t], "has no folder train/"),
     "class missing in val": (
         lambda t: ["train", _without_val_dog(write_folder(t / "set", 1, 1))],

@@ -100,7 +100,7 @@ def test_onnx(name, dynamo):
 @pytest.mark.filterwarnings("ignore")
 @EXPORTERS
 def test_onnx_of_float16(dynamo):
-    """Computed in float32, as the operator does."""
+    """The exported node computes in float32, as the operator does."""
     net, x = fuse(nn.Sequential(nn.LocalResponseNorm(5, 0.1))).eval(), torch.randn(2, 6, 8, 8).half()
     torch.testing.assert_close(onnxruntime(to_onnx(net, x, dynamo), x), net(x))
 

@@ -98,7 +98,8 @@ def test_a_frozen_parameter_is_noticed():
 
 
 def test_what_is_recorded_and_when():
-    """One net part a form, then the optimizer's once nothing of it has changed."""
+    """One recording of the net for each form of the batch, then one of the optimizer's step once nothing of it has
+    changed."""
     net, _ = nets()
     optimizer = SGD(net.parameters(), 0.1, momentum=0.9)
     step = graphed_step(net, cross_entropy, optimizer, warmup=2, most=2)

@@ -173,7 +173,7 @@ def test_what_no_kernel_covers():
 
 
 def test_sparse_gradients():
-    """torch's numbers, in a dense velocity."""
+    """The same numbers as torch's, in a dense velocity."""
     ours, theirs = (nn.Embedding.from_pretrained(torch.ones(5, 3), freeze=False, sparse=True) for _ in range(2))
     steps = SGD(ours.parameters(), lr=0.1, momentum=0.9), torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9)
     for rows in ([0, 2, 2], [1, 2, 4]):
@@ -186,7 +186,7 @@ def test_sparse_gradients():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_graph_from_before_the_step_is_refused(dtype):
-    """Its gradients would mix old values and new ones."""
+    """A backward pass through such a graph would mix old values with new ones."""
     weight = nn.Parameter(torch.ones(3, dtype=dtype))
     loss = weight.square().sum()
     weight.grad = torch.ones_like(weight)
@@ -216,7 +216,7 @@ def test_opcheck():
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_foreign_memory_is_not_touched(change, message):
-    """Past the optimizer too."""
+    """The operator itself refuses it too."""
     tensors = {"weight": torch.zeros(4, 5), "grad": torch.zeros(4, 5), "velocity": torch.zeros(4, 5), "copy": None}
     with pytest.raises(RuntimeError, match=message):
         torch.ops.alexnet_fast.sgd_(*(tensors | change).values(), 0.1, 0.9, 0.0, 0.0, False, False, False)

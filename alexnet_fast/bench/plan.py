@@ -4,14 +4,14 @@ With P parameters, of which P_conv are the convolutions', a batch of N images, a
 devices sends
 
     ddp      s · P                                   gradients: of K devices' ring each sends 2(K−1)/K · P
-    towers   s · N · (2 · (A3 + A6 + A7) + A8)       activations: A_l is half of layer l's input of one image. As much
-                                                     comes back, but for fc8, which both compute from the same
+    towers   s · N · (2 · (A3 + A6 + A7) + A8)       activations: A_l is half of layer l's input for one image. The
+                                                     gradients are as large, except at fc8, which both devices compute
     hybrid   s · P_conv                              gradients
              s · N · (F + H + C) + 4 · N             activations there and back: F features enter fc6, H leave it, C are
                                                      logits; and labels, eight bytes for each image that the other has
 
-Each device computes half of a step's FLOPs, a third of them forward. The linear layers' gradients of ddp hide behind
-the convolutions' backward pass, during which they are summed; nothing else hides. An exchange costs the link's latency.
+Each device computes half of a step's FLOPs, a third of them forward. With ddp, the gradients of the linear layers are
+exchanged during the convolutions' backward pass; no other exchange is hidden. Each exchange costs the link's latency.
 """
 
 from __future__ import annotations

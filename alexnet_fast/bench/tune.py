@@ -19,8 +19,8 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 
 
 def passes(net: nn.Module, train: bool) -> int:
-    """How many choices :func:`tune` makes for a batch. In training a layer has two gradients more, but the first, whose
-    input needs none."""
+    """How many choices :func:`tune` makes for a batch. Training adds the forward pass and two gradients for each
+    convolution, of which the first needs none for its input."""
     layers = sum(isinstance(module, nn.Conv2d) for module in net.modules())
     return layers + train * (3 * layers - 1)
 
@@ -39,9 +39,10 @@ def _switched(name: str, value: bool) -> Iterator[None]:
 def tune(
     net: AlexNet, batches: Sequence[int], precision: str, train: bool, heard: Callable[[Form, Record], object]
 ) -> None:
-    """Runs ``net``, on the device that its weights are on, with random images: without gradients, its weights in the
-    dtype of ``precision``, and, if ``train``, forward and backward as the command train does: under autocast, and
-    deterministic. ``heard`` is told of each choice. Raises :class:`RunError` where memory does not suffice.
+    """Runs ``net`` with random images, on the device that its weights are on, while each new choice is measured: in
+    inference with weights in the dtype of ``precision``, and, if ``train``, forward and backward as the command train
+    does, deterministic and under autocast. ``heard`` is told of each choice. Raises :class:`RunError` where memory does
+    not suffice.
     """
     device, side = next(net.parameters()).device, net.variant.image_size
     dtype = PRECISIONS[precision]

@@ -1,8 +1,8 @@
 """What changes training images on the device that trains: rotation, colour jitter, RandAugment, random erasing.
 
-Images are uint8 (n, 3, h, w) and stay so, but for :func:`erased`. Each image's draws belong to (seed, epoch, number of
-the image) alone. RandAugment (Cubuk et al., arXiv 1909.13719) and random erasing (Zhong et al., arXiv 1708.04896) have
-the operations, ranges and defaults of torchvision's modules.
+Images are uint8 (n, 3, h, w) and stay so, except in :func:`erased`. What is drawn for an image depends on (seed, epoch,
+number of the image) alone. RandAugment (Cubuk et al., arXiv 1909.13719) and random erasing (Zhong et al., arXiv
+1708.04896) have the operations, ranges and defaults of torchvision's modules.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from alexnet_fast.data.random import Draws
 
-# They keep these draws apart from those of crops.
+# Each keeps its draws apart from the others', and from those of crops.
 ROTATION_KEY, JITTER_KEY, RAND_AUGMENT_KEY, ERASING_KEY = 0x726F74, 0x6A6974, 0x72616E64, 0x657261
 GREY = (0.299, 0.587, 0.114)  # what red, green and blue give to brightness, as Pillow converts
 ROUNDS, BINS = 2, 31  # RandAugment's operations an image, and its magnitudes
@@ -46,8 +46,8 @@ def jittered(images: Tensor, indices: Tensor, share: float, seed: int, epoch: in
 
 
 def rand_augmented(images: Tensor, indices: Tensor, magnitude: int, seed: int, epoch: int) -> Tensor:
-    """``images``, to each of which two operations of :data:`OPERATIONS` were done, drawn with replacement, at
-    ``magnitude`` 0 … 30, in a direction that is drawn where there are two.
+    """``images``, each after two operations of :data:`OPERATIONS`, drawn with replacement, at ``magnitude`` 0 … 30.
+    Where an operation has two directions, its direction is drawn too.
     """
     level = magnitude / (BINS - 1)
     drawn = []
@@ -65,8 +65,8 @@ def rand_augmented(images: Tensor, indices: Tensor, magnitude: int, seed: int, e
 
 
 def erased(images: Tensor, indices: Tensor, probability: float, seed: int, epoch: int) -> Tensor:
-    """Normalized ``images`` of any floating-point type, a rectangle of which is 0 in so large a share of them. It takes
-    2% to 33% of the area, with sides in a ratio of 0.3 to 3.3, drawn evenly (the ratio by its logarithm).
+    """Normalized ``images`` of any floating-point type; with ``probability``, a rectangle of an image is set to 0. It
+    takes 2% to 33% of the area, with sides in a ratio of 0.3 to 3.3, drawn evenly (the ratio by its logarithm).
     """
     images = images.clone()
     height, width = images.shape[2:]
@@ -102,7 +102,8 @@ def _saturated(pixels: Tensor, factor: Tensor) -> Tensor:
 
 
 def _sharpened(pixels: Tensor, factor: Tensor) -> Tensor:
-    """Between its mean over 3x3 pixels, the middle one counted five times, and itself; the border stays."""
+    """Between a smoothed image (a mean over 3x3 pixels in which the middle one counts five times) and the image itself;
+    the border stays."""
     kernel = pixels.new_tensor([[1, 1, 1], [1, 5, 1], [1, 1, 1]]).div(13).expand(3, 1, 3, 3)
     smooth = pixels.clone()
     if min(pixels.shape[2:]) > 2:
@@ -111,7 +112,7 @@ def _sharpened(pixels: Tensor, factor: Tensor) -> Tensor:
 
 
 def _posterized(pixels: Tensor, level: Tensor) -> Tensor:
-    step = _each(2 ** (4 * level.abs()).round())  # of 8 bits up to four go
+    step = _each(2 ** (4 * level.abs()).round())  # up to four of the eight bits are dropped
     return pixels.div(step).floor() * step
 
 
@@ -169,7 +170,7 @@ def _grey(pixels: Tensor) -> Tensor:
 
 
 def _between(other: Tensor, pixels: Tensor, factor: Tensor) -> Tensor:
-    """``other`` at factor 0, ``pixels`` at 1, beyond them outside."""
+    """``other`` at factor 0, ``pixels`` at factor 1, and on the straight line through both at all other factors."""
     return other + (pixels - other) * _each(factor)
 
 

@@ -15,7 +15,7 @@ from alexnet_fast.data.shards import PARTS, problems
 from alexnet_fast.errors import InputError
 from alexnet_fast.terminal import say
 
-SECONDS = 10  # between two lines where there is no terminal
+SECONDS = 10  # between two lines of progress where there is no terminal
 
 
 class _Progress:

@@ -1,8 +1,8 @@
 """Batches of stored pictures on the device that trains, uncropped.
 
-Threads copy pictures from the memory map, for the copying leaves Python's lock free: indices are all that they are
-sent. For a GPU they write to a ring of pinned buffers, whose copies to the card run on a stream of their own, under
-the step before.
+Threads copy the pictures out of the memory map: copying does not hold Python's lock, and a thread needs to be sent
+nothing but indices. For a GPU they write to a ring of pinned buffers, which are copied to the card on a stream of their
+own while the step before is computed.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from alexnet_fast.data.random import Draws
 from alexnet_fast.data.stored import CachedImages, StoredImages
 from alexnet_fast.data.transforms import random_box
 
-AHEAD = 2  # batches that are read while one trains, besides one for each thread
+AHEAD = 2  # batches that are ready or being read while one trains, beside one for each thread
 
 
 def stored_batches(
     images: StoredImages, shares: list[list[int]], device: torch.device, workers: int
 ) -> Iterator[Tensor]:
-    """uint8 (n, 3, size, size) channels_last on ``device`` for each list of numbers; ``workers`` 0 reads in between."""
+    """uint8 (n, 3, size, size) channels_last on ``device`` for each list of numbers. With ``workers`` 0 each is read
+    when it is asked for."""
     if isinstance(images, CachedImages):
         batches = map(images.batch, shares)
     elif device.type == "cuda":
@@ -72,7 +73,7 @@ def _read_ahead(images: StoredImages, shares: list[list[int]], workers: int) -> 
 def _pinned(images: StoredImages, shares: list[list[int]], device: torch.device, workers: int) -> Iterator[Tensor]:
     longest = max(map(len, shares), default=0)
     ring = [_empty(images, longest, pinned=True) for _ in range(min(workers + AHEAD, len(shares)))]
-    sent = [torch.cuda.Event() for _ in ring]  # recorded once the card has what the buffer held
+    sent = [torch.cuda.Event() for _ in ring]  # recorded behind the copy of each buffer to the card
     stream = torch.cuda.Stream(device)
 
     def read(number: int) -> Tensor:
@@ -89,7 +90,7 @@ def _pinned(images: StoredImages, shares: list[list[int]], device: torch.device,
             with torch.cuda.stream(stream):
                 batch = filled.to(device, non_blocking=True)
                 sent[number % len(ring)].record(stream)
-            if number + len(ring) < len(shares):  # its buffer is this one, whose event has just been recorded
+            if number + len(ring) < len(shares):  # it reuses this buffer, whose event has just been recorded
                 waiting.append(pool.submit(read, number + len(ring)))
             current = torch.cuda.current_stream(device)
             current.wait_stream(stream)
@@ -102,7 +103,7 @@ def _pinned(images: StoredImages, shares: list[list[int]], device: torch.device,
 def resized_crops(images: Tensor, indices: Tensor, side: int, seed: int, epoch: int) -> Tensor:
     """:class:`alexnet_fast.data.Transform`'s ``resized-crop`` of stored pictures: uint8 (n, 3, side, side).
 
-    Resampling rows and columns with the triangle filter that Pillow's BILINEAR is makes two matrix products an image.
+    Pillow's BILINEAR is a triangle filter, so resampling the rows and the columns of an image is two matrix products.
     """
     size = images.shape[-1]
     boxes, mirrored = [], []
@@ -119,7 +120,8 @@ def resized_crops(images: Tensor, indices: Tensor, side: int, seed: int, epoch: 
 
 
 def _triangles(start: Tensor, length: Tensor, size: int, side: int) -> Tensor:
-    """(n, side, size): what each of ``size`` pixels gives to each of ``side`` over ``length`` from ``start``."""
+    """(n, side, size): the weight of each of ``size`` pixels in each of the ``side`` pixels that the stretch of
+    ``length`` pixels from ``start`` is resampled to."""
     scale = (length / side)[:, None, None]
     target = torch.arange(side, device=start.device)[:, None] + 0.5
     source = torch.arange(size, device=start.device) + 0.5

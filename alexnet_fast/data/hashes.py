@@ -1,4 +1,4 @@
-"""What tells that a file, or a record, is still the one that was written: prepared data and checkpoints carry it."""
+"""Hashes by which prepared data and checkpoints tell that a file, or a record, is still what was written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def record_sha256(record: dict[str, Any]) -> str:
-    """Of ``record`` as JSON, whatever the order of its keys."""
+    """SHA-256 of ``record`` as JSON, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 

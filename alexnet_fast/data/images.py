@@ -22,7 +22,7 @@ class BadImage(Exception):
         self.path, self.reason = str(path), reason
 
 
-DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras and scanners fill of the 16 or 32 in a file
+DEPTHS = (8, 10, 12, 14, 16)  # bits of a value that cameras and scanners use, of the 16 or 32 that a file has
 
 
 def read_image(path: str | Path, exif: bool = True) -> Image.Image:

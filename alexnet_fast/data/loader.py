@@ -30,7 +30,7 @@ from alexnet_fast.errors import RunError
 
 CPU = torch.device("cpu")
 NOT_COUNTED = -100  # cross_entropy's default ignore_index: no loss, no gradient
-REPLACEMENTS = 16  # with at most a tenth of the files bad, sixteen bad ones in a row do not happen
+REPLACEMENTS = 16  # where a tenth of the files is bad, sixteen bad ones in a row are drawn once in 10^16
 WORKER_DIED = "a loader worker process died (killed, or out of memory)"
 NO_ROOM = "/dev/shm is full, through which loader workers hand over batches: -j 0 does without, or make it larger"
 
@@ -73,8 +73,9 @@ class _Images(torch.utils.data.Dataset):
 
 
 def _collate(items: list[tuple[np.ndarray, int, list]]) -> tuple[Tensor, list[int], list[tuple[str, str]]]:
-    """uint8 images (n, side, side, 3), labels, bad files. A worker's images are in shared memory from here on, as
-    where that is full torch, which would move them there in another thread, loses the batch and waits for it.
+    """uint8 images (n, side, side, 3), labels, bad files. A worker puts its images into shared memory here. torch would
+    do that later, in another thread; where shared memory is full that thread loses the batch, and the rank waits for it
+    for ever.
     """
     first = items[0][0]
     shape = (len(items), *first.shape)
@@ -88,10 +89,10 @@ def _collate(items: list[tuple[np.ndarray, int, list]]) -> tuple[Tensor, list[in
 
 
 def _begin(worker: int) -> None:
-    # Ctrl-C reaches the whole process group; the rank still needs its workers to finish the step and save.
+    # Ctrl-C reaches the whole process group, and the rank needs its workers until it has finished its step and saved.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    # A worker ends with its rank, however that ended, and also if it is stopped: Linux's PR_SET_PDEATHSIG is 1.
+    # However the rank ends, Linux then ends the worker, even one that is stopped. PR_SET_PDEATHSIG is 1.
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
@@ -137,7 +138,7 @@ def _decoded(images: _Images, batches: list[list[int]], workers: int) -> Iterato
         _forget_workers()
         raise
     finally:
-        if workers:  # not when garbage is collected: an error's traceback keeps them, and they are deaf to SIGTERM
+        if workers:  # at once: an error's traceback would keep the workers, which ignore SIGTERM
             loaded._shutdown_workers()
 
 
@@ -180,8 +181,9 @@ def training_batches(
 ) -> Iterator[Batch]:
     """The epoch's batches from number ``first`` on, in its own permutation; ``batch_size`` counts all ranks.
 
-    A rank for which the last batch leaves no image gets one that does not count. Of a set that ranks hold in parts
-    (:class:`alexnet_fast.data.stored.CachedImages`) each gets images of its own part: an order of that many ranks.
+    A rank for which the last batch leaves no image gets one that does not count. Where each rank holds a part of the
+    set (:class:`alexnet_fast.data.stored.CachedImages`), it gets images of its own part, so the order then depends on
+    the number of ranks.
     """
     generator = torch.Generator().manual_seed(mix(seed, epoch) >> 1)
     order = torch.randperm(len(split), generator=generator)

@@ -1,8 +1,8 @@
 """From an ImageFolder to shards (:mod:`alexnet_fast.data.shards`): decoded once, for every training to come.
 
-Each shard is made by one process from a fixed stretch of the sources. Its files appear under their names in one rename
-each, its list last. So a run that was killed goes on with the shards that are missing, and what is written in the end
-does not depend on how often it was interrupted, nor on the number of processes.
+Each shard is made by one process from a fixed stretch of the sources. Each of its files appears under its name by a
+rename, the list last. So a command that was killed goes on with the shards that are missing, and the result depends
+neither on how often it was interrupted nor on the number of processes.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ WORKER_DIED = "a process of prepare died (killed, or out of memory); whole shard
 
 @dataclass(frozen=True)
 class Plan:
-    """One shard to be: its pictures' file, their side, and its sources as (path, name below SRC/part, class)."""
+    """A shard that is to be made: the file of its pictures, their side, and its sources as (path, name below SRC/part,
+    class)."""
 
     path: Path
     size: int
@@ -188,7 +189,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _appearing(path: Path) -> Iterator[BinaryIO]:
-    """A file that is there under its name once it is whole and on the disk, or not at all."""
+    """A file to write to, which appears at ``path`` when it is whole and on the disk, and never otherwise."""
     unfinished = path.with_name(UNFINISHED + path.name)
     try:
         with open(unfinished, "wb") as file:
@@ -212,7 +213,7 @@ def _bad(record: dict[str, Any]) -> dict[str, str]:
 
 
 def _made_before(plan: Plan) -> dict[str, str] | None:
-    """The bad sources of a shard that is there already, of these same sources; None if it has to be made."""
+    """The bad sources of a shard that was made before, of these same sources; None if it has to be made."""
     try:
         record = _read(plan)
         pixels = plan.size * plan.size * 3
@@ -227,7 +228,7 @@ def _made_before(plan: Plan) -> dict[str, str] | None:
     bad = _bad(record)
     for path, name, _ in plan.sources if bad else ():
         with contextlib.suppress(BadImage):
-            if name in bad and read_image(path):  # it may have been mended by its mode or its link's target
+            if name in bad and read_image(path):  # its mode, or the target of its link, has changed since
                 return None
     return bad
 
@@ -249,7 +250,7 @@ def _made(todo: list[Plan], workers: int) -> Iterator[Plan]:
     except BrokenProcessPool:
         raise RunError(WORKER_DIED) from None
     finally:
-        held.close()  # ends the processes at once, in the middle of shards that are not wanted any more
+        held.close()  # ends the processes at once, in the middle of shards that nobody wants any more
         pool.shutdown(cancel_futures=True)
 
 
@@ -282,7 +283,8 @@ def _check_room(target: Path, size: int) -> None:
 
 
 def _check_own(target: Path) -> None:
-    """Refuses a folder that holds anything else than what prepare writes, as it removes shards that are not wanted."""
+    """Refuses a folder that holds anything but what prepare writes, since prepare removes shards that it does not
+    want."""
     files = "|".join([re.escape(INDEX), re.escape(MEAN), *(rf"\d+{re.escape(suffix)}" for suffix in SUFFIXES)])
     own = re.compile(rf"({re.escape(UNFINISHED)})?({files})|{'|'.join(PARTS)}")
     for path in (target, *(target / part for part in PARTS)):

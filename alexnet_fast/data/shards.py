@@ -5,9 +5,9 @@
                           components of the training set's RGB in 0..1, sha256 of itself
         mean.npy          float32 (size, size, 3), the mean training picture in 0..255
         train/00000.u8    pictures one after the other, uint8 (images, size, size, 3)
-        train/00000.json  of each its source below train/, class, time of last change in ns and length in bytes; the
-                          same, and the reason, of sources that are no pictures; sums of products of RGB;
-                          the pictures' side, and whether they were turned upright
+        train/00000.json  for each picture its source below train/, its class, when the source was last changed in ns,
+                          and its length in bytes; for sources that are no pictures the same with the reason; sums of
+                          products of RGB; the pictures' side, and whether they were turned upright
         train/00000.sum   uint32 (size, size, 3), the sum of its pictures
         val/...
 
@@ -34,8 +34,8 @@ INDEX, MEAN = "index.json", "mean.npy"
 PARTS = ("train", "val")
 PICTURES, LIST, SUM = SUFFIXES = (".u8", ".json", ".sum")
 UNFINISHED = ".unfinished-"
-UNREADABLE = (OSError, ValueError)  # what damaged JSON ends in
-EARLIER = {"exif": True}  # whether pictures were turned upright as their EXIF says: what files without it stand for
+UNREADABLE = (OSError, ValueError)  # what reading damaged JSON raises
+EARLIER = {"exif": True}  # files that do not say whether pictures were turned upright are of a version that always did
 MAX_SIZE = 4096  # side of a picture, in pixels
 
 Share = Annotated[float, Range(-1, 1)]
@@ -115,7 +115,7 @@ def read_index(folder: Path) -> dict[str, Any]:
             if not (shard["name"].isascii() and shard["name"].isdigit()):
                 raise ValueError(f"{shard['name']!r} is no shard's name")
     except FileNotFoundError:
-        raise InputError(f"{path}: missing: the command prepare has not ended well there") from None
+        raise InputError(f"{path}: missing: the command prepare did not write {folder}, or has not ended") from None
     except UNREADABLE as error:
         raise InputError(f"{path}: damaged: {_reason(error)}") from None
     return record
@@ -124,7 +124,8 @@ def read_index(folder: Path) -> dict[str, Any]:
 class ShardImages(StoredImages):
     """The pictures of one part of a prepared folder, by memory map.
 
-    Raises :class:`InputError` for a shard that is missing or of the wrong length; hashes are :func:`problems`'s.
+    Raises :class:`InputError` for a shard that is missing or of the wrong length. Hashes of pictures are compared by
+    :func:`problems` alone.
     """
 
     def __init__(self, folder: Path, index: dict[str, Any], part: str):
@@ -161,7 +162,7 @@ class ShardImages(StoredImages):
         return self.arrays[shard][number]
 
     def prefetch(self, indices: Sequence[int]) -> None:
-        # A page fault reads little ahead. This way the disk is asked for the whole batch at once.
+        # A page fault reads only a little ahead; this asks the disk for the whole batch at once.
         for shard, number in map(self._place, indices):
             first = number * self.bytes // mmap.PAGESIZE * mmap.PAGESIZE
             self.maps[shard].madvise(mmap.MADV_WILLNEED, first, (number + 1) * self.bytes - first)

@@ -93,8 +93,8 @@ class FolderImages:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of a training set's RGB values in 0..1: their mean, and their principal components, in columns, each as long as
-    its standard deviation.
+    """The mean of a training set's RGB values in 0..1, and their principal components, in columns, each as long as the
+    standard deviation along it.
     """
 
     mean: tuple[float, float, float]
@@ -201,9 +201,8 @@ def image_folder(folder: Path, exif: bool = True, held_out_alone: bool = False) 
     classes.
     """
     if not folder.is_dir():
-        raise InputError(
-            f"{folder}: no such folder (DATA is digits, fashion-mnist:DIR, or a folder with train/ and val/)"
-        )
+        reason = "is a file" if folder.exists() else "no such folder"
+        raise InputError(f"{folder}: {reason} (DATA is digits, fashion-mnist:DIR, or a folder with train/ and val/)")
     if held_out_alone and not (folder / "train").is_dir():
         held_out = folder / "val" if (folder / "val").is_dir() else folder
         names = sorted(_classes(held_out))

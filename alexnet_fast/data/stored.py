@@ -27,7 +27,7 @@ class StoredImages(ABC):
         """One picture, uint8 (size, size, 3); a view where that costs no copy."""
 
     def prefetch(self, indices: Sequence[int]) -> None:  # noqa: B027  what is in memory has nothing to do
-        """Tells that these are going to be read; returns at once."""
+        """Announces that these pictures will be read soon; returns at once."""
 
     def read(self, index: int) -> tuple[Image.Image, int]:
         return Image.fromarray(self.pixels(index)), int(self.labels[index])
@@ -45,7 +45,7 @@ class SyntheticImages(StoredImages):
 
 
 class CachedImages(StoredImages):
-    """The pictures of ``images`` whose number leaves the remainder ``rank`` by ``world``, in ``device``'s memory.
+    """Every ``world``-th picture of ``images`` from number ``rank`` on, in the memory of ``device``.
 
     Raises :class:`InputError` where they do not fit.
     """

@@ -24,8 +24,8 @@ KINDS = ("crop", "resized-crop", "shift")
 
 @dataclass(frozen=True)
 class Transform:
-    """``kind`` is one of ``KINDS``; ``side`` is the edge of the square in pixels. With ``whole`` the result is all of
-    the square that evaluations take the centre of, from which ten crops are cut.
+    """``kind`` is one of ``KINDS``; ``side`` is the edge of the square in pixels. With ``whole`` an evaluation gets the
+    larger square whose centre it would otherwise take, for cutting ten crops from it.
     """
 
     kind: str

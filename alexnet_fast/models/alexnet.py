@@ -58,7 +58,8 @@ class AlexNet(nn.Module):
             ``paper-no-lrn``, ``paper-pool-2x2``, ``alex2012-no-talk``. Those that state an initialization start from
             it.
         widths: channels of conv1 … conv5 and outputs of fc6 and fc7, where they are not the variant's.
-        ranks: of fc6 and fc7. A layer of rank r is two, of r outputs and without bias, then of its own; 0: it is one.
+        ranks: ranks of fc6 and fc7. A layer of rank r is two: the first has r outputs and no bias, the second the
+            layer's own outputs and bias. With 0 it is a single layer.
 
     ``features`` and ``classifier`` are of class :class:`alexnet_fast.FusedSequential`. ``avgpool`` brings the output of
     ``features`` to the side that fc6 expects, 6 pixels (keras: 5). At the variant's own image size it changes nothing;
@@ -135,8 +136,8 @@ class AlexNet(nn.Module):
         return fully_convolutional(self)
 
     def _refusal(self, x: Tensor) -> str:
-        """What of an image a net as it was built cannot take; '' for nothing, and where ``features`` was changed: users
-        put other modules there, and those know best what they take."""
+        """Why the net cannot take image ``x``; '' if it can. Also '' where ``features`` is not as it was built: users
+        put modules of their own there, and those know best what they take."""
         layers, modules = self.variant.features, list(self.features)
         built = [_module(layer, 1).__dict__ for layer in layers if not isinstance(layer, Conv)]
         geometry = [(layer.kernel, layer.stride, layer.padding) for layer in layers if isinstance(layer, Conv)]
@@ -226,8 +227,8 @@ def alexnet(
 
 
 class _Page(ModuleType):
-    """This module. ``alexnet_fast.models.alexnet`` is its name, and, as in torchvision, that of the function, so it can
-    be called as that."""
+    """This module, which can be called as the function that it holds: as in torchvision,
+    ``alexnet_fast.models.alexnet`` is the name of both."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> AlexNet:
         return alexnet(*args, **kwargs)

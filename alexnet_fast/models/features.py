@@ -35,7 +35,7 @@ def layer_names(net: nn.Module) -> dict[str, str]:
                 word = "norm"
             name = f"{word}{number}"
             if word == "drop" and top == "classifier" and isinstance(part[0], nn.Dropout):
-                name = f"drop{number + 1}"  # torchvision's stand before the layers whose inputs they drop
+                name = f"drop{number + 1}"  # torchvision's dropouts stand before the layers whose inputs they drop
             if word is not None and name not in names:
                 names[name] = f"{top}.{place}"
         if top == "features" and hasattr(net, "avgpool"):

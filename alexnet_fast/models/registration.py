@@ -1,7 +1,7 @@
 """The nets in torchvision's registry, for ``torchvision.models.get_model`` and ``get_model_weights``.
 
-Importing torchvision takes longer than importing this package, and most who import this package do not want it. So the
-nets are registered when torchvision is imported, before or after.
+Importing torchvision takes longer than importing this package, and most users of this package do not need it. So the
+nets are registered once torchvision is imported, be that earlier or later.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MODELS = "torchvision.models"
 
 def register(build: Callable[..., Any], models: ModuleType) -> None:
     """Registers ``build`` and its variants with ``models``, which is torchvision's."""
-    # torchvision reads off this annotation which weights a net has, and knows enums of its own alone.
+    # torchvision finds a net's weights by this annotation, and accepts only its own enums there.
     signature = inspect.signature(build)
     weights = signature.parameters["weights"].replace(annotation=models.AlexNet_Weights | None)
     parameters = [weights if name == "weights" else own for name, own in signature.parameters.items()]

@@ -316,8 +316,8 @@ def _without_talk(net: Variant) -> Variant:
     return dataclasses.replace(net, features=tuple(features), fc6=8192, linear_groups=2)
 
 
-# What the 2012 logs took from the net to see what it is worth, as suffixes of variants' names, in this order:
-# layers-148 (no normalization), layers-147 (pooling that does not overlap), layers-150 (towers that never talk).
+# Parts that the 2012 logs left out of the net to see what they are worth, as suffixes of variants' names, in this
+# order: layers-148 (no normalization), layers-147 (pooling that does not overlap), layers-150 (towers that never talk).
 ABLATIONS: dict[str, Callable[[Variant], Variant]] = {
     "no-lrn": _without_lrn,
     "pool-2x2": _with_2x2_pools,
@@ -336,7 +336,8 @@ def ablations_of(net: Variant) -> list[str]:
 
 
 class _Variants(dict[str, Variant]):
-    """Variants by name. Those with suffixes, such as ``paper-no-lrn-no-talk``, are found too, and not listed."""
+    """Variants by name. Names with suffixes, such as ``paper-no-lrn-no-talk``, are found as well, but are not
+    listed."""
 
     def __missing__(self, name: str) -> Variant:
         base, _, suffixes = name.partition("-")

@@ -99,8 +99,8 @@ class AlexNet_Weights(Enum):
         return self.value.meta
 
     def get_state_dict(self, progress: bool = True, check_hash: bool = True) -> dict[str, Tensor]:
-        """The tensors, downloaded to torch.hub's cache on first use. The file is checked by the hash in its name then,
-        whatever ``check_hash``, which torchvision's has."""
+        """The tensors, downloaded to torch.hub's cache on first use and checked then by the hash in the file's name.
+        ``check_hash`` is there because torchvision's method has it, and changes nothing."""
         return read(self, progress).state
 
 
@@ -113,7 +113,7 @@ class Checkpoint(NamedTuple):
 
     @property
     def classes(self) -> int | None:
-        """Outputs of the last layer; None where there is none, or none of a matrix of weights."""
+        """Outputs of the last layer; None where there is no such layer, or its weights are no matrix."""
         head = self.state.get(f"{HEAD}.weight")
         return head.shape[0] if head is not None and head.dim() == 2 else None
 
@@ -216,10 +216,10 @@ def _fetch(url: str, path: Path, digits: str, progress: bool) -> None:
     os.replace(path.with_name(f"{path.name}.{os.getpid()}"), path)
 
 
-# Under which a training script keeps the state_dict, in the order in which they are looked for.
+# Keys under which training scripts store the state_dict, in the order in which they are looked for.
 WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "weights", "module", "params")
-DEEPEST = 8  # wrappers in wrappers; a pickled dict may hold itself
-# What DataParallel, torch.compile, FSDP and checkpointing of activations put into keys, wherever they wrapped.
+DEEPEST = 8  # how many wrappers may lie in each other: a pickled dict may hold itself
+# What DataParallel, torch.compile, FSDP and activation checkpointing add to keys, at whatever depth they wrapped.
 INSERTED = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
 # Attributes that a net sits in, before its keys.
 HOLDERS = ("model", "net", "network", "backbone", "encoder", "alexnet")
@@ -258,7 +258,7 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _read_pickle(path: Path) -> object:
-    # Beside tensors, what scripts put there that can do nothing: parsed options, and NumPy's numbers.
+    # Beside tensors, scripts store parsed options and NumPy's numbers: loading these runs nothing.
     scalar = np.float64(0).__reduce__()[0]
     dtypes = {type(np.dtype(kind)) for kind in np.sctypeDict.values()}
     harmless = [argparse.Namespace, scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *dtypes]

@@ -244,6 +244,31 @@ OPTIONS = {
 }
 
 
+def watch(guard: _C.Guard, module: nn.Module, kind: type) -> None:
+    """Adds to ``guard`` what :func:`_kind` and :func:`_call` read of ``module``, which computes what ``kind`` does."""
+    own = module.__dict__
+    guard.add(Is.type, module, None, type(module))
+    if kind not in KINDS:
+        return  # it is called, whatever it is
+    for name in HOOKS:
+        guard.add(Is.filled if own[name] else Is.empty, own, name)
+    for name in ("forward", *OPTIONS.get(kind, ())):
+        if name in own:
+            guard.add(Is.object, own, name, own[name])
+        else:
+            guard.add(Is.absent, own, name)
+    if kind in (nn.Conv2d, nn.Linear):
+        parameters = own["_parameters"]
+        guard.add(Is.object, own, "_parameters", parameters)
+        for name in ("weight", "bias"):
+            if name in parameters:
+                guard.add(Is.object, parameters, name, parameters[name])
+            else:
+                guard.add(Is.absent, parameters, name)
+        if not packed.asked(module):
+            guard.add(Is.absent, packed._copies, id(module))
+
+
 def _immutable(value: object) -> bool:
     """A value that stays as it is while it is the same object; a list or a tensor does not."""
     if type(value) is tuple:
@@ -264,7 +289,7 @@ class Plan:
         for cls in {type(module) for module in members} & KINDS.keys():
             self.guard.add(Is.attribute, cls, "forward", cls.forward)
         for module in members:
-            self._watch(module)
+            watch(self.guard, module, type(module))
         self.parts: list[Segment | tuple[str, list[nn.Module]]] = []
         for run, part in runs(list(members)):
             fixed = self._is_fixed(run, part)
@@ -277,29 +302,6 @@ class Plan:
         self.carry_out = only if type(only) is Segment else self._one_after_another
         if type(only) is Segment and any(packed.asked(module) for module in members):
             self.carry_out = Replays(only, [parameter for module in members for parameter in module.parameters()])
-
-    def _watch(self, module: nn.Module) -> None:
-        cls, own = type(module), module.__dict__
-        self.guard.add(Is.type, module, None, cls)
-        if cls not in KINDS:
-            return  # it is called, whatever it is
-        for name in HOOKS:
-            self.guard.add(Is.filled if own[name] else Is.empty, own, name)
-        for name in ("forward", *OPTIONS.get(cls, ())):
-            if name in own:
-                self.guard.add(Is.object, own, name, own[name])
-            else:
-                self.guard.add(Is.absent, own, name)
-        if cls in (nn.Conv2d, nn.Linear):
-            parameters = own["_parameters"]
-            self.guard.add(Is.object, own, "_parameters", parameters)
-            for name in ("weight", "bias"):
-                if name in parameters:
-                    self.guard.add(Is.object, parameters, name, parameters[name])
-                else:
-                    self.guard.add(Is.absent, parameters, name)
-            if not packed.asked(module):
-                self.guard.add(Is.absent, packed._copies, id(module))
 
     @staticmethod
     def _is_fixed(run: str, members: list[nn.Module]) -> bool:

@@ -9,17 +9,36 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from alexnet_fast import ops
+from alexnet_fast import _C, ops
 from alexnet_fast.nn import fused
+from alexnet_fast.nn.runs import Segment
 
-_rectified = WeakTensorKeyDictionary()  # results of paired convolutions: the version that each had then
+RECTIFIED = "_alexnet_fast_rectified"  # attribute of a paired convolution's result: its version when it was made
 
 
 def _version(x: Tensor) -> int:
     return 0 if x.is_inference() else x._version
+
+
+class _Plan:
+    """What a convolution and its ReLU run as, and a guard that holds while both are as they were. Small nets call their
+    convolutions so often that looking at both modules in every call would cost more than the fusion saves."""
+
+    def __init__(self, convolution: PairedConv2d, relu: nn.ReLU) -> None:
+        guard = _C.Guard()
+        for entry in fused.EVERYWHERE:
+            guard.add(*entry)
+        for module, kind in ((convolution, nn.Conv2d), (relu, nn.ReLU)):
+            guard.add(fused.Is.attribute, kind, "forward", kind.forward)
+            fused.watch(guard, module, kind)
+        self.holds = guard.holds
+        self.run = Segment([("cr", [convolution, relu])], _computed) if _is_fixed(convolution, relu) else None
+
+    def __reduce__(self) -> tuple:
+        return type(None), ()  # copies and pickles of a module make their own
 
 
 class PairedConv2d(nn.Conv2d):
@@ -31,23 +50,27 @@ class PairedConv2d(nn.Conv2d):
         return "Conv2d"
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.jit.is_scripting() or torch.compiler.is_compiling() or not self._fuses(input):
+        if torch.jit.is_scripting() or torch.compiler.is_compiling():
             return super().forward(input)
-        geometry = self.stride, self.padding, self.dilation, self.groups
-        y = ops.conv_relu(input, self.weight, self.bias, *geometry)
-        _rectified[y] = _version(y)
+        y = self._with_relu(input)
+        if y is None:
+            return super().forward(input)
+        setattr(y, RECTIFIED, _version(y))
         return y
 
     @torch.jit.unused
-    def _fuses(self, input: Any) -> bool:
-        return (
-            _is_torchs(self, nn.Conv2d)
-            and _is_torchs(self._relu[0], nn.ReLU)
-            and self.padding_mode == "zeros"
-            and not fused._one_by_one()
-            and fused._plain(input)
-            and fused._plain(self.weight)
-        )
+    def _with_relu(self, input: Any) -> Tensor | None:
+        """The rectified result; None where the two have to be called as they are."""
+        if type(input) is Tensor and not fused._looked_at():
+            plan = self.__dict__.get("_plan")
+            if plan is None or not plan.holds():
+                if fused._one_by_one():
+                    return None
+                plan = self.__dict__["_plan"] = _Plan(self, self._relu[0])
+            if plan.run is not None:
+                return plan.run(input)
+        fuses = _are_torchs(self, self._relu[0]) and fused._plain(input) and fused._plain(self.weight)
+        return _operator(self, input) if fuses and not fused._one_by_one() else None
 
 
 class PairedReLU(nn.ReLU):
@@ -59,9 +82,37 @@ class PairedReLU(nn.ReLU):
     def forward(self, input: Tensor) -> Tensor:
         if torch.jit.is_scripting() or torch.compiler.is_compiling():
             return super().forward(input)
-        if isinstance(input, Tensor) and _rectified.pop(input, -1) == _version(input):
+        if isinstance(input, Tensor) and input.__dict__.pop(RECTIFIED, -1) == _version(input):
             return input
         return super().forward(input)
+
+
+def _operator(convolution: nn.Conv2d, x: Tensor) -> Tensor:
+    geometry = convolution.stride, convolution.padding, convolution.dilation, convolution.groups
+    return ops.conv_relu(x, convolution.weight, convolution.bias, *geometry)
+
+
+def _computed(_run: str, members: list[nn.Module], x: Tensor, _dtype: object) -> Tensor:
+    """What C++ does not carry out, by one operator, or by torch's functions where that would compute something else."""
+    convolution = members[0]
+    if fused._plain(x) and fused._plain(convolution.weight):
+        return _operator(convolution, x)
+    return F.relu(nn.Conv2d.forward(convolution, x))
+
+
+def _is_fixed(convolution: nn.Conv2d, relu: nn.ReLU) -> bool:
+    """Whether the guard sees all that the two are made from, and their tensors are ordinary ones."""
+    own, parameters = convolution.__dict__, convolution._parameters
+    return (
+        _are_torchs(convolution, relu)
+        and all(fused._immutable(own.get(name)) for name in fused.OPTIONS[nn.Conv2d])
+        and type(parameters.get("weight")) is nn.Parameter
+        and type(parameters.get("bias")) in (nn.Parameter, type(None))
+    )
+
+
+def _are_torchs(convolution: nn.Conv2d, relu: nn.ReLU) -> bool:
+    return _is_torchs(convolution, nn.Conv2d) and _is_torchs(relu, nn.ReLU) and convolution.padding_mode == "zeros"
 
 
 def _is_torchs(module: nn.Module, kind: type[nn.Module]) -> bool:

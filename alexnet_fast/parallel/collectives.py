@@ -1,6 +1,7 @@
-"""What ranks send each other in the middle of a net, with derivatives, and with the bytes counted.
+"""What ranks send each other in the middle of a net, with its derivatives, and a count of the bytes.
 
-Sums over ranks are taken in rank order where the result is split, so they have the same bits with any backend.
+Where the result of a sum over ranks is split, each rank adds its part in the order of the ranks: the bits are then the
+same with every communication library.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ class _Gather(torch.autograd.Function):
 def gather_features(x: Tensor, ranks: Ranks, partial: bool = True) -> Tensor:
     """The whole of an activation of which each rank has computed a part of the features, dimension 1.
 
-    ``partial``: each rank uses it for its own part of the next layer, so that the gradient is the sum over ranks;
-    otherwise each computes the same from it and has the whole gradient already.
+    With ``partial``, each rank uses it for its own part of the next layer, so the gradient is a sum over ranks.
+    Otherwise all ranks compute the same from it, and each has the whole gradient already.
     """
     return _Gather.apply(x, ranks, partial)
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 
 class BatchDropout(nn.Dropout):
-    """:class:`torch.nn.Dropout` whose mask is drawn for the batch of the whole run from ``seed``, a number for each
-    layer and step; of it each rank takes the rows and features that it computes.
+    """:class:`torch.nn.Dropout` whose mask is drawn for the batch of all ranks. ``seed`` is a number for each layer and
+    step, the same on all ranks; each takes the rows and features of the mask that it computes.
 
     Args:
         p: probability of an element to be zeroed.
@@ -33,14 +33,15 @@ class BatchDropout(nn.Dropout):
         part, parts = self.columns
         features = input.shape[1]
         generator = self.seeded(input.device)
-        # Always for all of the largest batch: what a generator gives can depend on how much it is asked for.
+        # The mask is always drawn for the largest batch: a generator may give other numbers when it is asked for fewer.
         kept = input.new_empty((self.batch, parts * features, *input.shape[2:]))
         kept.bernoulli_(1 - self.p, generator=generator)
         mine = kept[:, part * features : (part + 1) * features][self.rows]
         return input * mine.mul_(1 / (1 - self.p) if self.p < 1 else 0)
 
     def seeded(self, device: torch.device) -> torch.Generator:
-        """The layer's generator on ``device``, set to ``seed``; while a CUDA graph is recorded it has to be already."""
+        """The layer's generator on ``device``, set to ``seed``. While a CUDA graph is recorded it cannot be set, and
+        has to be already."""
         if device not in self.generators:
             self.generators[device] = torch.Generator(device)
         generator = self.generators[device]

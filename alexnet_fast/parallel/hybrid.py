@@ -62,7 +62,7 @@ class Hybrid(Split):
     ) -> Tensor:
         world, scheme = self.ranks.world, self.step.scheme
         passes = 1 if scheme == "a" else world
-        # As many rows on each rank, and in each pass; those that are added do not count.
+        # Every rank and every pass needs the same number of rows; those that are added do not count.
         share = -(-counted // world)
         if scheme == "c":
             share = -(-share // world) * world
@@ -96,14 +96,14 @@ class Hybrid(Split):
                 if of_pass:
                     update()
         if features.requires_grad:
-            features.backward(gradient * world)  # DDP averages over ranks what is to be added up
+            features.backward(gradient * world)  # DDP takes the mean over ranks, and here the sum is wanted
             update()
         elif passes == 1:
             update()
         return figures * self.ranks.main
 
     def _passes(self, features: Tensor, passes: int) -> Iterator[Tensor]:
-        """The inputs of the linear layers' passes: all are under way before the first is waited for."""
+        """The inputs of the linear layers' passes. All exchanges are started before the first one is waited for."""
         ranks = self.ranks
         if ranks.world == 1:
             yield features

@@ -24,7 +24,8 @@ from multiprocessing.process import BaseProcess
 from alexnet_fast.errors import InputError, RunError, out_of_memory
 from alexnet_fast.parallel.ranks import joined
 
-# What a rank gets of a signal to the launcher. Ranks are deaf to SIGINT itself, which Ctrl-C sends them as well.
+# The signal that the launcher sends its ranks for one that it gets. Ranks ignore SIGINT itself, because Ctrl-C sends it
+# to every process of the terminal.
 PASSED_ON = {signal.SIGINT: signal.SIGUSR1, signal.SIGTERM: signal.SIGTERM}
 GRACE = 0.5  # seconds in which ranks that fail together may say why
 
@@ -101,10 +102,10 @@ def launch(worker: Callable[..., int], args: tuple, nproc: int) -> int:
 
 
 def _start(process: BaseProcess) -> None:
-    """Starts a rank that does not hear SIGINT from its first instruction on: Ctrl-C reaches every process of a
-    terminal, and while a rank imports its modules Python would answer with a traceback.
+    """Starts a rank that ignores SIGINT from its first instruction on. Ctrl-C reaches every process of a terminal, and
+    a rank that is still importing its modules would answer it with a traceback.
     """
-    resource_tracker.ensure_running()  # here, as its start unblocks signals
+    resource_tracker.ensure_running()  # before the block: starting it unblocks signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         process.start()
@@ -127,8 +128,8 @@ def _rank(worker, args, rank: int, nproc: int, address: str, lifeline: Connectio
         code = 2 if isinstance(error, InputError) else 1
         said = isinstance(error, (InputError, RunError))
         told.send((-code, time.monotonic(), str(error) if said else "", "" if said else traceback.format_exc()))
-    # Without Python's finalization, which ends a thread of the communication library that asks for the interpreter by
-    # then: a rank that had done its work was once seen to end in "terminate called without an active exception".
+    # Python's finalization is left out: it ends threads of the communication library that then ask for the interpreter,
+    # and a rank that had done its work was once seen to die of "terminate called without an active exception".
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -176,9 +177,9 @@ def _watch(processes: list) -> list[int | None]:
 def _verdict(codes: list[int | None], reports: list[Connection], received: list[int]) -> int:
     """The run's exit code; raises what the user should read about a rank that failed.
 
-    When one rank fails the others fail after it, for want of an answer: with an exception, or aborted by the
-    communication library. So a message meant for the user comes first, then a rank that was killed, then the traceback
-    of the first that reported one, and an abort last.
+    When one rank fails, the others fail after it because it no longer answers: by an exception, or aborted by the
+    communication library. So what is told is, in this order: a message meant for the user, a rank that was killed, the
+    traceback of the first rank that reported one, an abort.
     """
     if received:
         return 128 + received[0]

@@ -24,8 +24,9 @@ RESTARTED = "TORCHELASTIC_RESTART_COUNT"  # how often torchrun has started the r
 class Ranks:
     """Rank ``rank`` of ``world``, computing on ``device``.
 
-    ``sent`` counts the bytes that this rank has to send, by kind: gradients, activations, weights. They follow from
-    what is handed to each collective: as if each rank sent its part to each other directly; a ring sends as many.
+    ``sent`` counts the bytes that this rank has to send, by kind: gradients, activations, weights. They are computed
+    from what is handed to each collective, as if each rank sent its part to each other one directly; a ring sends as
+    many.
     """
 
     rank: int = 0
@@ -94,7 +95,8 @@ def joined(rank: int, world: int, local_rank: int, local_world: int, init_method
         return
     store = None
     if init_method == "env://":
-        # torchrun keeps one store over all restarts, and there a rank would find the addresses of ranks that died.
+        # torchrun keeps one store over all restarts. Without a prefix a rank would find the addresses of ranks that
+        # died.
         kept, _, _ = next(rendezvous(init_method))
         store, init_method = dist.PrefixStore(f"attempt {os.environ.get(RESTARTED, 0)}", kept), None
     dist.init_process_group(

@@ -35,7 +35,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Mixed:
-    """Images that were mixed: ``share`` of the loss is by their labels, the rest by ``labels``, those of the others."""
+    """How the loss of mixed images is made: ``share`` of it by their own labels, the rest by ``labels``, those of the
+    images that were mixed in."""
 
     labels: Tensor
     share: float
@@ -79,8 +80,8 @@ class Split:
         return figures
 
     def replay(self, update: Callable[[], None], optimizer: torch.optim.Optimizer) -> None:
-        """Lets :meth:`train` replay on CUDA what it has recorded, bit for bit; for one rank, whose gradients nobody
-        waits for, and steps of one part, whose images are not mixed. ``update`` is what train() is given."""
+        """Lets :meth:`train` replay its steps on CUDA, with the same bits. It is for one rank, which exchanges no
+        gradients, and for steps of one part without mixed images. ``update`` is what train() is given."""
         device = self.ranks.device
 
         def work(images: Tensor, labels: Tensor, counted: int) -> Tensor:
@@ -111,8 +112,8 @@ class Split:
                 loss = self.step.criterion(logits, wanted)
                 if mixed:
                     loss = share * loss + (1 - share) * self.step.criterion(logits, other)
-                # DDP averages gradients over ranks, whose shares may differ by an image: this makes it the mean over
-                # images.
+                # DDP takes the mean of the ranks' gradients, and their shares may differ by an image: this factor makes
+                # it the mean over images.
                 (loss * (self.ranks.world / counted)).backward()
             figures += self.figures(loss, logits, wanted)
         return figures
@@ -123,7 +124,8 @@ class Split:
             dropout.rows = (rows % dropout.batch).to(self.ranks.device)
 
     def split_dropouts(self, classifier: nn.Sequential) -> None:
-        """Makes ``dropouts`` those of ``classifier``, which see, but ahead of fc6, this rank's part of the features."""
+        """Makes ``dropouts`` those of ``classifier``. All but the one before fc6 see this rank's part of the
+        features."""
         self.dropouts, columns = [], (0, 1)
         for module in classifier:
             if isinstance(module, nn.Linear):
@@ -158,8 +160,8 @@ class Split:
 def data_parallel(module: nn.Module, split: Split) -> nn.Module:
     """``module`` with its gradients averaged over ranks while the backward pass goes on.
 
-    DDP sums gradients in buckets that are closed at 25 MB, in the order in which they are ready: fc8, fc7, fc6, then
-    the convolutions. The linear layers' 94% of all bytes are under way while the convolutions are differentiated.
+    DDP sums gradients in buckets of 25 MB, in the order in which they are ready: fc8, fc7, fc6, then the convolutions.
+    The linear layers have 94% of all bytes, and these travel while the convolutions are differentiated.
     """
     ranks, step = split.ranks, split.step
     if ranks.world == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
@@ -174,8 +176,8 @@ def data_parallel(module: nn.Module, split: Split) -> nn.Module:
         return reduce(group, bucket)
 
     parallel.register_comm_hook(None, counted)
-    # DDP regroups gradients into buckets after the first backward. Among three ranks or more that changes the order of
-    # additions, so a resumed run would differ in its last bits: let it happen before the first step.
+    # DDP forms its buckets anew after the first backward pass. With three ranks or more that changes the order of
+    # additions, and a resumed run would differ in its last bits; so one pass comes before the first step.
     split.place(torch.zeros(1, dtype=torch.int64))
     with step.context():
         parallel(torch.zeros(1, 3, step.image_size, step.image_size, device=ranks.device)).sum().backward()

@@ -29,7 +29,7 @@ TALK = 2  # the convolution that both towers' output goes into
 
 
 def refusal(world: int, groups: Sequence[int], norm_groups: Sequence[int]) -> str:
-    """Why a net cannot be split so, given the groups of its convolutions and of its normalizations; or ''."""
+    """Why a net with these groups in its convolutions and its normalizations cannot be split into towers; or ''."""
     if world != 2:
         return f"towers needs 2 ranks, got {world}"
     if tuple(groups) != GROUPS:
@@ -75,7 +75,7 @@ class Tower(nn.Module):
         fc6, fc7, fc8 = self.linears
         x = self.features[: self.talk](x)
         x = self.features[self.talk :](gather_features(x, self.ranks))
-        x = gather_features(x, self.ranks)  # ahead of avgpool, which can enlarge it; it pools each channel by itself
+        x = gather_features(x, self.ranks)  # before avgpool, which works on each channel alone and can make it larger
         x = torch.flatten(self.avgpool(x), 1)
         x = self.classifier[fc6:fc7](self.classifier[:fc6](x))
         x = self.classifier[fc7:fc8](gather_features(x, self.ranks))

@@ -12,9 +12,10 @@ from alexnet_fast.parallel import Split
 
 
 class Average:
-    """Of this rank's parameters of ``split``; begins as ``source``, a whole net's ``state_dict``.
+    """The average of this rank's parameters, those of ``split``. It begins as ``source``, the ``state_dict`` of a whole
+    net.
 
-    ``decay`` is d; :meth:`move` does something at each ``steps``-th step.
+    ``decay`` is d. Only at every ``steps``-th step does :meth:`move` change anything.
     """
 
     def __init__(self, split: Split, source: dict[str, Tensor], decay: float, steps: int) -> None:
@@ -26,13 +27,13 @@ class Average:
 
     @torch.no_grad()
     def move(self, step: int) -> None:
-        """After ``step`` steps."""
+        """Brings the weights in, after ``step`` steps."""
         if step % self.steps == 0:
             for name, own in self.split.net.named_parameters():
                 self.tensors[name].lerp_(own, 1 - self.decay)
 
     def whole(self) -> dict[str, Tensor]:
-        """Every rank has to call it."""
+        """The averages of the whole net. Every rank has to call it."""
         return self.split.joined(self.tensors)
 
     @contextlib.contextmanager

@@ -14,10 +14,10 @@ SETS = "training", "held-out"
 
 
 class BadFiles:
-    """``known`` are those of each set, path: reason, the same on all ranks; ``new`` those for training that this rank
-    has met and the others do not know yet.
+    """``known`` holds the bad files of each set, as path: reason, and is the same on all ranks. ``new`` holds those
+    that this rank has met in training and the others have not been told of.
 
-    ``sizes`` counts the files of each set, of which a share of ``most`` may be bad.
+    ``sizes`` counts the files of each set; a share of ``most`` of them may be bad.
     """
 
     def __init__(self, ranks: Ranks, sizes: dict[str, int], most: float) -> None:
@@ -26,7 +26,8 @@ class BadFiles:
         self.new: dict[str, str] = {}
 
     def restore(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Takes what the main rank finds in its ``rows`` of metrics.jsonl, but for files that have been mended."""
+        """Knows again what the main rank finds in its ``rows`` of metrics.jsonl, except files that can be read by
+        now."""
         for row in rows:
             if row["kind"] == "bad file" and not _readable(row["path"]):
                 self.known[row["set"]][row["path"]] = row["reason"]

@@ -3,14 +3,14 @@
     OUT/checkpoints/
         step-00000120/
             model.safetensors        parameters, by state_dict key; their moving average if the run keeps one
-            optimizer.safetensors    momentum, by the same keys; of AdamW exp_avg:KEY and exp_avg_sq:KEY; with a moving
-                                     average weight:KEY, the parameters themselves
+            optimizer.safetensors    the momentum of SGD, by the same keys; AdamW's averages, as exp_avg:KEY and
+                                     exp_avg_sq:KEY; and beside a moving average the parameters, as weight:KEY
             state.json               position, sums, configuration, class names, sha256 of the two files and of itself
         last -> step-00000120        two links, each replaced in one rename
         best -> step-00000096
 
 A checkpoint is written under a temporary name, flushed to the disk and then renamed, so a kill or a full disk at any
-moment leaves the ones before it as they were. Kept are the newest --keep-checkpoints and the best.
+moment leaves the ones before it as they were. The newest --keep-checkpoints are kept, and the best.
 
 The tensors are those of the whole net, in the layout of one process, whatever ranks trained it.
 """
@@ -47,7 +47,7 @@ LOCK, CONFIG, METRICS = ".lock", "config.json", "metrics.jsonl"  # in the run's 
 UNFINISHED = ".unfinished-"
 WEIGHT = "weight:"  # before the keys of the weights themselves in optimizer.safetensors, with --model-ema
 DTYPES = {torch.float32: "F32", torch.float64: "F64"}
-UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError)  # what a damaged checkpoint ends in
+UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError)  # what reading a damaged checkpoint raises
 
 Sums = Annotated[list[float], Range(3, 3)]
 Share = Annotated[float, Range(0, 1)]
@@ -74,12 +74,12 @@ class State(TypedDict):
     sums: Sums  # of the epoch
     logged: Sums  # since the last row of metrics.jsonl
     best: Best | None
-    stale: Count  # epochs since
+    stale: Count  # epochs since the best
     plateau: Plateau
     metrics_bytes: Count
     seconds: Annotated[float, Range(0)]
     trained_images: Count
-    trained_seconds: Annotated[float, Range(0)]  # of "seconds", those of steps
+    trained_seconds: Annotated[float, Range(0)]  # the part of "seconds" that steps took
     sent: dict[str, Count]  # bytes, by kind
     restarts: Count
     sizes: dict[str, Count]  # images of the two sets
@@ -141,8 +141,10 @@ class Checkpoint:
         return load_file(self.path / OPTIMIZER)
 
     def check(self, net: nn.Module) -> None:
-        """Raises :class:`InputError` for tensors that are not those of ``net``, by the headers of the files alone:
-        what they claim is not allocated. ``net`` may be on the meta device.
+        """Raises :class:`InputError` where the stored tensors are not those of ``net``, which may be on the meta
+        device.
+
+        Only the headers of the files are read, so a file that claims to be huge costs no memory.
         """
         wanted = {key: (list(tensor.shape), tensor.dtype) for key, tensor in net.state_dict().items()}
         prefixes = (*SLOTS[self.config.optimizer], *([WEIGHT] if self.config.model_ema else []))
@@ -242,7 +244,7 @@ def save(
         raise RunError(f"cannot save {folder / name}: {reason}; earlier checkpoints are untouched") from error
     best = os.readlink(folder / "best") if (folder / "best").is_symlink() else ""
     newest = sorted(folder.glob("step-*"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    # The one that a resumed run went on from can be older than what it leaves behind.
+    # A run that was resumed from an early checkpoint leaves later ones behind: they are not what it goes on with.
     newest.sort(key=lambda path: (path.name != name, path.name != before))
     for path in newest[config.keep_checkpoints :]:
         if path.name != best:

@@ -105,8 +105,8 @@ def _locked(run: Path) -> Iterator[None]:
 
 
 def _restarts(run: Path, found: Checkpoint | None) -> int:
-    """How often the run has been taken up, this time included. Two times from one checkpoint are two, so the number is
-    in config.json as well, which each start writes.
+    """How often the run has been resumed, this time included. The number is in config.json too, which each start
+    writes, so that two resumes from one checkpoint count as two.
     """
     if found is None:
         return 0
@@ -168,7 +168,7 @@ def train_seeds(given: dict[str, Any], seeds: str, resume: str | None, dry_run: 
 
 
 def _restarted(given: dict[str, Any]) -> str | None:
-    """Where a run goes on that torchrun started anew, after a rank had failed; None if it had saved nothing yet."""
+    """Where a run goes on that torchrun has started again after a rank failed; None if nothing had been saved."""
     if "out" not in given:
         raise InputError("--out: a run that torchrun restarts has to name its folder")
     found = checkpoint.newest_whole(Path(given["out"]))
@@ -206,7 +206,8 @@ def _new_run(given: dict[str, Any], build: Callable[[TrainConfig], nn.Module]) -
 
 
 def _run_anew(run: Path, given: dict[str, Any]) -> TrainConfig:
-    """What a run was to do that was stopped before its first checkpoint; ``given`` may change what a resume may."""
+    """The configuration of a run that was stopped before its first checkpoint. ``given`` may change what a resume
+    may."""
     try:
         record = read_json(run / CONFIG)
         if isinstance(record, dict):
@@ -244,8 +245,8 @@ def _check_memory(config: TrainConfig, build: Callable[[TrainConfig], nn.Module]
 
 
 def following_weights(given: dict[str, Any]) -> dict[str, Any]:
-    """``given`` with what pretrained weights tell of their net: the variant, and if a run made them, the size and the
-    normalization of its images. A run's folder stands for its best checkpoint.
+    """``given`` with what its pretrained weights say about their net: the variant, and the size and normalization of
+    the images if a run of this package made them. A run's folder stands for its best checkpoint.
     """
     folder = Path(given["weights"]).expanduser()
     if folder.is_dir() and not (folder / CHECKPOINT).exists():

@@ -1,9 +1,10 @@
 """What a run does, in full: every value is chosen here, checked, and written to config.json.
 
-Defaults follow DATA. A folder gets the recipe of torchvision's AlexNet (batch 256, lr 0.01 divided by 10 every 30 of
-90 epochs, weight decay 1e-4). The small grey sets start from Kaiming's initialization at a third of that rate: at
-64x64 pixels the last pooling leaves one, which fc6 sees 36 times; from torch's own initialization, or at lr 0.01, the
-loss stays near ln 10 (docs/training.md has the figures). A recipe (alexnet_fast.train.recipes) replaces what it states.
+Defaults follow DATA. A folder gets the recipe of torchvision's AlexNet (batch 256, lr 0.01 divided by 10 every 30 of 90
+epochs, weight decay 1e-4). The small grey sets start from Kaiming's initialization at a third of that rate: at 64x64
+pixels the last pooling leaves a single pixel, which fc6 sees 36 times; from torch's own initialization, or at lr 0.01,
+the loss stays near ln 10 (docs/training.md has the figures). A recipe (alexnet_fast.train.recipes) replaces what it
+states.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ CHOICES = {
     "variant": VARIANTS,
     "backend": ("auto", *backends.NAMES),
 }
-# Options that a resumed run may change: none of them moves a weight by itself, but by rounding.
+# Options that a resumed run may change: none of them changes the weights by more than rounding.
 CHANGEABLE = frozenset(
     {
         *("workers", "max_steps", "checkpoint_steps", "keep_checkpoints", "log_steps", "max_bad"),
@@ -98,7 +99,8 @@ class TrainConfig:
     recipe: str | None = None
     variant: str = "torchvision"
     synthetic: bool = False
-    # Of conv1 … conv5, fc6 and fc7, where they are not the variant's; and the ranks of fc6 and fc7, 0 for whole.
+    # Outputs of conv1 … conv5, fc6 and fc7, where they are not the variant's; the ranks of fc6 and fc7, 0 for a layer
+    # that is one matrix.
     widths: Annotated[tuple[Annotated[int, Range(1, 1 << 16)], ...], Range(7, 7)] | None = None
     ranks: tuple[Annotated[int, Range(0, 1 << 16)], Annotated[int, Range(0, 1 << 16)]] = (0, 0)
     warmup: Epochs = 0.0  # epochs in which lr rises linearly to its value
@@ -117,7 +119,7 @@ class TrainConfig:
     label_smoothing: Unit = 0.0
     dropout: Unit = 0.5
     init: str = "variant"  # as the variant states it, or Kaiming normal
-    # Of the weights of conv1 … conv5, fc6 … fc8; None: not by a normal of these.
+    # Deviations of the normal distributions that conv1 … fc8 start from; None: they start otherwise.
     init_std: Annotated[tuple[Annotated[float, Range(0, 1e3)], ...], Range(8, 8)] | None = None
     init_bias: Annotated[tuple[Annotated[float, Range(-1e6, 1e6)], ...], Range(8, 8)] | None = None
     weights: Text | None = None  # pretrained weights to start from

@@ -17,12 +17,12 @@ RECORD = "alexnet_fast"  # the key of the record in ONNX's and AOTInductor's met
 
 
 class Record(TypedDict):
-    """What a file says of its net: the names of its classes by number, and how a picture becomes its input.
+    """What a file says about its net: the names of its classes by number, and how a picture becomes its input.
 
-    That is float32 (N, 3, image_size, image_size), RGB in 0..1, less ``mean``, by ``std``; with ``preprocess`` it is
-    uint8, and the file does the rest. The output is (N, len(classes)), logits, or with ``softmax`` probabilities.
-    ``transform`` says how the square is cut (:mod:`alexnet_fast.data.transforms`), ``exif`` whether pictures are turned
-    upright before.
+    The input is float32 (N, 3, image_size, image_size), RGB in 0..1, less ``mean``, by ``std``; with ``preprocess`` it
+    is uint8, and the net in the file does the rest. The output is (N, len(classes)): logits, or probabilities with
+    ``softmax``. ``transform`` says how the square is cut (:mod:`alexnet_fast.data.transforms`), ``exif`` whether
+    pictures are turned upright before.
     """
 
     format: Literal[1]

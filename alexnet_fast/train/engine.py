@@ -46,14 +46,15 @@ DROPOUT_KEY = 0x64726F70  # keeps the dropout seeds apart from the keys of data/
 
 
 def agreed(config: TrainConfig, ranks: Ranks) -> dict[str, str]:
-    """Which convolutions all ranks take, by form: those that the run has taken before, then those that were measured
-    on the first rank's device. What is in neither is the shipped table's: nothing is measured in a run."""
+    """The convolution that every rank takes, by the form of its arguments: the one that the run has taken before, or
+    else the one that was measured on the first rank's device. The shipped table answers for all other forms; nothing is
+    measured during a run."""
     measured = {form: record.candidate for form, record in tuning.measured(ranks.device).items()}
     return ranks.gather({**measured, **config.choices})[0]
 
 
 class Stopped(Exception):
-    """SIGINT or SIGTERM arrived where the newest checkpoint is the run's present state already."""
+    """SIGINT or SIGTERM arrived while the newest checkpoint already held the present state of the run."""
 
 
 class Trainer:
@@ -112,9 +113,9 @@ class Trainer:
         self.result: Evaluation | None = None
         self.confusion: Tensor | None = None  # of the newest evaluation, (classes, classes), by label and answer
         self.told_no_matplotlib = False
-        self.signal = Signal()  # this rank's
-        self.stopping = False  # all ranks'
-        self.failure: InputError | None = None  # why they stop, if not for a signal
+        self.signal = Signal()  # what this rank was sent
+        self.stopping = False  # whether all ranks know that one of them has to stop
+        self.failure: InputError | None = None  # why they stop, unless for a signal
         self.started = time.perf_counter() - self.state["seconds"]
         self.report: Report | None = None
         self.console = console
@@ -152,21 +153,19 @@ class Trainer:
 
     def _run(self) -> int:
         if not self.resumed:
-            self._save()  # what a kill in the first steps leaves to go on from
+            self._save()  # so that a run killed in its first steps can be resumed
         if self.state["evaluate"]:
             self._end_epoch()
         while self.state["epoch"] < self.config.epochs and self.state["step"] < self._last_step() and not self._stale():
             self._train_epoch()
-            if self.state["position"] == self.epoch_steps:
+            ended = self.state["position"] == self.epoch_steps
+            if ended:
                 self.state |= {"epoch": self.state["epoch"] + 1, "position": 0, "evaluate": True}
-                self._save()
-                if self.stopping:
-                    return self._stopped()
+            self._save()
+            if self.stopping:
+                return self._stopped()
+            if ended:
                 self._end_epoch()
-            else:
-                self._save()
-                if self.stopping:
-                    return self._stopped()
         if self.state["position"]:
             self._evaluate("stop", {"epoch": self.state["epoch"]})
         if self._stale() and self.report:
@@ -235,7 +234,8 @@ class Trainer:
         self.optimizer.zero_grad()
 
     def _settle(self) -> None:
-        """Reads the newest step's sums. One step late, so that a GPU is never waited for between two steps."""
+        """Reads the sums of the newest step: one step late, so that the host never waits for a GPU between two
+        steps."""
         if self.pending is None:
             return
         (values, images, lr), self.pending = self.pending, None
@@ -267,7 +267,7 @@ class Trainer:
                 self.failure, self.stopping = error, True
 
     def _end_epoch(self) -> None:
-        """Evaluates after an epoch; the checkpoint at its end is saved already."""
+        """Evaluates at the end of an epoch, whose checkpoint is saved already."""
         loss, hits, count = self.state["sums"]
         trained = {"train_loss": loss / max(count, 1), "train_top1": hits / max(count, 1)}
         result = self._evaluate("epoch", {"epoch": self.state["epoch"] - 1, **trained})
@@ -314,7 +314,7 @@ class Trainer:
     def _split(self, model: nn.Module) -> Split:
         """``model`` on this rank's device, shared out as --parallel says."""
         config, ranks = self.config, self.ranks
-        # Seen alone, a rank's dropouts would differ from one process's: they are drawn for the batch of all ranks.
+        # Masks are drawn for the batch of all ranks, so that many ranks drop what one process would drop.
         dropouts = split_dropouts(model, min(config.step_images, len(self.data.train)))
         step = Step(
             nn.CrossEntropyLoss(reduction="sum", ignore_index=NOT_COUNTED, label_smoothing=config.label_smoothing),
@@ -391,7 +391,7 @@ class Trainer:
 
     def _stopped(self) -> int:
         self.saver.finish()
-        if self.stopping:  # whoever launched the ranks stops them soon after the first has ended, files half written
+        if self.stopping:  # the launcher ends all ranks soon after the first, even one that is writing a file
             self.ranks.wait()
         if self.failure:
             raise self.failure

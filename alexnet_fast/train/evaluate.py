@@ -20,7 +20,7 @@ from alexnet_fast.errors import InputError
 from alexnet_fast.parallel import Ranks
 from alexnet_fast.train.config import TrainConfig
 
-CONFUSION_CLASSES = 1000  # of more the table is too large to be looked at
+CONFUSION_CLASSES = 1000  # a table of more is too large to be looked at
 
 
 class Evaluation(NamedTuple):
@@ -49,9 +49,9 @@ def normalized(images: Tensor, config: TrainConfig, device: torch.device) -> Ten
 
 
 def augmented(batch: Batch, config: TrainConfig, device: torch.device, epoch: int) -> Tensor:
-    """A training batch as the net takes it: turned, with other brightness and contrast, by RandAugment, with colour
-    noise, with a rectangle erased, and if the images are ``whole``, cropped and mirrored at random; what is drawn for
-    an image depends on its number, the epoch and the seed.
+    """A training batch as the net takes it: turned, jittered in colour, changed by RandAugment, with colour noise and
+    an erased rectangle, as far as ``config`` asks for these. Images that are ``whole`` are cropped and mirrored at
+    random. What is drawn for an image depends on its number, the epoch and the seed.
     """
     images, crop = batch.images.to(device, non_blocking=True), batch.whole
     if crop and config.transform == "resized-crop":

@@ -37,8 +37,8 @@ class Picture(NamedTuple):
 
 
 def pictures_of(paths: list[Path], exif: bool) -> list[Picture]:
-    """Files, and of a folder that the command prepare wrote all that it holds; raises :class:`InputError` for a damaged
-    one."""
+    """The pictures that ``paths`` name: files, and all pictures of folders that the command prepare wrote; raises
+    :class:`InputError` for a damaged folder."""
     found = []
     for path in paths:
         if not shards.is_prepared(path):
@@ -56,8 +56,9 @@ def pictures_of(paths: list[Path], exif: bool) -> list[Picture]:
 def batches(
     pictures: list[Picture], config: TrainConfig, size: int, title: str, bad: list[str]
 ) -> Iterator[tuple[list[Picture], Tensor]]:
-    """``pictures`` by ``size``, with uint8 (n, 3, image_size, image_size) as the net of ``config`` takes them, under a
-    bar on a terminal. What is wrong with those that are no pictures is added to ``bad``."""
+    """``pictures``, up to ``size`` at a time, with their pixels, uint8 (n, 3, image_size, image_size), as the net of
+    ``config`` takes them. On a terminal a bar shows how far it is. For a file that is no picture the reason is added to
+    ``bad``."""
     firsts, console = range(0, len(pictures), size), Console()
     for first in track(firsts, title, console=console, transient=True, disable=not console.is_terminal):
         kept, pixels = [], []

@@ -22,7 +22,7 @@ from alexnet_fast.errors import InputError
 from alexnet_fast.models import AlexNet_Weights
 from alexnet_fast.models.weights import FILES, HEAD, read
 from alexnet_fast.parallel import Ranks, launch, plan_devices, ranks_given, ranks_of_launcher
-from alexnet_fast.terminal import say, shown
+from alexnet_fast.terminal import nearest, say, shown
 from alexnet_fast.train import checkpoint
 from alexnet_fast.train.commands import absolute, check_workers, open_run_data
 from alexnet_fast.train.config import TrainConfig, check, check_choices, resolve
@@ -33,8 +33,8 @@ from alexnet_fast.train.model import build_model, skeleton
 
 @dataclass(frozen=True)
 class Found:
-    """A net with its weights: a run's checkpoint, or weights from elsewhere, which know neither ``step`` nor, but for
-    published ones, ``classes``."""
+    """A net with its weights: a run's checkpoint, or weights from elsewhere. The latter have no ``step``, and only
+    published ones know their ``classes``."""
 
     name: str
     config: TrainConfig
@@ -52,6 +52,9 @@ def find(given: str, data: str | None = None, verify: bool = True) -> Found:
     of_a_run = own or (path / "checkpoints").exists()
     file = path.expanduser()
     elsewhere = elsewhere or file.is_file() or (not of_a_run and any((file / name).exists() for name in FILES))
+    if not elsewhere and not path.exists():
+        near = nearest(given, AlexNet_Weights.__members__)
+        raise InputError(f"{given}: no such run, checkpoint or file of weights{near}")
     if not elsewhere:
         stored = checkpoint.load(checkpoint.find(path, "best", "last"), verify)
         return Found(

@@ -1,7 +1,7 @@
 """Two images in one: MixUp (Zhang et al., arXiv 1710.09412) and CutMix (Yun et al., arXiv 1905.04899), as in timm.
 
-One share is drawn for a step, from (seed, step), and each image of a rank is mixed with the one at the same place from
-the end of the rank's part of the batch.
+One share is drawn for each step, from (seed, step). A rank mixes the first image of its part of the batch with the last
+one, the second with the one before the last, and so on.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ SLOTS = {"sgd": {"": "momentum_buffer"}, "adamw": {"exp_avg:": "exp_avg", "exp_a
 def build_optimizer(config: TrainConfig, parameters: dict[str, Parameter]) -> torch.optim.Optimizer:
     """SGD or AdamW as ``config`` says, over named parameters in the order of the net's layers, whose last is the head.
 
-    Biases, and the head if it has a rate of its own, are in groups of their own. A group's ``base`` is the rate that
-    the schedule stands on.
+    Biases form groups of their own, and so does the head if it has a learning rate of its own. A group's ``base`` is
+    the rate that the schedule multiplies.
     """
     head = list(parameters)[-1].rpartition(".")[0]
     groups: dict[tuple[bool, bool], dict] = {}

@@ -25,7 +25,7 @@ def check_out(out: Path, suffix: str, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def written(out: Path) -> Iterator[Path]:
-    """A path of ``out``'s name that becomes ``out`` when the block ends well, and is gone when it does not."""
+    """A path to write to, which is renamed to ``out`` when the block ends well, and removed when it does not."""
     with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=".unfinished-") as folder:
         file = Path(folder, out.name)
         yield file

@@ -175,7 +175,7 @@ def _page(
 
 
 def _text(value: object) -> str:
-    """On one line, and none of it markup: names of files and classes are strangers'."""
+    """``value`` on one line, with nothing in it read as markup: strangers may have named the files and classes."""
     return escape(shown(value))
 
 
@@ -190,7 +190,7 @@ def _drawn(draw: Callable[[io.BytesIO], None], about: str) -> str:
 
 
 def _classes(confusion: Tensor, names: list[str]) -> str:
-    """Of each class its images, how many were right, and the answer that most of the others got."""
+    """A row for each class: its images, how many of them were right, and the commonest wrong answer."""
     rows = []
     for name, label, counts in zip(names, range(len(names)), confusion.tolist(), strict=True):
         if images := sum(counts):

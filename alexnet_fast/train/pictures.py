@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from alexnet_fast.terminal import shown
 
-NAMED = 50  # classes whose names have room beside a table
+NAMED = 50  # up to so many classes their names have room beside the table
 FILTER_PIXEL = 4  # edge of one weight in conv1.png, in pixels
 FILTER_ROWS = 8
 TITLE = 14  # pixels of a line above the filters

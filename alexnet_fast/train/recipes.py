@@ -93,5 +93,5 @@ RECIPES: dict[str, dict[str, Any]] = {
         "transform": "crop",
     },
 }
-# What a recipe says about photographs; the small grey sets keep their own.
+# What a recipe says about photographs alone: the small grey sets keep their own values.
 OF_PHOTOGRAPHS = frozenset({"transform", "colour_noise", "colour_divisor", "ten_crop"})

@@ -29,7 +29,7 @@ from alexnet_fast.train.pictures import draw_confusion, draw_runs
 from alexnet_fast.train.trackers import Tracker, opened
 
 EVALUATED = {"step": Count, "val_loss": float, "val_top1": float}
-KINDS: dict[str, dict[str, Any]] = {  # what is read again of each kind of row
+KINDS: dict[str, dict[str, Any]] = {  # the fields of each kind of row that are read again
     "step": {"step": Count, "loss": float, "top1": float, "lr": float},
     "epoch": EVALUATED,
     "stop": EVALUATED,
@@ -227,7 +227,10 @@ class Report:
         traffic = ", ".join(f"{size / 1e6:.1f} MB of {kind}" for kind, size in sorted(sent.items()))
         restarts = f"; {state['restarts']} restarts" if state["restarts"] else ""
         self.line(f"trained at {rate:.1f} images/s; each rank sent {traffic or 'nothing'}{restarts}")
-        self.line(f"pictures {run}/curves.png {run}/conv1.png; checkpoints {run}/checkpoints/best and last")
+        # Without matplotlib there are no curves, and before the end of an epoch there is no best checkpoint.
+        names = "curves.png", "conv1.png", "checkpoints/best", "checkpoints/last"
+        made = [f"{run}/{name}" for name in names if (Path(run) / name).exists()]
+        self.line(f"pictures and checkpoints: {' '.join(made)}")
 
     def confused(self, counts: Tensor, classes: list[str]) -> None:
         """confusion.csv and classes.csv of the last evaluation, and confusion.png where matplotlib is installed;

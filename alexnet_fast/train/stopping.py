@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from alexnet_fast.parallel import PASSED_ON
 
-SAME_SIGNAL = 0.2  # seconds in which a second signal is the first: some programs send to a process and to its group
+SAME_SIGNAL = 0.2  # seconds in which a second signal counts as the first: some programs signal a process and its group
 
 
 class Signal:
@@ -21,7 +21,8 @@ class Signal:
 
     @contextlib.contextmanager
     def heard(self) -> Iterator[None]:
-        """The first one is noted, a second one kills; the launcher's are of the numbers that it was sent itself."""
+        """Within the block the first signal is noted, and a second one ends the process. A signal that the launcher
+        passed on counts as the one that the launcher was sent."""
         sent = {passed: number for number, passed in PASSED_ON.items()}
         noted = 0.0
 

@@ -1,6 +1,6 @@
 """Where a run's scalars go beside metrics.jsonl: TensorBoard, Weights & Biases, MLflow, each imported when asked for.
 
-A run that is resumed goes on in the record that it began: TensorBoard's by the step, the others' by an id.
+A resumed run goes on with the record that it began: TensorBoard finds it by the step, the others by an id.
 """
 
 from __future__ import annotations

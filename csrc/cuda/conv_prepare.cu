@@ -1,16 +1,16 @@
-// Operands of convolutions in the form that the kernels read, see conv.cuh for the three transformations; and weight
-// gradients that were summed in runs of pixels, brought together.
+// Brings the operands of convolutions into the form that the kernels read (conv.cuh has the three transformations), and
+// adds up weight gradients that were summed in runs of pixels.
 //
 // fold_image reads each input element once and writes each output element once, 16 bytes a thread. AlexNet's first
-// layer at batch 128 in bfloat16: 38.5 MB in, 39.9 MB out, 26 us at 3.0 TB/s. That is the price of one product kernel
-// for all convolutions. Weighed against it: copies of 4 bytes straight from the image into the product's slabs, four
-// times as many of them, each with an address of its own, in the kernel that is bound by its issue slots.
+// layer at batch 128 in bfloat16: 38.5 MB in, 39.9 MB out, 26 us at 3.0 TB/s. That is the price of having one product
+// kernel for all convolutions. The alternative is to copy 4 bytes at a time straight from the image into the product's
+// slabs: four times as many copies, each with an address of its own, in a kernel that is bound by its issue slots.
 //
-// The first version found the place of every single element: 1,080 instructions of sm_90 for the 8 of a thread, and
-// measured were 50 us, 75% of the issue slots and 37% of DRAM's bandwidth (one H100 80GB HBM3, 2026-11-27). Now places
-// are counted from the beginning of a run, of which a thread meets two at most in that layer, and elements move in
-// pairs: 456 for 8. At the first version's instructions a cycle those are 21 us: bytes bind, just. Predicted, not
-// measured: 30 us, 2.6 TB/s.
+// The first version worked out the place of every element: 1,080 instructions of sm_90 for a thread's 8 elements. It
+// was measured at 50 us, with 75% of the issue slots and 37% of DRAM's bandwidth in use (one H100 80GB HBM3,
+// 2026-11-27). Now a place is counted from the beginning of its run, of which a thread meets at most two in that layer,
+// and elements move in pairs: 456 instructions for 8 elements. At the first version's instructions per cycle those take
+// 21 us, so that the bytes bind, though narrowly. Predicted, not measured: 30 us, 2.6 TB/s.
 //
 // The weight's transformations move less than 3 MB each.
 #include "cuda/common/conv.cuh"

@@ -14,13 +14,13 @@
 // is 64 bytes' worth of pixels, 32 or 16.
 //
 // Bytes: dy, y and x once from memory if the blocks of a run share them in L2, and R S times through L2; the runs'
-// results once out and in, 8 bytes a weight and split: 14 MB for the fourth layer at batch 128 with 2 splits, beside 29
-// MB of tensors. Arithmetic and shared memory are the forward kernel's with the same tile. Predictions, not
-// measurements: dx as forward, less the mask's two loads and one store of shared memory a chunk; dw 45 to 55% of the
-// card's matrix rate, for the second pass and for depths (1600, 432) that are no multiple of 128.
+// results once out and once in, 8 bytes for each weight and split: 14 MB for the fourth layer at batch 128 with 2
+// splits, beside 29 MB of tensors. Arithmetic and shared memory are the forward kernel's with the same tile.
+// Predictions, not measurements: dx as forward, less the mask's two loads and one store of shared memory a chunk; dw 45
+// to 55% of the card's matrix rate, for the second pass and for depths (1600, 432) that are no multiple of 128.
 //
-// Weighed and not taken: atomic additions (their order, hence the result, varies from run to run); a column of ones in
-// B for db (a whole tile more where the depth is a multiple of it).
+// Considered and not taken: atomic additions (their order, and so the result, varies from run to run); a column of ones
+// in B for db (one more tile where the depth is a multiple of the tile's).
 #include "cuda/common/async_copy.cuh"
 #include "cuda/common/conv.cuh"
 #include "cuda/common/warp_tile.cuh"
@@ -310,7 +310,7 @@ int plan(const ConvParams& p, Plan& out) {
     default:
       return cudaErrorInvalidValue;
   }
-  // p.tile is dweight's, and dx's: convolve() holds it against the forward table.
+  // p.tile counts for both gradients: here it is checked for dweight, and convolve() checks it for dx.
   const int32_t asked = p.dweight == nullptr ? 0 : p.tile;
   if (p.tile < 0 || asked > count) {
     return cudaErrorInvalidValue;

@@ -14,16 +14,16 @@
 //   e (1/wr + 1/wc) to the registers and e (1/rows + 1/columns) from L2
 //
 // bytes. In 16 bits: .094 for 128 x 128, .099 for 128 x 192, .141 for 128 x 64, .188 for 64 x 64. A multiprocessor of
-// an H200 can make 2048 16-bit multiply-adds and move 128 bytes of shared memory a cycle: tiles are held to 67, 63, 44
-// and 33% of the full rate. mma.sync itself does not reach the full rate on Hopper, which is wgmma's with operands that
-// stay in shared memory; it is taken as 62% here.
+// an H200 can make 2048 16-bit multiply-adds and move 128 bytes of shared memory a cycle, so shared memory holds these
+// tiles to 67, 63, 44 and 33% of the full rate. On Hopper only wgmma, whose operands stay in shared memory, reaches the
+// full rate; mma.sync is taken to reach 62% of it.
 // Predictions, not measurements: 50 to 60% of the card's matrix rate for AlexNet's second to fifth layers (57.3, 28.7,
 // 38.3 and 25.5 GFLOP at batch 128) where the two large tiles fill the card; 75% on sm_80, half as fast with the same
 // shared memory. The last round of tiles costs what launch_best() counts: 92, 96, 85 and 85% of the card is busy.
 //
-// Weighed and not taken: slabs of 128 bytes (half the barriers, half the stages in the same memory); a table of offsets
-// for each step in depth instead of Tap (another load to wait for before each copy); row places in registers (four a
-// row, where one 16-byte shared load a copy is hidden behind the products).
+// Considered and not taken: slabs of 128 bytes (half the barriers, but half the stages in the same memory); a table of
+// offsets for each step in depth instead of Tap (one more load to wait for before each copy); row places in registers
+// (four for each row, while now one 16-byte shared load for each copy is hidden behind the products).
 #include "cuda/common/conv.cuh"
 #include "cuda/common/conv_tile.cuh"
 #include "launchers.h"
@@ -187,7 +187,8 @@ constexpr TileChoice kFloatTiles[] = {
     choice<ConvTile<MultiplyAdd, 128, 64, 64, 32, 4>>(),
 };
 
-// The tile with the least estimated time: multiprocessors work in rounds, one tile each, whatever part of it is used.
+// The tile with the least estimated time: multiprocessors work in rounds, and a tile takes its full time even where it
+// reaches beyond the output.
 // No GPU has measured the estimate. Results do not depend on the choice: each output's sum runs through the depth in
 // the same order.
 constexpr int kMultiprocessors = 132;

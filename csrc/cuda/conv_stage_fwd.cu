@@ -1,5 +1,5 @@
-// A whole stage in one kernel: convolution, bias, ReLU and max-pooling. Of the convolution's output only what pooling
-// still needs ever exists, in shared memory.
+// A whole stage in one kernel: convolution, bias, ReLU and max-pooling. The convolution's output is never written to
+// memory: shared memory holds the part of it that pooling still needs.
 //
 // A block owns one image and one tile of output channels. It goes through the image's output pixels from top to bottom,
 // kRows at a time, as conv_relu_fwd.cu goes through the batch's; copies for the next tile are in flight while one ends.
@@ -13,11 +13,11 @@
 // 6 to 95%, 169 fill 3 of 64 to 88%.
 //
 // Bytes, first stage at batch 128: 40 MB in (folded), 12 MB out, 6 MB of codes. Two kernels write and read 50 MB more
-// each way, 2.7 times as much. Pooling takes about 420 instructions for a window's eight channels, 19 thousand cycles
-// of a multiprocessor's issue slots an image, beside 66 thousand for 84 million multiply-adds at 62% of the full rate;
-// the second block on a multiprocessor can overlap them. Predictions, not measurements: 35 to 40% of the card's matrix
-// rate for the first stage, whose tile shared memory holds to 44%, and a gain over two kernels by the pass that it
-// saves; for the second and the fifth, conv_relu_fwd.cu's larger tiles and a separate pass may win.
+// each way, 2.7 times as much. Pooling takes about 420 instructions for eight channels of a window: 19 thousand cycles
+// of a multiprocessor's issue slots for an image, beside 66 thousand for its 84 million multiply-adds at 62% of the
+// full rate; the second block on a multiprocessor can overlap the two. Predictions, not measurements: 35 to 40% of the
+// card's matrix rate for the first stage, whose tile shared memory holds to 44%, and a gain over two kernels by the
+// pass that it saves; for the second and the fifth, conv_relu_fwd.cu's larger tiles and a separate pass may win.
 //
 // With LRN, or where the ring does not fit, the launcher runs conv_relu_fwd and then epilogue_fwd over its output. LRN
 // inside would need all channels of a pixel in one block: for 128 rows of 256 half of a multiprocessor's registers.
@@ -282,8 +282,9 @@ StageTiles tiles_of(const ConvParams& p) {
   }
 }
 
-// The tile that is asked for, or the one whose rounds over the multiprocessors multiply the least. Null if it does not,
-// or none does, take the stage: with LRN, without pooling, or with rows too wide for shared memory.
+// The tile that is asked for, or else the one that takes the fewest multiply-adds, counted in whole rounds over the
+// multiprocessors. Null if that one, or none of them, takes the stage: with LRN, without pooling, or with rows too wide
+// for shared memory.
 const StageTileChoice* choose(const StageParams& p) {
   constexpr int64_t kMultiprocessors = 132;
   if (p.lrn.size != 0 || p.pool.kernel_h == 0 || p.conv.out_height * p.conv.out_width > INT32_MAX / 2) {

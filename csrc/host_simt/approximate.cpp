@@ -1,9 +1,9 @@
 // Approximate instructions: any value within the error that the PTX manual and the CUDA C++ Programming Guide allow.
 //
-// A card gives one value for one argument, which no document names. So does this: it is drawn from the argument and a
-// seed, at either end of what is allowed as often as in between. What holds for every seed holds on a card. Not
-// everything does: LRN's powers without a short cut err by up to 4 ulp in float32, as lrn.cuh says, and tests that
-// allow twice PyTorch's error pass with most seeds alone.
+// A card always gives the same value for the same argument, but no document says which. So does this file: the value is
+// drawn from the argument and a seed, at either end of what is allowed as often as in between. What holds for every
+// seed holds on a card. Not everything does: LRN's general powers err by up to 4 ulp in float32, as lrn.cuh says, and
+// tests that allow twice PyTorch's error pass with most seeds, not with all.
 #include <cstdio>
 #include <cstdlib>
 

@@ -1,10 +1,11 @@
-// Hopper's own words on a CPU: barriers that count bytes, bulk tensor copies, and products of a warpgroup. What they do
-// is said in csrc/cuda/common/{mbarrier,tma,wgmma}.cuh; here is what a run adds to it.
+// Hopper's own instructions on a CPU: barriers that count bytes, bulk tensor copies, and products of a warpgroup.
+// csrc/cuda/common/{mbarrier,tma,wgmma}.cuh say what they do. A card leaves open when they do it; a run here draws
+// that:
 //
-//   bulk load   Its bytes land in pieces, in any order, at moments that are drawn, and nobody may touch them before the
-//               barrier's phase has ended and he has waited for it.
-//   bulk store  Reads shared memory when it is issued or when it is waited for, which is drawn.
-//   wgmma       Reads its operands then or then as well; its sums are NaN until they are waited for.
+//   bulk load   Its bytes land in pieces, in any order, at moments that are drawn. No thread may touch them before it
+//               has waited for the end of the barrier's phase.
+//   bulk store  Reads shared memory either when it is issued or when it is waited for.
+//   wgmma       Reads its operands at either of these moments too; its sums are NaN until they are waited for.
 //
 // Descriptors, boxes and swizzles are decoded from the bits that the kernel made. Reports come from the build
 // `threads`:

@@ -13,9 +13,9 @@
 //   shared  ALEXNET_FAST_SHARED and dynamic_shared() name memory of the block. At its start they hold nothing that may
 //   be read.
 //
-// What is wrong with a kernel is rarely seen in its result: a missing barrier is harmless in most schedules. So the
-// build with -fsanitize=thread (no library of that name is linked) makes the compiler call memory.cpp before every load
-// and store, and memory.cpp remembers who wrote and read each byte since which barrier. It reports, with kernel, block,
+// A kernel's fault rarely shows in its result: most schedules forgive a missing barrier. So one build takes
+// -fsanitize=thread, without the library of that name: the compiler then calls races.cpp before every load and store,
+// and races.cpp remembers which thread wrote and read each byte since which barrier. It reports, with kernel, block,
 // thread and line:
 //
 //   race           two threads met at a byte, one of them writing, with no barrier between

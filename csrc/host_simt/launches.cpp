@@ -1,4 +1,4 @@
-// What a card would say of a launch. See host_simt.h for the model, limits.h for the numbers.
+// Whether a card would accept a launch. See host_simt.h for the model, limits.h for the numbers.
 #include <cstdio>
 #include <cstdlib>
 #include <map>

@@ -1,6 +1,7 @@
-// What a card takes of a launch. The one table: host_simt checks launches by it, and tests/cuda/limits.py reads this
-// file for the checks of machine code. Numbers are those of "Technical Specifications per Compute Capability" in the
-// CUDA C++ Programming Guide, which are the same for all architectures but for the four in the rows.
+// The launches that a card accepts. There is no other table of this: host_simt checks launches by it, and
+// tests/cuda/limits.py reads this file for the checks of machine code. Numbers are those of "Technical Specifications
+// per Compute Capability" in the CUDA C++ Programming Guide, which are the same for all architectures but for the four
+// in the rows.
 #pragma once
 
 #include <cstddef>

@@ -1,8 +1,8 @@
 // wgmma and setmaxnreg. See hopper.h for the model.
 //
-// A warp's lanes meet at each instruction, and lane 0 does the warp's part: 16 of the product's 64 rows. Warps of a
-// warpgroup do not wait for one another, which is more freedom than a card takes; so each warp has to give back for
-// itself what it has read.
+// A warp's lanes meet at each instruction, and lane 0 computes the warp's part, 16 of the product's 64 rows. The warps
+// of a warpgroup do not wait for one another. A card allows less freedom than that, so a kernel is correct here only if
+// each warp by itself gives back what it has read.
 #include <algorithm>
 #include <map>
 

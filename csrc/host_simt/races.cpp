@@ -1,8 +1,8 @@
 // Who touched which byte when. See host_simt.h for what is reported.
 //
 // The compiler calls __tsan_read4(address) and its like before every load and store of a kernel (-fsanitize=thread).
-// All memory that threads share lies in one stretch of addresses, so that the many accesses to a thread's own variables
-// are told apart by one comparison. Each byte there has a Record, which is enough to decide exactly:
+// All memory that threads share lies in one stretch of addresses, so one comparison leaves out the many accesses to a
+// thread's own variables. Each byte of the stretch has a Record, which is enough to decide exactly:
 //
 //   a write races with an earlier read or write, and a read with an earlier write, by another thread, unless a barrier
 //   lies between them, or a __syncwarp() if both are of one warp, or the launch is another one.

@@ -8,8 +8,8 @@
 
 namespace host_simt {
 
-// Time as the race check counts it. An epoch begins with every block and at every barrier, and numbers are never used
-// twice: whatever carries an epoch below `block_begin` belongs to another block, below `launch_begin` to another
+// Time as the race check counts it. A new epoch begins with every block and at every barrier, and no number is used
+// twice: an access with an epoch below `block_begin` was made by another block, one below `launch_begin` by another
 // launch.
 struct Clock {
   uint32_t epoch = 0;
@@ -31,8 +31,9 @@ uint3 thread_index(unsigned thread);
 
 // ---------------------------------------------------------------- clocks.cpp
 
-// Vector clocks, of launches for one architecture: each thread's own time, and up to which time of the others all has
-// happened before what it does next. Barriers' phases and warps' products have times as well.
+// Vector clocks, which run in launches for one architecture. A thread knows its own time and, for each other thread,
+// the time up to which all that thread did happened before what it does next itself. Phases of barriers and products of
+// warps have times as well.
 constexpr int kThreadAgents = 1024, kBarrierAgents = 64, kWarpAgents = 32;
 constexpr int kAgents = kThreadAgents + kBarrierAgents + kWarpAgents;
 

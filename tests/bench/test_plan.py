@@ -16,7 +16,8 @@ BATCH, SIDE = 4, 64
 
 
 def test_the_papers_sizes():
-    """4 bytes · 60,965,224 parameters; 128 · (128·13·13, 128·6·6 and twice 2048) numbers of a tower."""
+    """ddp sends 4 bytes for each of 60,965,224 parameters; a tower sends 128 images' 128·13·13, 128·6·6 and twice 2048
+    numbers."""
     with torch.device("meta"):
         sent = traffic(AlexNet(variant="paper"), 128, 224)
     assert sent["ddp"] == {"gradients": 243_860_896, "activations": 0}
@@ -27,7 +28,7 @@ def test_the_papers_sizes():
 
 
 def _steps(rank: int, store: str, out: str) -> None:
-    """What rank ``rank`` of two counts in one step of each mode."""
+    """What rank ``rank`` of two counts as sent in one step of each mode."""
     import torch.distributed as dist
     from torch import nn
 

@@ -24,7 +24,7 @@ LAYER |= {"kernel": 3, "stride": 2, "padding": 0, "groups": 1, "lrn": 0, "pool":
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A card's results."""
+    """A folder of results as a card leaves them."""
     place = tmp_path / "card"
     place.mkdir()
 
@@ -84,7 +84,7 @@ def test_what_has_changed_since_another_measurement_is_no_longer_said(folder):
 
 @pytest.mark.parametrize("device", parts.load_parts(report.RESULTS))
 def test_each_change_is_of_a_row_that_is_there(device):
-    """So that a name that is mistyped does not leave rows unmarked."""
+    """A mistyped name would leave rows unmarked."""
     found = parts.load_parts(report.RESULTS)[device]
     rows = [*found["rows"]]
     rows += [{"kernel": kernel["kernel"].split("<")[0]} for kernel in found["profile"]["details"]["kernels"]]

@@ -1,4 +1,4 @@
-"""The step that a lease of minutes begins with, its whole code run on the CPU with a CPU's clock, at tiny sizes."""
+"""benchmarks.quick from beginning to end, on the CPU with a CPU's clock and at tiny sizes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from torch import nn
 
 from alexnet_fast import AlexNet, tuning
 from alexnet_fast.ops.registry import NATIVE
-from benchmarks import bench_alexnet, bench_train_step, machine, peers, profile, quick, results
-from benchmarks.quick import SECTIONS, Place
+from benchmarks import bench_alexnet, bench_train_step, machine, peers, profile, quick, quick_rows, results
+from benchmarks.quick import SECTIONS
+from benchmarks.quick_rows import Place
 from benchmarks.tables import PASSES, quick_table
 from tests.ops.calls import Calls
 
@@ -25,7 +26,7 @@ CEILINGS = {"copy_gb_s": 3000.0, "float32_tflop_s": 50.0, "bfloat16_tflop_s": 78
 
 
 class Clock:
-    """What gpu.Clock is, without a card."""
+    """gpu.Clock's methods, without a card."""
 
     rotation = 1
 
@@ -54,17 +55,18 @@ def small_net(variant: str) -> AlexNet:
 @pytest.fixture
 def place(monkeypatch) -> Iterator[Place]:
     """A CPU in a card's place: oneDNN for every kind of convolution, and some of the cases, of few pixels."""
-    for name, value in {"SECONDS": 0, "ROUNDS": (1, 1), "REPLAYS": 1, "CALLS": 1, "VARIANTS": ("torchvision",)}.items():
-        monkeypatch.setattr(quick, name, value)
+    for name, value in {"SECONDS": 0, "ROUNDS": (1, 1), "REPLAYS": 1, "CALLS": 1}.items():
+        monkeypatch.setattr(quick_rows, name, value)
+    monkeypatch.setattr(quick, "VARIANTS", ("torchvision",))
     for name, chosen in {"POINTWISE": (0, 2, 5, 7), "CONVOLUTIONS": (0, 6), "STAGES": (0, 4)}.items():
         few = [getattr(quick, name)[number] for number in chosen]
         monkeypatch.setattr(quick, name, [replace(sample, input=(1, sample.input[1], 19, 19)) for sample in few])
     monkeypatch.setattr(quick, "FORMS", quick.FORMS[1:])
     monkeypatch.setattr(quick, "HOST", quick.HOST[-1:])
-    monkeypatch.setattr(quick, "family", lambda name: NATIVE)
+    monkeypatch.setattr(quick_rows, "family", lambda name: NATIVE)
     monkeypatch.setattr(torch, "cudnn_convolution_relu", lambda *arguments: F.relu(F.conv2d(*arguments)))
     for stem, library in tuning.LIBRARY.items():
-        monkeypatch.setitem(quick.CANDIDATES[stem], "triton", quick.CANDIDATES[stem][library])
+        monkeypatch.setitem(quick_rows.CANDIDATES[stem], "triton", quick_rows.CANDIDATES[stem][library])
     monkeypatch.setattr(tuning, "capability", lambda device: (9, 0))
     monkeypatch.setattr(torch, "compile", lambda net, mode: net)
     monkeypatch.setattr(peers, "compiled", lambda net, x: lambda: net(x))
@@ -94,7 +96,7 @@ def test_every_section_runs(place, tmp_path):
         us.setdefault(row["bench"], {}).update(row["us"])
         assert all(time > 0 for time in row["us"].values())
     assert set(us["lrn"]) == {"cpu", "copy", "eager", "triton"}
-    candidates = {stem: {name for name in calls if ":" not in name} for stem, calls in quick.CANDIDATES.items()}
+    candidates = {stem: {name for name in calls if ":" not in name} for stem, calls in quick_rows.CANDIDATES.items()}
     assert set(us["conv_relu"]) == {*candidates["conv_relu"], "eager", "cudnn"}
     assert set(us["conv_stage"]) == {*candidates["conv_stage"], "eager"}
     assert set(us["conv_backward_weight"]) == candidates["conv_backward_weight"]
@@ -118,7 +120,7 @@ def test_one_call_of_each_kernel(place):
 
 @pytest.fixture
 def one_case(place, monkeypatch):
-    """Sections of one case each that gives ``row`` or raises it."""
+    """install(section=row, …): SECTIONS of one case each, which gives ``row`` or raises it."""
 
     def install(**rows: dict | Exception) -> None:
         def run(row):
@@ -167,7 +169,7 @@ NOTHING = {"us": {}, "failed": {"cuda_sm90": "no kernel image"}}
 
 @pytest.mark.parametrize("broken", [RuntimeError("illegal access"), LAYER | NOTHING | {"pass": "backward"}, None])
 def test_layers_are_replaced_by_whole_runs_alone(broken, place, one_case, tmp_path):
-    """A side that fails where others were measured breaks nothing."""
+    """A failed side of a case whose other sides were measured does not spoil the case."""
     one_case(layers=LAYER, gradients=broken or LAYER, sm90=LAYER | NOTHING)
     quick.measure(tmp_path / "q.jsonl", place, ["layers", "gradients", "sm90"], 600)
     assert (tmp_path / "layers.json").exists() == (broken is None)
@@ -179,7 +181,7 @@ def test_a_side_with_another_result_is_not_timed():
     def breaks() -> None:
         raise RuntimeError("no kernel image")
 
-    found = quick.raced(Clock(), sides | {"broken": breaks})
+    found = quick_rows.raced(Clock(), sides | {"broken": breaks})
     assert list(found["us"]) == ["eager", "same"]
     assert found["failed"] == {"other": "gives another result", "broken": "RuntimeError: no kernel image"}
 
@@ -191,21 +193,21 @@ def test_a_file_that_was_broken_off_counts_until_there(tmp_path):
 
 
 def test_the_table_of_all_cases_fits_a_screen():
-    """Of a card's cases, not of a test's few."""
+    """All cases that run on a card, not the few of these tests."""
     rows, us = [], {"us": {"cuda": 1.0, "copy": 1.0, "cudnn": 1.0, "auto": 1.0}}
     gradients = ("conv_backward_input", "conv_backward_weight")
     for batch in (128, 1024):
         for (dtype, layout), sample, what in product(quick.FORMS, quick.POINTWISE, PASSES):
-            rows.append(quick.labels(sample.stem, sample, batch, what, dtype, layout) | us)
+            rows.append(quick_rows.labels(sample.stem, sample, batch, what, dtype, layout) | us)
         for sample in [*quick.CONVOLUTIONS, *quick.STAGES]:
-            rows.append(quick.labels(sample.stem, sample, batch, "forward") | us)
+            rows.append(quick_rows.labels(sample.stem, sample, batch, "forward") | us)
         for sample, bench in product(quick.CONVOLUTIONS, gradients):
-            rows.append(quick.labels(bench, sample, batch, "backward") | us)
+            rows.append(quick_rows.labels(bench, sample, batch, "backward") | us)
     for variant in quick.VARIANTS:
-        for batch in quick.GPU_BATCHES:
-            rows.append(quick.labels_of(variant, batch, quick.HALF) | us)
+        for batch in quick_rows.GPU_BATCHES:
+            rows.append(quick_rows.labels_of(variant, batch, quick_rows.HALF) | us)
         for batch in (128, 1024):
-            rows.append(quick.labels_of(variant, batch, quick.HALF) | quick.LABELS | us)
+            rows.append(quick_rows.labels_of(variant, batch, quick_rows.HALF) | quick_rows.LABELS | us)
     for case in [*(sample.stem for sample in quick.HOST), "torchvision net, batch 1", "tiny net", "tiny net too"]:
         rows.append({"bench": "host", "case": case, "pass": "forward", "us": {"eager": 1.0, "auto": 1.0}})
     failed = [{"bench": "lrn", "case": str(n), "failed": {"cuda": "why"}} for n in range(9)]

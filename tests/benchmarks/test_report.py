@@ -117,7 +117,7 @@ def test_a_row_of_each_batch_has_a_place_in_the_picture():
 
 
 class Clock:
-    """What pytest-benchmark's fixture is to interleave(), and a clock that a side's calls advance."""
+    """Stands for pytest-benchmark's fixture as interleave() uses it, with a clock that each call of a side advances."""
 
     disabled, time = False, 0.0
 
@@ -127,7 +127,7 @@ class Clock:
             target()
 
     def side(self, rested: float, again: float):
-        """Takes ``rested`` after a sleep and ``again`` otherwise."""
+        """A call that takes ``rested`` seconds after a sleep and ``again`` seconds otherwise."""
 
         def call():
             self.time += rested if self.slept else again

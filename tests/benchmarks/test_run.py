@@ -1,4 +1,4 @@
-"""What `pytest benchmarks` runs and prints: a first look, a line a case, and what it has when interrupted."""
+"""`pytest benchmarks` gives a first look, prints a line as each case ends, and keeps what it has when interrupted."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def library() -> Path:
 
 
 def run(module: str, *arguments: str) -> str:
-    """What ``python -m module`` prints; a fault raises :class:`host_build.HostFaultError`."""
+    """The output of ``python -m module``; a fault raises :class:`host_build.HostFaultError`."""
     # With libstdc++ beside it: the sanitizer looks for what throws exceptions once, at the start.
     preloaded = [
         subprocess.run([host_build.CXX, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
@@ -75,7 +75,7 @@ def run(module: str, *arguments: str) -> str:
 
 
 def take_over(path: str) -> None:
-    """In this process ``auto`` takes the CUDA kernels for CPU tensors, without TF32."""
+    """From now on ``auto`` takes the CUDA kernels for CPU tensors in this process, without TF32."""
     torch.ops.load_library(path)
     for name in ("conv_relu", "conv_relu_backward", "conv_stage"):
         LIBRARY.impl(f"{name}_cuda", convolution.own_kernel(name), "CPU")

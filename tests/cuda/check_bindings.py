@@ -37,7 +37,7 @@ def check(sample: Sample, dtype: torch.dtype, layout: str, wrong: list[str]) -> 
 
 
 def check_tf32() -> None:
-    """Rounded to ten bits of mantissa 1 + 2^-12 is 1; both of torch's switches decide whether it is rounded."""
+    """1 + 2^-12 becomes 1 when it is rounded to ten bits of mantissa; both of torch's switches decide whether it is."""
     x, weight = torch.full((1, 8, 3, 3), 1 + 2.0**-12), torch.ones(8, 8, 1, 1)
     switch = torch.backends.cudnn.conv
     for allow in (True, False):
@@ -49,7 +49,7 @@ def check_tf32() -> None:
 
 
 def check_sm90() -> None:
-    """Hopper's kernels by their own names: in both layouts, what they refuse an error."""
+    """Hopper's operators under their own names, in both layouts; what they refuse is an error."""
     kernel = torch.ops.alexnet_fast.conv_relu_sm90.default
     x, weight, bias = torch.ones(2, 24, 5, 6).bfloat16(), torch.ones(16, 24, 3, 3).bfloat16(), torch.ones(16).bfloat16()
     for layout in (torch.contiguous_format, torch.channels_last):
@@ -66,7 +66,7 @@ def check_sm90() -> None:
 
 
 def check_candidates() -> None:
-    """What tuning.py chooses from of this package's kernels, with each tile: the same whole numbers."""
+    """Each of this package's candidates in tuning.py, with each of its tiles, gives the same whole numbers."""
     draw = torch.Generator().manual_seed(0)
     sizes = {"x": (2, 24, 9, 9), "weight": (16, 24, 3, 3), "bias": (16,), "dy": (2, 16, 9, 9)}
     t = {name: torch.randint(-1, 2, size, generator=draw).bfloat16() for name, size in sizes.items()}

@@ -25,7 +25,7 @@ TESTS = [
 
 
 def cases(test: Callable) -> Iterator[dict]:
-    """The arguments that pytest would call it with, but for those of float64, which no CUDA kernel takes."""
+    """The arguments with which pytest would call the test, except those with float64, which no CUDA kernel takes."""
     axes = []
     for mark in test.pytestmark:
         names, values = mark.args

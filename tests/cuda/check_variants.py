@@ -45,7 +45,8 @@ def step(net: nn.Module, x: Tensor, dy: Tensor) -> dict[str, Tensor]:
 
 
 def error(actual: Tensor, exact: Tensor) -> float:
-    """Relative, in the Euclidean norm: of 16-bit numbers some fall together, and another of them wins a maximum."""
+    """The relative error in the Euclidean norm: where 16-bit numbers round to the same value, another of them may win a
+    maximum."""
     return ((actual.double() - exact).norm() / exact.norm()).item()
 
 

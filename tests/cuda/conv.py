@@ -16,7 +16,7 @@ from .params import DTYPES, ConvParams, StageParams, Window
 
 @dataclass(frozen=True)
 class Mode:
-    """How products are formed."""
+    """How a kernel forms its products."""
 
     name: str
     dtype: torch.dtype
@@ -97,7 +97,7 @@ class Shape:
 
 
 def put(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """As the launchers read it: in that dtype, images and kernels channels_last."""
+    """``tensor`` as the launchers read it: in that dtype, images and kernels channels_last."""
     tensor = tensor.to(dtype)
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
@@ -188,8 +188,8 @@ TILE_ROWS = {"bf16": 4, "f16": 4, "tf32": 2, "f32": 1}
 
 
 def random_shapes(count: int, seed: int, pixels: int = 200, depth: int = 1000) -> list[Shape]:
-    """Shapes nobody thought of, small enough to run in milliseconds. ``pixels`` of the batch's output, and ``depth`` of
-    the product are at most that; with 64 and 48 a convolution is about the least a tile can be given."""
+    """Random shapes, small enough to run in milliseconds: at most ``pixels`` in the batch's output, and ``depth`` in
+    the product. A convolution with 64 and 48 is about the smallest that leaves something for each tile."""
     draw = random.Random(seed)
     shapes = []
     while len(shapes) < count:

@@ -63,14 +63,14 @@ class HostFaultError(AssertionError):
 
 
 def flags(kind: str, source: Path) -> list[str]:
-    """host_simt itself is never watched for races: it is what watches."""
+    """The compiler's flags for ``source``. host_simt's own sources watch for races, and are not watched themselves."""
     if kind == "address":
         return ADDRESS
     return ["-fsanitize=thread"] if source.suffix == ".cu" else []
 
 
 def headers(source: Path, csrc: Path) -> list[Path]:
-    """What ``source`` may include: kernels everything, host_simt itself no kernel's headers."""
+    """The headers that ``source`` may include: a kernel all of them, host_simt's sources none of the kernels'."""
     common = csrc.glob("cuda/common/*") if source.suffix == ".cu" else ()
     return sorted([*csrc.glob("*.h"), *csrc.glob("host_simt/*.h"), *common])
 

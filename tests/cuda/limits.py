@@ -33,7 +33,7 @@ SHARED, RESERVED = constant("kSharedBytes"), constant("kReservedBytes")
 
 
 def block_registers(threads: int, registers: int) -> int:
-    """Of a whole block: a warp's come in pieces of 256, and a block has whole warps."""
+    """Registers of a whole block: a warp's come in pieces of 256, and a block consists of whole warps."""
     return -(-threads // 32) * -(-registers * 32 // 256) * 256
 
 

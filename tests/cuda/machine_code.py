@@ -54,12 +54,12 @@ class Kernel:
 
     @property
     def hopper(self) -> bool:
-        """Whether it is for sm_90a alone: of csrc/cuda/sm90, with wgmma and bulk copies."""
+        """Whether the kernel is for sm_90a alone, that is from csrc/cuda/sm90, with wgmma and bulk copies."""
         return self.name.startswith("sm90::")
 
     @property
     def arguments(self) -> list[str]:
-        """Of the template: the numbers and names in it, from left to right."""
+        """The template's arguments: the numbers and names in them, from left to right."""
         return re.findall(r"\w+", self.name)[1:]
 
     @property

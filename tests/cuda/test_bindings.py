@@ -14,8 +14,8 @@ LRN, POOL = {"lrn", "lrn_backward"}, {"max_pool", "max_pool_backward"}
 
 
 def test_every_sample():
-    """Those of tests/ops, in several layouts: results as exact as PyTorch's, strides as the fakes say, TF32 as torch's
-    switch says."""
+    """The samples of tests/ops, in several layouts: results as exact as PyTorch's, strides as the fakes say, TF32 as
+    torch's switch says."""
     count, *reached = bindings.run("tests.cuda.check_bindings").split()
     assert int(count) > 70
     assert {name.removeprefix("alexnet_fast::") for name in reached} == STAGES | LRN | POOL | LPIPS | {"epilogue"}
@@ -23,7 +23,7 @@ def test_every_sample():
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_special_values(seed, monkeypatch):
-    """Whatever approximate instructions make of them within their errors."""
+    """The tests pass whatever values approximate instructions give within their allowed errors."""
     monkeypatch.setenv("HOST_SIMT_APPROXIMATION", str(seed))
     assert int(bindings.run("tests.cuda.check_special")) > 150
 

@@ -85,15 +85,15 @@ def test_under_the_address_sanitizer(mode):
 
 
 def test_number_of_shapes():
-    """200 in either build, forward and backward."""
+    """200 random shapes in either build, forward and backward."""
     for table in ({BF16: FORWARD}, BACKWARD, ADDRESS_FORWARD, ADDRESS_BACKWARD):
         assert sum(len(set(shapes)) for shapes in table.values()) >= 200
 
 
 @modes
 def test_tiles(mode):
-    """Each row of the forward table, whatever it would choose itself, which is the input gradient's too; and each of
-    the weight gradient's."""
+    """Every tile of the forward table, which the input gradient takes too, and every tile of the weight gradient's,
+    whatever the launcher would choose."""
     rows = [shape for shape in TILES if shape.tile <= TILE_ROWS[mode.name]]
     weight_rows = [shape for shape in rows if shape.tile <= TILE_ROWS[mode.name] // 2 or shape.tile == 1]
     weights = [backward(shape, mode, wanted=("dweight",)) for shape in weight_rows]
@@ -103,7 +103,7 @@ def test_tiles(mode):
 
 @pytest.mark.parametrize("mode", [BF16, F32], ids=str)
 def test_masked_already(mode):
-    """Without y, dy counts as it is: what conv_stage's backward hands over."""
+    """Without y the kernel takes dy as it is; conv_stage's backward pass masks it before."""
     check("threads", [backward(shape, mode, masks=False) for shape in EDGES[::4]])
 
 
@@ -111,12 +111,12 @@ WANTED = [("dx",), ("dweight",), ("dbias",), ("dx", "dbias"), ("dweight", "dbias
 
 
 def test_gradients_wanted():
-    """Each alone, and without those that are not: an output that nobody asked for has no pointer to write to."""
+    """Each gradient alone, and each pair: an output that nobody asked for has no pointer to write to."""
     check("threads", [backward(shape, BF16, wanted=wanted) for shape in TYPICAL[:3] for wanted in WANTED])
 
 
 def test_batch_of_0():
-    """No pixels: the weight's gradient is zero, and written."""
+    """With an empty batch the weight's gradient is zero, and is written."""
     empty = Shape("empty", 0, 8, 5, 5, 8, (3, 3), padding=(1, 1))
     odd = Shape("empty", 0, 3, 9, 9, 5, (3, 3), (2, 2))
     check("threads", [forward(empty, BF16), forward(odd, BF16), backward(empty, BF16), backward(odd, BF16)])
@@ -148,7 +148,7 @@ def test_schedules():
 
 
 def rounded(tensor: Tensor, mode: Mode) -> Tensor:
-    """As the multiplier sees it: TF32 keeps ten bits of mantissa, and rounds ties away from zero."""
+    """Operands as the multiplier sees them: TF32 keeps ten bits of mantissa and rounds ties away from zero."""
     if not mode.allow_tf32:
         return tensor
     return ((tensor.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
@@ -179,7 +179,7 @@ def test_as_exact_as_torch(mode):
 
 @pytest.mark.parametrize("fault", ["zero", "shifted", "no bias", "not masked"])
 def test_accuracy_has_power(fault):
-    """What the comparison must tell from the right result."""
+    """Wrong results that the comparison must not accept."""
     shape = TYPICAL[0]
     (case, exact), (_, grads) = forward(shape, BF16, False), backward(shape, BF16, False)
     inputs = {name: tensor.double() for name, tensor in case.inputs.items()}

@@ -32,7 +32,7 @@ def test_under_the_address_sanitizer():
 
 
 def test_number_of_shapes():
-    """200 in either build."""
+    """200 random shapes in either build."""
     for table in (POOLING, {BF16: ADDRESS}):
         assert sum(len(set(shapes)) for shapes in table.values()) >= 200
 
@@ -50,7 +50,8 @@ def test_schedules():
 
 
 def test_misaligned():
-    """Outputs in elements instead of 16 bytes, codes in bytes; operands through the workspace."""
+    """Unaligned tensors: outputs are written in elements instead of 16 bytes, codes in bytes, and operands go through
+    the workspace."""
     names = ("x", "weight", "bias", "pooled", "code")
     check("threads", [stage(FUSED, BF16, offsets={name: 1 if name == "code" else 2}) for name in names])
 
@@ -66,7 +67,7 @@ def test_reads_and_writes_no_convolution_output():
 @pytest.mark.parametrize("pool", [False, True])
 @pytest.mark.parametrize("training", [False, True])
 def test_lrn(pool, training):
-    """Two kernels; in training the ReLU's output is kept, which LRN's gradient needs."""
+    """With LRN two kernels run. In training the ReLU's output is kept, which LRN's gradient needs."""
     shape = Shape("3x3", 1, 16, 9, 9, 24, (3, 3), padding=(1, 1))
     lrn = {"size": 5, "alpha": 0.02, "beta": 0.75, "k": 1.0}
     case, _ = stage(Stage(shape, (3, 3), (2, 2), codes=pool and training), BF16)

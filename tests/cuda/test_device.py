@@ -92,7 +92,7 @@ class Outputs(TorchDispatchMode):
 
 @pytest.mark.parametrize("variant", ["torchvision", "paper"])
 def test_inference_allocates_outputs_alone(variant):
-    """And a workspace for a convolution, if it asks for one."""
+    """Each call allocates its outputs, and a workspace if the convolution asks for one."""
     net = AlexNet(variant=variant).eval().to("cuda", torch.bfloat16, memory_format=torch.channels_last).features
     x = images(2, 3, 224, 224)
     with torch.no_grad(), backend("cuda"):
@@ -110,7 +110,7 @@ def test_inference_allocates_outputs_alone(variant):
 @each_layout
 @each_operator
 def test_side_stream(call, layout):
-    """The input arrives late on a stream of its own: what runs on another one reads what was there before."""
+    """The input is written late, on a side stream: work on any other stream would read what was there before."""
     data = images(2, 16, 33, 35, layout=layout)
     expected = both_passes(call, data)
     x = torch.zeros_like(data)
@@ -127,7 +127,7 @@ def test_side_stream(call, layout):
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is no second CUDA device")
 @each_operator
 def test_second_device(call):
-    """While the first is the current one, and stays so."""
+    """Work on the second device while the first is the current one, and stays so."""
     data = images(2, 16, 33, 35)
     found = both_passes(call, data.to("cuda:1"))
     assert [tensor.device.index for tensor in found] == [1, 1]

@@ -67,7 +67,8 @@ def words(kind: str) -> Path:
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_fault_is_reported(fault):
-    """With the thread, in the first schedule that is tried; and the same kernel without it passes several."""
+    """The fault is found in the first schedule that is tried, with the thread's number; the same kernel without the
+    fault passes several schedules."""
     for kind in host_build.BUILDS:
         run_program([words(kind), fault, "right"])
     with pytest.raises(HostFaultError, match=f"host_simt: ({FAULTS[fault]})") as report:
@@ -92,7 +93,7 @@ def hopper_backward(shape: Shape, mode: Mode, whole_numbers: bool = True, masks:
 
 
 def turns(shape: Shape) -> bool:
-    """Whether dx is covered: there x's channels are what leaves."""
+    """Whether the input gradient is covered: its outputs are the channels of x."""
     return shape.stride == (1, 1) and shape.channels // shape.groups % 8 == 0
 
 
@@ -168,7 +169,7 @@ def test_sanitizers():
 
 
 def test_schedules():
-    """The same bits whatever lands and runs first."""
+    """The same bits whatever lands first and runs first."""
     some = [Shape("3x3", 2, 96, 9, 9, 72, (3, 3), padding=(1, 1)), Shape("towers", 1, 96, 8, 9, 80, (2, 2), groups=2)]
     for shape in some:
         (result,) = host_build.run("threads", [hopper(shape, BF16, False, schedules=8)[0]])

@@ -77,7 +77,8 @@ def launch(fault: str, how: str, architecture: int, **environment: int) -> None:
 
 @pytest.mark.parametrize("fault", LAUNCHES)
 def test_launches_that_a_card_refuses(fault):
-    """At the limit nothing is said, one past it everything; ``asked_too_late`` is what launch() once did."""
+    """A launch at a limit passes, and one past it is refused; ``asked_too_late`` repeats a fault that launch() once
+    had."""
     launch(fault, "right", 90)
     with pytest.raises(HostFaultError, match="host_simt: launch: .*" + LAUNCHES[fault]):
         launch(fault, "wrong", 90)
@@ -94,7 +95,7 @@ def test_shared_memory_of_a_block(architecture):
 
 
 def test_what_every_architecture_takes():
-    """Without a name the least of them counts, and clusters are not for all."""
+    """Without the name of an architecture the smallest limit counts, and clusters are refused, as not all have them."""
     least = min(limits.block_shared for limits in MULTIPROCESSORS.values())
     launch("block_shared", "right", 0, BLOCK_SHARED=least // KB)
     for fault in ("block_shared", "cluster_blocks"):
@@ -129,7 +130,7 @@ def test_same_kernel_without_the_fault_passes(fault):
 
 
 def test_report_names_the_source_line():
-    """A reader should not have to search."""
+    """Each report names the source line, so that a reader need not search."""
     with pytest.raises(HostFaultError) as report:
         run_program([program("threads", "faults"), "missing_barrier", "wrong"])
     line = 1 + next(

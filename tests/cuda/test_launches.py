@@ -50,7 +50,7 @@ def test_the_old_launch_is_caught(tmp_path):
 
 
 def cases() -> list[Case]:
-    """Small ones, so many that every instantiation that a launcher can pick is launched."""
+    """Small cases, enough of them to launch every instantiation that a launcher can pick."""
     found = [task.case for stem in STEMS for task in tasks(stem, 150)]
     vectors = (
         lrn("vectors in both layouts", (1, 16, 4, 4), 5),
@@ -119,7 +119,7 @@ TILED = {
 @pytest.mark.parametrize("mode", [BF16, F16, TF32], ids=str)
 @pytest.mark.parametrize("operator", TILED)
 def test_tuning_names_the_kernels_tiles(operator, mode, tmp_path, monkeypatch):
-    """In their order and all of them: the next number is refused."""
+    """TILES lists all tiles of the kernel in their order: the number after the last is refused."""
     monkeypatch.setenv("HOST_SIMT_LAUNCHES", str(tmp_path / "launches"))
     names = tuning.tiles(operator, "cuda", mode.dtype, mode.allow_tf32)
     count = len(names) or 1

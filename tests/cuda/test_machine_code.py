@@ -29,7 +29,8 @@ def test_every_kernel_keeps_to_its_budget(built):
 
 
 def test_every_kernel_is_there_for_every_architecture(built):
-    """And for later ones as PTX, which their drivers compile. Hopper's own are for sm_90 alone."""
+    """Machine code for each architecture, and PTX that drivers of later ones compile. Hopper's own kernels are for
+    sm_90a alone."""
     general = [kernel for kernel in built if not kernel.hopper]
     names = {kernel.name for kernel in general}
     for architecture in MULTIPROCESSORS:

@@ -39,7 +39,7 @@ def test_grey_is_repeated_in_three_channels(tmp_path: Path):
 
 
 def test_sixteen_bits_a_pixel_keep_their_upper_eight(tmp_path: Path):
-    """Pillow's own conversion clips them at 255, which leaves a white picture."""
+    """Pillow's own conversion clips values at 255, which leaves a white picture."""
     values = (np.arange(64, dtype=np.uint16) * 1000).reshape(8, 8)
     Image.fromarray(values).save(tmp_path / "deep.png")
     assert (np.asarray(read_image(tmp_path / "deep.png"))[:, :, 0] == values >> 8).all()

@@ -32,7 +32,7 @@ class Numbered(StoredImages):
 
 
 class Endless(StoredImages):
-    """3.5 exabytes."""
+    """A set of 3.5 exabytes."""
 
     def __init__(self):
         self.size, self.labels = 1 << 20, range(1 << 20)

@@ -103,7 +103,7 @@ def test_state_dicts_go_both_ways(plain, ours):
 
 
 def test_same_modules(plain, ours):
-    """The same text, so the same options of every module."""
+    """Both print the same text, so every module has the same options."""
     assert repr(ours) == repr(plain).replace("Documented", "AlexNet")
     assert type(ours.features) is FusedSequential
 
@@ -189,7 +189,7 @@ def test_native_size_makes_pooling_the_identity(variant):
 
 
 def test_pooling_that_changes_nothing_is_left_out():
-    """But for a hook, another side, or what a user put in its place."""
+    """Pooling is skipped, unless it has a hook, gives another side, or is a module that a user put in its place."""
     net, images = AlexNet(variant="torchvision").eval(), torch.zeros(1, 3, 224, 224)
 
     def pools(images: torch.Tensor) -> int:
@@ -439,7 +439,7 @@ def test_what_a_changed_net_cannot_take_is_its_modules_to_say():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_torchscript(variant):
-    """trace and script, as of torchvision's net; in training dropout is on."""
+    """torch.jit.trace and script give what they give for torchvision's net; in training dropout is on."""
     x = torch.randn(2, 3, variant.variant.image_size, variant.variant.image_size)
     with torch.no_grad():
         expected = variant.eval()(x)

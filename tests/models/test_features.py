@@ -45,7 +45,8 @@ def test_names(variant):
 
 
 def test_outputs_are_the_layers_own(net):
-    """Each before what follows it, though ReLUs work in place; by either name; and the net is as it was."""
+    """Each layer's output as it is before the next layer, though ReLUs work in place; under either name; and the net
+    stays as it was."""
     x = torch.randn(2, 3, 64, 64)
     asked = ["conv1", "relu1", "features.2", "relu5", "avgpool", "fc6", "relu7", "fc8"]
     with torch.no_grad():

@@ -88,7 +88,7 @@ def test_features_that_are_all_zero(context):
 
 
 def test_keeps_the_features_alone():
-    """For backward: the scaled images, what the net keeps without LPIPS, and the linear weights."""
+    """What is kept for backward: the scaled images, what the net keeps without LPIPS, and the linear weights."""
     loss, (first, second) = made(), images()
     both = torch.cat([first, second])
     trunk = saved_bytes(lambda: sum(x.sum() for x in loss.net(both.clone().requires_grad_())))

@@ -248,7 +248,7 @@ def test_preprocessing(kind):
 
 
 def test_pretrained_as_before_weights(trained, cache, monkeypatch):
-    """Positional too; what it now means is said."""
+    """Also as a positional argument; a warning says what it means now."""
     loaded = []
     monkeypatch.setattr("alexnet_fast.models.alexnet.read", lambda weights, progress: loaded.append(weights) or 1 / 0)
     for call in (lambda: alexnet(pretrained=True), lambda: alexnet(True)):
@@ -262,7 +262,7 @@ def test_pretrained_as_before_weights(trained, cache, monkeypatch):
 
 
 def test_the_module_is_a_module():
-    """Its name is the function's too, as in torchvision, and it is called as that."""
+    """The module has the function's name, as in torchvision, and can be called as the function."""
     import alexnet_fast.models.alexnet as page
     from alexnet_fast import models
 
@@ -297,7 +297,7 @@ assert type(net).__module__ == "alexnet_fast.models.alexnet" and net.variant.nam
 
 @pytest.mark.parametrize("imports", ["alexnet_fast, torchvision.models", "torchvision.models, alexnet_fast"])
 def test_registered_with_torchvision(tmp_path, imports):
-    """Of a stand-in with the parts that count, whichever is imported first."""
+    """With a stand-in for torchvision that has the parts that count, whichever of the two is imported first."""
     (tmp_path / "torchvision" / "models").mkdir(parents=True)
     (tmp_path / "torchvision" / "__init__.py").touch()
     (tmp_path / "torchvision" / "models" / "__init__.py").write_text(TORCHVISION)

@@ -162,7 +162,7 @@ def test_wants_a_module():
 
 @pytest.mark.parametrize("between", [nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout])
 def test_what_does_nothing_is_seen_through(between, operators):
-    """In inference; a dropout in training and one with a hook is called."""
+    """In inference dropouts are left out; one in training mode, or with a hook, is called."""
     net = fuse(nn.Sequential(nn.Conv2d(3, 8, 3), between(), nn.ReLU(), between(), nn.MaxPool2d(2))).eval()
     x = torch.randn(2, 3, 9, 9)
     assert operators(net, x) == ["conv_stage"]
@@ -277,7 +277,7 @@ def test_pairs(pairs, operators):
 
 
 def test_pairs_across_sequentials(operators):
-    """What is read before its ReLU is no pair."""
+    """A convolution whose output something reads before the ReLU is no part of a pair."""
     plain = Consecutive()
     net, x = fuse(copy.deepcopy(plain), pairs="trace"), torch.randn(2, 3, 9, 9)
     assert operators(net, x) == ["conv_relu", "max_pool", "conv_relu"]

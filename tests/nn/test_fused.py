@@ -80,7 +80,7 @@ def test_agrees(pair, image, name):
 
 
 def test_agrees_in_float32(pair, image):
-    """Wider: the gradient of a bias in front of a BatchNorm is zero, and rounding alone is left of it."""
+    """A wider tolerance: the gradient of a bias before a BatchNorm is zero, so only rounding errors are left of it."""
     assert_agree(pair[0].float(), pair[1].float(), image.float(), rtol=1e-4, atol=1e-4)
 
 
@@ -229,7 +229,7 @@ def test_other_tensors_take_the_modules():
 
 
 def test_tensors_that_wrap_others_take_the_modules(image, operators):
-    """As DTensor, to which these operators' rules for sharding are unknown."""
+    """Tensors such as DTensor, for which these operators have no sharding rules."""
     net = FusedSequential(convolution(3), nn.ReLU(), nn.MaxPool2d(2)).double()
     assert operators(net, TwoTensor(image, -image)) == []
     torch.testing.assert_close(net(TwoTensor(image, -image)).b, net(-image))
@@ -424,7 +424,7 @@ CHANGED = [
 @pytest.mark.parametrize(("owner", "name", "other"), CHANGED, ids=[f"{o.__name__}.{n}" for o, n, _ in CHANGED])
 @pytest.mark.parametrize("gradients", [False, True])
 def test_what_was_changed_is_called(owner, name, other, gradients, monkeypatch):
-    """By whatever means: the result is that of nn.Sequential."""
+    """However a module is changed, the result is that of nn.Sequential."""
     plain = nn.Sequential(
         *(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.LocalResponseNorm(3), nn.MaxPool2d(2, 2), nn.Conv2d(8, 8, 3), nn.ReLU()),
         *(nn.Flatten(), nn.Linear(32, 4), nn.ReLU()),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 
 import pytest
 import torch
 
+from alexnet_fast.nn.pairing import join
 from benchmarks.host import PRODUCTS, SIDE, bare, call_of, nets, products
 
 # Times nn.Sequential's calls, in inference and in training, whose numbers differ between versions of torch and Python.
@@ -36,6 +38,17 @@ def test_python_calls_do_not_creep_back(training):
     x = torch.randn(1, 3, SIDE, SIDE)
     counts = {name: python_calls(call_of(net, x, training)) for name, net in nets().items()}
     assert counts["ours"] <= MOST[training] * counts["eager"]
+
+
+def test_pairs_cost_little():
+    """A small net calls its pairs many times in a millisecond, and torch's two modules are few calls themselves."""
+    plain = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
+    paired = copy.deepcopy(plain)
+    join(paired, "0", "1")
+    x = torch.randn(1, 3, 9, 9)
+    with torch.inference_mode():
+        plain_calls, calls = python_calls(lambda: plain(x)), python_calls(lambda: paired(x))
+    assert calls <= 2.5 * plain_calls
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])

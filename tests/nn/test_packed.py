@@ -159,7 +159,7 @@ def test_what_is_kept_is_for_plain_tensors_of_its_dtype(image):
 @pytest.mark.parametrize("layer", [nn.Linear(4, 6), nn.Conv2d(3, 6, 3)], ids=str)
 @torch.no_grad()
 def test_a_bias_with_strides(image, layer, packs):
-    """Which oneDNN does not heed."""
+    """oneDNN does not heed the strides of a bias."""
     layer.bias = nn.Parameter(torch.arange(12.0)[::2])
     model, x = FusedSequential(layer, nn.ReLU()), torch.ones(3, 4) if isinstance(layer, nn.Linear) else image
     model = pack(model) if packs else model
@@ -242,7 +242,7 @@ def test_modules_stay_as_they_are(image):
 
 @torch.no_grad()
 def test_copies_go_with_their_modules(image):
-    """They are found by id, which the next module may have."""
+    """Copies are found by id, which a later module may have again."""
     model = pack(net())
     model(image)
     ids = {id(module) for module in model}
@@ -262,7 +262,7 @@ def test_windows(image, module):
 
 @torch.no_grad()
 def test_refused_images(image):
-    """In the operators' words, not oneDNN's."""
+    """The error is told in the operators' words, not in oneDNN's."""
     model = pack(net())
     for _ in range(2):
         with pytest.raises(ValueError, match=r"^weight: .* input has 6"):

@@ -372,7 +372,7 @@ def test_what_a_module_was_is_not_kept_for_ever(image):
 
 
 def test_two_threads_call_one_net(image):
-    """Of other shapes and modes at a time, while a third changes the plan."""
+    """Threads call the net with other shapes and in other modes, while a third one changes the plan."""
     plain, fused = pair()
     images = [image.repeat(n, 1, 1, 1) for n in (1, 2, 3)]
     expected = [plain(x).detach() for x in images]

@@ -100,7 +100,7 @@ def test_each_gradient_can_be_asked_alone(sample, backend, device):
     "sample", [s for s in SAMPLES if s.stem not in ROUNDED and not s.arguments.get("lrn")], ids=str
 )
 def test_whole_numbers_are_exact(sample, dtype, backend, device):
-    """With sums of small integers nothing rounds: any difference is a wrong index, or another winner among equals."""
+    """Sums of small integers are not rounded, so any difference is a wrong index, or another winner among equals."""
     data = {name: tensor.to(device) for name, tensor in sample.whole_numbers(dtype).items()}
     dy = output_gradient(sample, dtype, whole_numbers=True).to(device)
     actual = results(lambda leaves: sample.ours(leaves, backend), data, dy)

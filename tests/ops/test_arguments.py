@@ -224,7 +224,7 @@ whole = pytest.mark.parametrize("three", WHOLE, ids=lambda value: f"{type(value)
 
 @whole
 def test_whole_numbers(three, backend, device):
-    """Of numpy and of torch, alone and in pairs, for each option."""
+    """Options given as numbers of numpy and of torch, alone and in pairs."""
     x, weight, bias = (tensor.to(device) for tensor in (X, WEIGHT, BIAS))
     for stride, plain in ((three, 3), ((three, 2), (3, 2)), ([2, three], (2, 3))):
         assert torch.equal(ops.max_pool2d(x, stride, stride, backend=backend), F.max_pool2d(x, plain, plain))
@@ -247,7 +247,7 @@ def test_numbers(half, backend, device):
 
 
 def test_a_number_in_a_tensor_may_change():
-    """Nothing keeps what was prepared for the value before."""
+    """A changed value is seen: nothing that was prepared for the value before is used again."""
     side = torch.tensor(3)
     assert ops.max_pool2d(X, side).shape == (2, 6, 3, 3)
     side.fill_(4)

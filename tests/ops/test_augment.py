@@ -36,7 +36,7 @@ def test_equal_to_the_reference(size, drawn, layout, dtype, backend, device):
 
 
 def test_normalization(backend, device):
-    """Of the whole image it is the usual one: (x / 255 - mean) / std."""
+    """Without a crop it is the usual normalization: (x / 255 - mean) / std."""
     images = pictures()
     y = ops.augment(images.to(device), (12, 15), MEAN, STD, backend=backend)
     mean, std = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (MEAN, STD))
@@ -125,7 +125,7 @@ def test_opcheck():
 
 
 def test_a_crop_beyond_the_image_is_refused():
-    """Past the public function too: it would read foreign memory."""
+    """The operator itself checks this too, or it would read foreign memory."""
     for place in ([9, 0, 0], [0, 11, 0], [-1, 0, 0]):
         with pytest.raises(RuntimeError, match="augment: the crop of image 0 reaches beyond it"):
             torch.ops.alexnet_fast.augment(

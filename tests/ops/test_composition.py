@@ -187,7 +187,7 @@ def test_flops_are_counted(options, pool):
 
 
 def test_a_graph_made_in_inference_may_be_differentiated():
-    """Whether gradients are wanted is not frozen into what torch.export makes."""
+    """A program of torch.export does not freeze whether gradients are wanted."""
     torch._dynamo.reset()
     net, x = Net(), torch.randn(2, 3, 30, 30)
     with torch.no_grad():

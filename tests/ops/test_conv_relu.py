@@ -23,7 +23,7 @@ def test_layout_is_torchs(input_layout, weight_layout, backend, device):
 
 
 def test_keeps_input_weight_and_output():
-    """Not the convolution's raw output: ReLU's mask is read off y."""
+    """The convolution's raw output is not kept: the ReLU's mask is read off y."""
     x, weight = torch.randn(2, 5, 7, 7, requires_grad=True), torch.randn(6, 5, 3, 3, requires_grad=True)
     saved = saved_bytes(lambda: ops.conv_relu(x, weight, torch.zeros(6), backend="cpu"))
     assert saved == 4 * (x.numel() + weight.numel() + 2 * 6 * 5 * 5)
@@ -41,7 +41,7 @@ def test_even_kernel_with_padding_same(padding):
 
 
 def test_without_onednn():
-    """torch's switch, and processors and dtypes that oneDNN leaves out."""
+    """With torch's switch for oneDNN off, and on processors and with dtypes that oneDNN leaves out."""
     x, weight, bias = torch.randn(2, 5, 7, 7), torch.randn(6, 5, 3, 3), torch.randn(6)
     with torch.backends.mkldnn.flags(enabled=False):
         y = ops.conv_relu(x, weight, bias, backend="cpu")

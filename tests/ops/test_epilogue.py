@@ -110,7 +110,7 @@ def test_inference_keeps_nothing():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_bias_gradient_of_many_pixels(dtype, backend, device):
-    """40,000 ones: a sum kept in 16 bits would stop at 2048 or 256."""
+    """A sum of 40,000 ones: kept in 16 bits it would stop at 2048 or 256."""
     z = torch.ones(1, 3, 200, 200, dtype=dtype, device=device)
     bias = torch.zeros(3, dtype=dtype, device=device, requires_grad=True)
     (db,) = torch.autograd.grad(ops.epilogue(z, bias, backend=backend).sum(), bias)

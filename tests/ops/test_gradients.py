@@ -84,7 +84,7 @@ def test_third_derivative():
 
 
 def test_a_backward_operator_called_by_itself_has_no_gradient():
-    """By name, and with the way out; a silent zero would be wrong."""
+    """The error names the operator and the way out; a silent zero would be wrong."""
     x = torch.ones(1, 3, 2, 2, requires_grad=True)
     dx = torch.ops.alexnet_fast.lrn_backward(x, x, 3, 1.0, 0.75, 1.0, 1)
     with pytest.raises(RuntimeError, match=r"lrn_backward is not differentiable: call alexnet_fast.reference.lrn_back"):

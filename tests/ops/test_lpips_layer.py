@@ -57,7 +57,7 @@ def test_float16_neither_overflows_nor_divides_by_zero(magnitude, backend, devic
 
 
 def test_images_that_are_nearly_alike_keep_their_digits(backend, device):
-    """Expanded to w (u² − 2uv + v²) the distance would be rounding noise."""
+    """In the expanded form, w (u² − 2uv + v²), the distance of these would be rounding noise."""
     x = torch.rand(1, 64, 4, 4, device=device)
     pair = torch.cat([x, x + 1e-4 * torch.randn_like(x)])
     weight = torch.rand(64, device=device)

@@ -72,7 +72,7 @@ def test_denominator_keeps_its_digits_in_bfloat16(layout, backend, device):
 @pytest.mark.parametrize("dtype", DTYPES)
 @LAYOUTS
 def test_special_values_stay_within_their_windows(special, dtype, layout, backend, device):
-    """A running sum over channels would carry them on for ever."""
+    """A running sum over channels would carry NaN and infinity on for ever."""
     x = torch.randn(1, 24, 2, 3).to(device, dtype)
     clean = relayout(x, layout).requires_grad_()
     x[0, 10, 1, 1] = special

@@ -154,7 +154,7 @@ def test_two_ranks_give_the_course_of_one_process(two: Path, alone: Path, name: 
 
 
 def test_the_courses_differ_where_they_should(two: Path):
-    """So that equal ones mean something: another scheme or rounding is seen."""
+    """Losses of another scheme or rounding differ, so that equal losses mean something."""
     for name in ("hybrid b", "hybrid c", "ddp bf16"):
         assert courses.losses(two / name) != pytest.approx(courses.losses(two / "ddp"), rel=1e-5)
     assert courses.losses(two / "ddp bf16") == pytest.approx(courses.losses(two / "ddp"), rel=0.05)

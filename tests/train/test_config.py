@@ -1,4 +1,4 @@
-"""What a run is configured to do, and what is refused."""
+"""What a run's configuration holds, and what is refused."""
 
 from __future__ import annotations
 

@@ -94,5 +94,5 @@ def test_other_files_are_one_line(tmp_path, state, message):
     torch.save(state, tmp_path / "net.pth")
     with pytest.raises(InputError, match=message):
         inference.find(str(tmp_path / "net.pth"))
-    with pytest.raises(InputError, match="no checkpoint there"):
+    with pytest.raises(InputError, match="none: no such run, checkpoint or file of weights"):
         inference.find(str(tmp_path / "none"))

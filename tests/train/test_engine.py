@@ -148,11 +148,15 @@ def test_bf16_autocast_trains(tmp_path: Path):
     torch.testing.assert_close(one, other, rtol=0.1, atol=1e-3)
 
 
-def test_max_steps_stops_evaluates_and_can_be_raised(tmp_path: Path):
+def test_max_steps_stops_evaluates_and_can_be_raised(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """No epoch has ended in the first run, so there is no best checkpoint, and the last line names none."""
     run = tmp_path / "run"
     assert runs.train(run, max_steps=5) == 0
     assert [row["kind"] for row in runs.rows(run)] == ["step"] * 5 + ["stop"]
+    assert not (run / "checkpoints" / "best").exists()
+    assert capsys.readouterr().out.endswith(f"{run}/conv1.png {run}/checkpoints/last\n")
     assert runs.train(run, resume=run, max_steps=14) == 0
+    assert capsys.readouterr().out.endswith(f"{run}/checkpoints/best {run}/checkpoints/last\n")
     assert [row["kind"] for row in runs.rows(run)] == ["step"] * 12 + ["epoch"] + ["step"] * 2 + ["stop"]
 
 

@@ -49,7 +49,7 @@ EACH: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take longer than the steps."""
+    """Pictures are not drawn: that takes longer than the steps."""
     monkeypatch.setattr("alexnet_fast.train.pictures.draw_curves", lambda rows, path: None)
 
 
@@ -150,7 +150,7 @@ def test_it_stops_early_and_stays_stopped(tmp_path: Path, capsys: pytest.Capture
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
 def test_images_and_losses_are_shared_alike(name: str):
-    """Of images that are black or white the mean tells the share."""
+    """Images are all black or all white, so the mean of a mixed one tells its share."""
     config = resolve({"data": "digits", "out": "x", name: 1.0}, 10)
     images, labels = torch.zeros(6, 3, 50, 70), torch.arange(6)
     images[:3] = 1

@@ -42,7 +42,7 @@ def _ended(process: subprocess.Popen, children: list[int]) -> None:
 
 
 def _wait_for_checkpoint(run: Path, seconds: float) -> None:
-    """One of a step that was trained."""
+    """A checkpoint of a step that was trained."""
     deadline = time.monotonic() + seconds
     while not (run / "checkpoints" / "last").exists() or (run / "checkpoints" / "last").resolve().name[-1] == "0":
         assert time.monotonic() < deadline
@@ -146,7 +146,7 @@ def test_a_full_dev_shm_ends_the_run_with_one_line(tmp_path: Path):
 
 
 def test_resuming_an_earlier_checkpoint_of_the_run(tmp_path: Path, undisturbed):
-    """Its successor is left out, as if it had been damaged, and made anew."""
+    """The checkpoint after it is left out, as if it had been damaged, and made anew."""
     run = tmp_path / "run"
     assert runs.train(run, **{**STEPS, "max_steps": 8}) == 0
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["last", "step-00000006", "step-00000008"]

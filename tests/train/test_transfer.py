@@ -21,7 +21,7 @@ HEAD = ("classifier.6.weight", "classifier.6.bias")
 
 @pytest.fixture
 def pretrained(tmp_path: Path):
-    """Weights of a net of 1000 classes, as torchvision's file holds them."""
+    """A file of weights for 1000 classes, in the form of torchvision's file."""
     path = tmp_path / "pretrained.safetensors"
     save_file(AlexNet(variant="torchvision").state_dict(), path)
     yield path

@@ -1,4 +1,4 @@
-"""What the samples do not reach: several tiles of every kind, split sums, folded layers, memory never written."""
+"""Cases that the samples do not reach: several tiles of every kind, split sums, folded layers, memory never written."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def test_fakes_tell_the_truth(sample, layout, device):
 
 @pytest.mark.parametrize("sample", [s for s in CHECKED if s.reason in ("two towers", "LRN within towers")], ids=str)
 def test_second_derivative(sample, device):
-    """By torch's operators, of what Triton's kernels kept."""
+    """torch's operators compute it, from what Triton's kernels kept."""
     seconds = []
     for backend in ("triton", "reference"):
         data = {name: tensor.to(device).requires_grad_() for name, tensor in sample.data(torch.float32).items()}

@@ -1,13 +1,13 @@
 // Convolutions as the launchers hand them to one another: operands brought into the form that the kernels read.
 //
-// The kernels copy 16-byte chunks of channels. Where a group's channels are no multiple of that, or a tensor does not
-// begin at one, fold_image() first writes a copy whose channels are. It can do more: a convolution of stride f reads
-// the same numbers as one of stride 1 over f x f times as many channels (space to depth), and those fill whole chunks.
-// AlexNet's first, 11 x 11 over 3 channels with stride 4, becomes 3 x 3 over 48: depth 432 for 363 useful, where
-// padding 3 channels to 8 would take 968.
+// The kernels copy channels in chunks of 16 bytes. Where a group's channels do not fill whole chunks, or a tensor does
+// not begin at a multiple of 16 bytes, fold_image() first writes a copy for which both hold. It can do more: a
+// convolution of stride f reads the same numbers as one of stride 1 over f x f times as many channels (space to depth),
+// and those fill whole chunks. AlexNet's first convolution, 11 x 11 over 3 channels with stride 4, becomes 3 x 3 over
+// 48: a depth of 432, of which 363 is useful. Padding 3 channels to 8 would take 968.
 //
-// Zeros that fill up the weight meet real pixels there: an output is NaN where its window, rounded up to a multiple of
-// the stride, holds a NaN or an infinity.
+// The folded weight is filled up with zeros, which are multiplied with real pixels. So an output is NaN where its
+// window, rounded up to a multiple of the stride, holds a NaN or an infinity.
 #pragma once
 
 #include "cuda/common/conv_gather.cuh"
@@ -43,7 +43,7 @@ inline int64_t element_bytes(DType dtype) { return dtype == DType::f32 ? 4 : 2; 
 
 inline int64_t round_up(int64_t value, int64_t step) { return ceil_div(value, step) * step; }
 
-// Workspace is handed out in pieces that are aligned as the whole is.
+// The workspace is handed out in pieces, each aligned as the whole is.
 inline int64_t workspace_piece(int64_t bytes) { return round_up(bytes, 256); }
 
 // out(n, i, j, group, (a, b, channel)) = x(n, i factor_h + a - pad_h, j factor_w + b - pad_w, group, channel), masked
@@ -123,12 +123,12 @@ inline Kernel kernel_of(const ConvParams& p) {
           p.weight};
 }
 
-// Fills whole chunks and moves no pixel.
+// The fold that fills up chunks and moves no pixel.
 inline Fold padding_fold(const Image& image) {
   return {1, 1, 0, 0, image.height, image.width, chunks_of(image.dtype, image.channels)};
 }
 
-// The fold that makes the convolution's depth the least.
+// The fold with which the convolution's depth is the smallest.
 inline Fold input_fold(const ConvParams& p) {
   const Image image = input_of(p);
   Fold padded = padding_fold(image);

@@ -1,9 +1,10 @@
-// Where the left operand of a convolution as a matrix product lies: its rows are output pixels, its depth is (r, s,
-// channel) of the kernel's window with the channel fastest. Depth is counted in chunks of 16 bytes, and a chunk never
-// straddles two input pixels; offsets and strides are in bytes, so nothing here asks for the element type.
+// Where the left operand lies when a convolution is computed as a matrix product: its rows are output pixels, its depth
+// is (r, s, channel) of the kernel's window with the channel fastest. Depth is counted in chunks of 16 bytes, and a
+// chunk never straddles two input pixels. Offsets and strides are in bytes, so the element type does not matter here.
 //
-// Rows are worked out once a tile and kept in shared memory (RowPlace); a thread owns one chunk in depth and steps
-// through the kernel's window in mixed radix (Tap), so the inner loop neither divides nor multiplies wide numbers.
+// The places of a tile's rows are worked out once and kept in shared memory (RowPlace). A thread owns one chunk in
+// depth and steps through the kernel's window in mixed radix (Tap), so the inner loop neither divides nor multiplies
+// wide numbers.
 #pragma once
 
 #include "cuda/common/divider.cuh"
@@ -40,8 +41,8 @@ struct Gather {
   int64_t image_stride, line_stride, pixel_stride;
   int32_t height, width;
   int32_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
-  // The input gradient of a strided convolution reads an image of so many times its own extent, zero but for every
-  // spread-th pixel. 1 elsewhere.
+  // The input gradient of a strided convolution reads its image as if zeros lay between the pixels: only every
+  // spread-th row and column holds pixels. Everywhere else it is 1.
   int32_t spread_h, spread_w;
   int32_t chunks, kernel_h, kernel_w;  // of one group; a window is so many chunks deep
 
@@ -102,7 +103,8 @@ struct Gather {
 
 // ---------------------------------------------------------------- the ReLU's mask
 
-// Keeps of dy what the ReLU let pass: where its output y is not 0 or less. NaN passes, as in PyTorch.
+// dy where the ReLU let its input pass, that is unless its output y is 0 or less; 0 elsewhere. NaN passes, as in
+// PyTorch.
 template <class T, int V>
 __device__ __forceinline__ Pack<T, V> masked(Pack<T, V> dy, const Pack<T, V>& y) {
 #pragma unroll

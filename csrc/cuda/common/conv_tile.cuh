@@ -1,9 +1,9 @@
 // The part of a convolution kernel that is the same with and without pooling behind it: a block's tile of output pixels
 // x output channels, its operands on their way through a ring of slabs in shared memory, and the product.
 //
-// A slab is 64 bytes of depth: kRows + kColumns rows of it, and with a mask kRows more. kStages - 1 slabs are in flight
-// while one is multiplied, and one barrier a slab is enough: it says both that the slab has come and that the one
-// before it, whose place the next copy takes, has been read.
+// A slab is 64 bytes of depth for the kRows + kColumns rows of both operands, and for kRows more with a mask. While one
+// slab is multiplied kStages - 1 are in flight. One barrier for each slab is enough: behind it the slab has come for
+// all threads, and all have read the slab before it, whose place the next copy takes.
 //
 //   for each slab: wait for my copies of it; mask what I copied; barrier; start copying slab + kStages - 1; multiply
 #pragma once
@@ -147,7 +147,7 @@ struct SlabReader {
 
   __device__ __forceinline__ void copy_rows(unsigned char* to, const RowPlace* places, const char* from,
                                             bool exists) const {
-    // All places first: a copy that follows an ordinary shared load waits for it.
+    // All places are loaded first, because a copy waits for the ordinary shared load before it.
     RowPlace place[kPasses];
 #pragma unroll
     for (int i = 0; i < kPasses; ++i) {

@@ -1,4 +1,4 @@
-// Division by a number known at launch: a multiplication and a shift while the dividend has 32 bits.
+// Division by a number that is known at launch: for dividends of 32 bits, a multiplication and a shift.
 #pragma once
 
 #include "cuda/common/launch.cuh"

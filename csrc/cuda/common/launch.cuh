@@ -55,9 +55,9 @@ __device__ __forceinline__ unsigned char* dynamic_shared_at() {
   return begin + (-address & (kBytes - 1));
 }
 
-// Lets `kernel` have that much dynamic shared memory on the current device. Up to 48 KB nobody need ask, but these hold
-// for static and dynamic memory together. Attributes are asked once for each kernel and device, and what was allowed is
-// never lowered: another thread may be about to launch with more.
+// Lets `kernel` have that much dynamic shared memory on the current device. Nothing need be asked for up to 48 KB of
+// static and dynamic memory together. Attributes are read once for each kernel and device, and what was allowed is
+// never lowered, because another thread may be about to launch with more.
 template <auto kernel>
 int allow_shared(size_t dynamic_bytes) {
   constexpr size_t kWithoutAsking = 48 * 1024;

@@ -21,7 +21,8 @@ __device__ __forceinline__ void mbarrier_init(Mbarrier* barrier, uint32_t arriva
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
 }
 
-// Shows the barriers that the calling thread has initialized to bulk copies; other threads need __syncthreads() too.
+// Makes the barriers that the calling thread has initialized visible to bulk copies. For other threads __syncthreads()
+// is needed as well.
 __device__ __forceinline__ void mbarrier_init_fence() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }

@@ -1,5 +1,5 @@
-// Sums in a fixed order: of a block's threads, of a warp's lanes, and of the rows that blocks left. No atomics, so that
-// a gradient of the bias is the same to the last bit in every run.
+// Sums over a block's threads, over a warp's lanes, and over the rows that blocks have left. They are taken in a fixed
+// order and without atomics, so that the bias's gradient has the same bits in every run.
 #pragma once
 
 #include "cuda/common/dtype.cuh"

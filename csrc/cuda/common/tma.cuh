@@ -6,13 +6,13 @@
 // a is at chunk c ^ (a / 128 % 8), so a box begins at a multiple of 1024.
 //
 //   tiled    a box of fixed extent anywhere; elements outside of the tensor are zeros, and are not stored
-//   im2col   of (channels, width, height, images): so many pixels in succession, from a first one on. They walk through
-//            the rows of a rectangle of every image, which its corners give relative to the image's, and each is moved
-//            by the kernel's offset (s, r) before it is read. Pixels outside of the image are zeros.
+//   im2col   of (channels, width, height, images): a number of successive pixels, from a first one on. They walk
+//            through the rows of a rectangle in every image, whose corners are given relative to the image's, and each
+//            pixel is moved by the kernel's offset (s, r) before it is read. Pixels outside of the image are zeros.
 //
-// A load is complete when the barrier's phase is, which counts the whole box's bytes in any case. A store has read
-// shared memory when bulk_wait_read() says so. Threads that wrote what a bulk store or a wgmma reads pass
-// async_proxy_fence() first, and then whatever orders them before the thread that issues it.
+// A load is complete when the barrier's phase ends; the phase counts the bytes of the whole box, also of pixels that
+// are zeros. A store has read shared memory when bulk_wait_read() returns. A thread that wrote what a bulk store or a
+// wgmma reads passes async_proxy_fence() first, and then a barrier before the thread that issues the store or product.
 #pragma once
 
 #include "cuda/common/mbarrier.cuh"

@@ -253,7 +253,7 @@ struct WarpTile {
     second[1] = both[3];
   }
 
-  // The tensor core would cut float32 off after ten bits of mantissa, which biases every product towards zero.
+  // The tensor core would cut the mantissa of a float32 off after ten bits, which moves every product towards zero.
   static __device__ __forceinline__ void round_operand(uint32_t (&operand)[4]) {
     if constexpr (sizeof(T) == 4) {
 #pragma unroll

@@ -12,7 +12,8 @@
 //   Major::pixels  a line is 64 rows of A (or columns of B) at one place in depth; lines follow each other in depth,
 //                  and the next 64 rows or columns are `leading` bytes on. The next 16 in depth are 2048 bytes on.
 //
-// The product reads them whenever it likes between its issue and the wait for its group, and so it does D's registers.
+// The product may read them, and read and write D's registers, at any moment between its issue and the wait for its
+// group.
 #pragma once
 
 #include "cuda/common/dtype.cuh"

@@ -8,19 +8,20 @@
 // here.
 //
 // dw's tile is 128 output channels x 3 blocks of 64 channels, each at a tap of its own; its depth is pixels, 64 a
-// stage. What copies bring, a line of 64 channels for each pixel, is what wgmma takes as an operand that is contiguous
-// along its rows or columns: nothing is transposed. x comes in im2col mode, so a stage runs across rows and images.
+// stage. Copies bring a line of 64 channels for each pixel, and wgmma takes just that as an operand that is contiguous
+// along its rows or columns, so nothing is transposed. x comes in im2col mode, so a stage runs across rows and images.
 // Pixels are cut into runs, each for blocks of its own, whose results a second kernel adds up in their order
 // (add_splits): nothing depends on which block ends first. Roles, ring and barriers are the forward kernel's.
 //
-// What it should do, computed, not measured; nothing of this file has run on a card. A stage takes 768 cycles of
-// products and 40 KB out of L2, 1024 cycles at the forward kernel's guess of 40 bytes a cycle: L2 binds, at 75% of the
-// matrix rate. At batch 128 and 1.44 GHz, by choose_runs(), in us (cuDNN's measured times in brackets):
+// The speed it should have is computed, not measured: nothing of this file has run on a card. A stage takes 768 cycles
+// of products and 40 KB out of L2, 1024 cycles at the forward kernel's guess of 40 bytes a cycle: L2 binds, at 75% of
+// the matrix rate. At batch 128 and 1.44 GHz, by choose_runs(), in us (cuDNN's measured times in brackets):
 //
 //   conv2 153 (132)   conv3 66 (59)   conv4 84 (62)   conv5 55 (58)   2012: conv2 153 (332)   conv4 80   conv5 42 (111)
 //
-// conv2's 192 output channels fill three quarters of two tiles' rows, and 48 channels of a group three quarters of a
-// block: rows of 192 and blocks of 48 are what to write next. dx is as forward with the channels exchanged.
+// conv2's 192 output channels fill three quarters of the rows of two tiles, and the 48 channels of a group three
+// quarters of a block, so tiles of 192 rows and blocks of 48 channels should be written next. dx is as forward with the
+// channels exchanged.
 #include "cuda/common/conv_sm90.cuh"
 #include "launchers.h"
 

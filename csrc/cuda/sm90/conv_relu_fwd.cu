@@ -10,25 +10,25 @@
 //               asks for the tile's pixels (im2col mode: they run across rows and images, and the padding is zeros) and
 //               for the tile's weights at that tap.
 //   consumers   two warpgroups, each with half of the tile's rows. They multiply a stage when its bytes have landed,
-//   and
-//               give it back when the next stage's products are under way. The sums then get bias and ReLU in
-//               registers and leave through 2 KB of shared memory a warp, 16 rows x 64 columns at a time, by bulk
-//               stores, which cut off what lies past the last pixel or channel. Loads for the next tile are under way
-//               meanwhile.
+//               and give it back when the next stage's products are under way. At the end the sums get bias and ReLU in
+//               registers and leave by bulk stores, 16 rows x 64 columns at a time, through 2 KB of shared memory for
+//               each warp; these stores cut off what lies past the last pixel or channel. Meanwhile the loads for the
+//               next tile are under way.
 //
-// Channels of a group that are no multiple of 64 cost shared memory and no product: copies fill the slab up with zeros,
-// which never cross the bus, and the consumers multiply the sixteens of depth that hold channels. So 48 channels a
-// group take three of four steps.
+// Where a group's channels are no multiple of 64, that costs shared memory but no products: copies fill the slab up
+// with zeros, which never cross the bus, and the consumers multiply only the sixteens of depth that hold channels. So
+// 48 channels in a group take three of four steps.
 //
-// A dense image's column tiles come one after the other, so that blocks at work at a time share its pixels in L2.
+// Without groups, the column tiles of the same pixels come one after the other, so that the blocks that work at a time
+// share these pixels in L2.
 //
-// What it should do, computed, not measured; nothing of this file has run on a card. A multiprocessor makes 2048
-// multiply-adds a cycle; a step of a tile of rows x columns with 64 in depth takes rows columns / 32 cycles, and (rows
-// + columns) 128 bytes out of L2: 53 bytes a cycle for 128 x 192, 64 for 128 x 128, 48 for 256 x 128, 37 for 256 x 192.
-// L2 is taken to give each 40, a guess. Shared memory gives 128 a cycle, of which wgmma reads 85 (192 columns), 96
-// (128) or 128 (64). Times at 1.44 GHz, where 132 multiprocessors make the 779 TFLOP/s of a large product on an H100,
-// in whole waves of tiles, launches and the first loads not counted; the rate is of useful products (conv1 folds 363 to
-// 432).
+// The speed it should have is computed, not measured: nothing of this file has run on a card. A multiprocessor makes
+// 2048 multiply-adds a cycle; a step of a tile of rows x columns with 64 in depth takes rows columns / 32 cycles, and
+// (rows + columns) 128 bytes out of L2: 53 bytes a cycle for 128 x 192, 64 for 128 x 128, 48 for 256 x 128, 37 for 256
+// x 192. L2 is taken to give each 40, a guess. Shared memory gives 128 a cycle, of which wgmma reads 85 (192 columns),
+// 96 (128) or 128 (64). Times at 1.44 GHz, where 132 multiprocessors make the 779 TFLOP/s of a large product on an
+// H100, in whole waves of tiles, launches and the first loads not counted; the rate is of useful products (conv1 folds
+// 363 to 432).
 //
 //                       batch 1             batch 128                                      batch 1024
 //                       tile     tiles  us  tile     tiles waves  L2 MB wgmma us  us TF/s  tile     waves   us TF/s
