@@ -51,6 +51,7 @@ CHOICES = {
     "gradients": ("fp32", "bf16"),
     "variant": VARIANTS,
     "backend": ("auto", *backends.NAMES),
+    "quantization": ("none", "int8_weight_only"),
 }
 # Options that a resumed run may change: none of them moves a weight by itself, but by rounding.
 CHANGEABLE = frozenset(
@@ -101,6 +102,7 @@ class TrainConfig:
     # Of conv1 … conv5, fc6 and fc7, where they are not the variant's; and the ranks of fc6 and fc7, 0 for whole.
     widths: Annotated[tuple[Annotated[int, Range(1, 1 << 16)], ...], Range(7, 7)] | None = None
     ranks: tuple[Annotated[int, Range(0, 1 << 16)], Annotated[int, Range(0, 1 << 16)]] = (0, 0)
+    quantization: str = "none"  # or int8_weight_only: linear layers of a run that quantize wrote, which trains no more
     warmup: Epochs = 0.0  # epochs in which lr rises linearly to its value
     lr_step: Annotated[float, Range(1e-9, 1e6)] = 30.0  # epochs between two cuts of schedule "step"
     lr_milestones: tuple[Epochs, ...] = ()  # epochs at which schedule "multistep" cuts
