@@ -8,10 +8,11 @@ is kept, they go layer by layer, and one image goes back.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
@@ -44,6 +45,28 @@ def layers_of(trunk: nn.Module) -> list[Layer] | None:
         found.append(Layer(modules[0] if kinds == "pcr" else None, modules[-2]))
     frozen = not any(parameter.requires_grad for layer in found for parameter in layer.conv.parameters())
     return found if frozen and not hooked(trunk) else None
+
+
+def folds(conv: nn.Conv2d) -> bool:
+    """Whether :func:`by_folding` is for it: AlexNet's first, on a CPU. There oneDNN's gradient of three channels with a
+    stride takes four times as long a product as its other convolutions."""
+    same = conv.stride[0] == conv.stride[1] and conv.padding[0] == conv.padding[1]
+    return same and conv.stride[0] > 1 and conv.dilation == (1, 1) and conv.groups == 1 and conv.weight.is_cpu
+
+
+def by_folding(dz: Tensor, conv: nn.Conv2d, sides: Sequence[int]) -> Tensor:
+    """The gradient by a convolution's input of ``sides`` pixels, where its stride s is over 1: an image of s·s times
+    the channels, its pixels s apart, is a convolution of ``dz`` with stride 1, by every s-th weight, turned around."""
+    step, channels = conv.stride[0], conv.in_channels
+    rows, columns = (-(-side // step) for side in conv.kernel_size)
+    weight = F.pad(conv.weight, (0, columns * step - conv.kernel_size[1], 0, rows * step - conv.kernel_size[0]))
+    weight = weight.unflatten(2, (rows, step)).unflatten(4, (columns, step)).flip(2, 4)  # (K, C, rows, s, columns, s)
+    weight = weight.permute(1, 3, 5, 0, 2, 4).reshape(channels * step**2, len(conv.weight), rows, columns)
+    image = F.pixel_shuffle(F.conv2d(dz, weight, padding=(rows - 1, columns - 1)), step)
+    # What padding saw goes, and what no window reached has no gradient.
+    top, left = conv.padding
+    below, right = (side + pad - has for side, pad, has in zip(sides, conv.padding, image.shape[2:], strict=True))
+    return F.pad(image, (-left, right, -top, below))
 
 
 def families(first: Tensor, second: Tensor) -> dict[str, Family] | None:
@@ -115,12 +138,18 @@ class Shares(Function):
                 options = Pool(pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode)
                 window = pool_window(options, conv.in_channels, *sides)
                 sides = window.out(*sides)
-            # Of its input a convolution reads the shape alone, where the weight wants no gradient.
-            unread = empty(x, (pairs, conv.in_channels, *sides))
-            geometry = conv.stride, conv.padding, conv.dilation, conv.groups
-            backward = call.families["conv_relu"].conv_relu_backward
-            above = backward(dx, unread, conv.weight, y, *geometry, [True, False, False])[0]
-            del x, y, dx, unread
+            if folds(conv):
+                dz = torch.ops.aten.threshold_backward(dx, y, 0)
+                del x, y, dx
+                above = by_folding(dz, conv, sides)
+                del dz
+            else:
+                # Of its input a convolution reads the shape alone, where the weight wants no gradient.
+                unread = empty(x, (pairs, conv.in_channels, *sides))
+                geometry = conv.stride, conv.padding, conv.dilation, conv.groups
+                backward = call.families["conv_relu"].conv_relu_backward
+                above = backward(dx, unread, conv.weight, y, *geometry, [True, False, False])[0]
+                del x, y, dx, unread
             if pool is not None:
                 code = call.families["max_pool"].max_pool(below, *window, True)[1]
                 backward = call.families["max_pool"].max_pool_backward

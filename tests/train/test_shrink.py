@@ -272,3 +272,9 @@ def test_the_documents_table_is_what_was_measured():
     first, *others = rows.values()
     assert all(first.bytes >= 20 * row.bytes and first.top1 - row.top1 <= 0.01 for row in others)
     assert f"{markdown(rows)}\n{record['machine']}.\n" in page
+    weights = record["weight_only"]
+    rows = {name: Measured(**row) for name, row in weights["nets"].items()}
+    before, after = rows.values()
+    assert before.bytes > 3.5 * after.bytes
+    assert abs(before.top1 - after.top1) < 0.005
+    assert f"{markdown(rows)}\n{weights['machine']}.\n" in page
