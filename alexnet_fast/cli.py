@@ -23,6 +23,7 @@ from alexnet_fast.models import VARIANTS
 from alexnet_fast.models.variants import ABLATIONS
 from alexnet_fast.terminal import escape_unknown_letters, one_line, say
 from alexnet_fast.train.config import read_config, without
+from alexnet_fast.train.model import scaled
 from alexnet_fast.train.recipes import RECIPES
 from alexnet_fast.train.trackers import TRACKERS
 
@@ -160,6 +161,9 @@ def train(
     no_talk: Annotated[
         bool | None, _option("towers that meet in fc8 alone, conv2 and fc6 wider", "--no-talk", panel=NET)
     ] = None,
+    width: Annotated[
+        float | None, _option("factor on all the variant's widths, of fc6 and fc7 too (1)", panel=NET)
+    ] = None,
     image_size: Annotated[
         int | None,
         _option("side in pixels (digits 64, folders the variant's)", "--image-size", "--img-size", panel=NET),
@@ -241,6 +245,7 @@ def train(
     taken = [name for name in ABLATIONS if words.pop(name.replace("-", "_"), False)]
     given = {**(read_config(config) if config else {}), **words}
     given = without(given, taken) if taken else given
+    given = scaled(given, given.pop("width")) if "width" in given else given
     if seeds is not None:
         raise typer.Exit(train_seeds(given, seeds, resume, dry_run))
     raise typer.Exit(run(given, resume, dry_run=dry_run))
@@ -363,13 +368,23 @@ def quantize_(
     net: Annotated[str, typer.Argument(metavar="RUN", help=NET_HELP)],
     data: Annotated[str | None, _option(f"{DATA_HELP} (the run's own)")] = None,
     images: Annotated[int, _option("training images that activations are measured on (512)")] = 512,
-    out: Annotated[Path, _option("file to write (model.onnx)", "--out", "--output")] = Path("model.onnx"),
+    weight_only: Annotated[
+        bool, _option("int8 weights of the linear layers alone: nothing to measure, and a run", "--weight-only")
+    ] = False,
+    out: Annotated[
+        Path | None, _option("file to write (model.onnx); of --weight-only a folder", "--out", "--output")
+    ] = None,
     overwrite: Annotated[bool, _option("replace FILE if it is there", "--overwrite")] = False,
     as_json: Annotated[bool, _option("print JSON", "--json")] = False,
 ) -> None:
-    """A net in 8-bit integers, as an ONNX file; with size, accuracy and speed."""
-    from alexnet_fast.train.quantize import quantize
+    """A net in 8-bit integers, as an ONNX file or, of weights alone, as a run; with size, accuracy and speed."""
+    from alexnet_fast.train.quantize import quantize, quantize_weights
 
+    if weight_only:
+        if out is None:
+            raise InputError("--out: --weight-only writes a run, and needs its folder")
+        raise typer.Exit(quantize_weights(net, out, data, as_json))
+    out = out or Path("model.onnx")
     raise typer.Exit(quantize(net, out, data, images, overwrite, as_json))
 
 

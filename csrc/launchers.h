@@ -11,16 +11,17 @@
 
 namespace alexnet_fast {
 
-#define ALEXNET_FAST_CPU_KERNELS(X) \
-  X(lrn_fwd, LrnParams)             \
-  X(lrn_bwd, LrnParams)             \
-  X(max_pool_fwd, PoolParams)       \
-  X(max_pool_bwd, PoolParams)       \
-  X(epilogue_fwd, EpilogueParams)   \
-  X(epilogue_bwd, EpilogueParams)   \
-  X(augment_fwd, AugmentParams)     \
-  X(lpips_layer_fwd, LpipsParams)   \
-  X(lpips_layer_bwd, LpipsParams)   \
+#define ALEXNET_FAST_CPU_KERNELS(X)    \
+  X(lrn_fwd, LrnParams)                \
+  X(lrn_bwd, LrnParams)                \
+  X(max_pool_fwd, PoolParams)          \
+  X(max_pool_bwd, PoolParams)          \
+  X(epilogue_fwd, EpilogueParams)      \
+  X(epilogue_bwd, EpilogueParams)      \
+  X(augment_fwd, AugmentParams)        \
+  X(lpips_layer_fwd, LpipsParams)      \
+  X(lpips_layer_bwd, LpipsParams)      \
+  X(linear_int8_fwd, LinearInt8Params) \
   X(sgd, SgdParams)
 
 namespace cpu {
@@ -60,7 +61,8 @@ const char* build();  // "13.0 sm_80 sm_86 …": nvcc's version and the architec
   X(conv_relu_bwd, ConvParams)         \
   X(conv_stage_fwd, StageParams)       \
   X(lpips_layer_fwd, LpipsParams)      \
-  X(lpips_layer_bwd, LpipsParams)
+  X(lpips_layer_bwd, LpipsParams)      \
+  X(linear_int8_fwd, LinearInt8Params)
 
 #define X(name, Params) int name(const Params& params, void* stream);
 ALEXNET_FAST_CUDA_LAUNCHERS(X)

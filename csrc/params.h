@@ -104,6 +104,17 @@ struct LpipsParams {
 
 inline int64_t lpips_units(const LpipsParams& p) { return (p.pixels + kLpipsUnit - 1) / kLpipsUnit; }
 
+// y = scales * (x weight^T) + bias, of int8 weights with a scale for each output.
+struct LinearInt8Params {
+  DType dtype;  // of x, bias and y; scales have the accumulation type
+  int64_t rows, inputs, outputs;
+  const void* x;         // (rows, inputs)
+  const int8_t* weight;  // (outputs, inputs)
+  const void* scales;    // (outputs)
+  const void* bias;      // (outputs), or null
+  void* y;               // (rows, outputs)
+};
+
 // One step of SGD:
 //   torch  g = g + weight_decay * w; v = momentum * v + keep * g, or g at first; g = v, or g + momentum * v (nesterov);
 //          w = w - lr * g

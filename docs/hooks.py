@@ -14,11 +14,11 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-STEMS = "conv_relu", "lrn", "max_pool", "conv_stage", "epilogue", "linear_relu_dropout", "lpips_layer", "augment"
+STEMS = "conv_relu", "lrn", "max_pool", "conv_stage", "epilogue", "linear_relu_dropout", "linear_int8", "lpips_layer"
 REFERENCE = {
-    "Operators": [f"ops.{stem}" for stem in STEMS] + ["geometry"],
+    "Operators": [f"ops.{stem}" for stem in (*STEMS, "augment")] + ["geometry"],
     "Models": [f"models.{name}" for name in ("alexnet", "variants", "weights", "lpips", "features")] + ["explain"],
-    "Fusion": [f"nn.{name}" for name in ("fusion", "fused", "packed", "norm", "grouped")],
+    "Fusion": [f"nn.{name}" for name in ("fusion", "fused", "packed", "int8", "norm", "grouped")],
     "Training": ["graphs", "optim: SGD", "train.config", "data.transforms: Transform", "data.prepare: prepare"],
     "Backends": ["backends: backend, BackendError, report, Status, forget", "tuning: measured, pinned, forget"],
 }

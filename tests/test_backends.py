@@ -100,6 +100,9 @@ CALLS = {
     "linear_relu_dropout": lambda x, b: ops.linear_relu_dropout(
         x.flatten(1), torch.ones(2, 100, device=x.device), backend=b
     ),
+    "linear_int8": lambda x, b: ops.linear_int8(
+        x.flatten(1), torch.ones(2, 100, dtype=torch.int8, device=x.device), torch.ones(2, device=x.device), backend=b
+    ),
     "augment": lambda x, b: ops.augment(x[:, :3].byte(), 3, (0.5,) * 3, (0.5,) * 3, backend=b),
     "conv_stage": lambda x, b: ops.conv_stage(x, torch.ones(2, 4, 3, 3, device=x.device), pool=ops.Pool(2), backend=b),
 }

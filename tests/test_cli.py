@@ -265,6 +265,13 @@ ROWS = {
     "shrink by nothing": (lambda t: ["shrink", t, "--out", t / "x"], "expected --svd, --prune or --width"),
     "shrink into a run": (lambda t: ["shrink", t, "--svd", 3, "--out", _occupied(t / "run")], "is there already"),
     "quantize on no images": (lambda t: ["quantize", t, "--images", 0], "--images: expected a positive number, got 0"),
+    "quantize weights into no folder": (lambda t: ["quantize", t, "--weight-only"], "--weight-only writes a run"),
+    "a net of no width": (lambda t: ["train", "--width", 0, "--out", t / "x"], "--width: expected a factor above 0"),
+    "eval an ONNX file": (lambda t: ["eval", t / "x.onnx"], "x.onnx: an ONNX file is for predict; name the run"),
+    "features of an ONNX file": (
+        lambda t: ["features", "a.png", "--weights", t / "x.onnx", "--layer", "fc7", "--out", t / "x.npz"],
+        "x.onnx: an ONNX file is for predict; name the run",
+    ),
     "quantize into a folder": (lambda t: ["quantize", t, "--out", t], "--out: expected a file that ends in .onnx"),
     "curves of a damaged run": (lambda t: ["curves", _damaged_metrics(t)], "metrics.jsonl: line 2: not JSON"),
     "curves into a folder": (lambda t: ["curves", t, "--out", t], "--out: expected a file named ."),

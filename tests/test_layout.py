@@ -20,9 +20,10 @@ CSRC = ROOT / "csrc"
 SHARED_PAGES = {"__init__", "arguments", "convolution", "registry"}  # of ops/: used by several operators' pages
 STEMS = sorted({page.stem for page in (PACKAGE / "ops").glob("*.py")} - SHARED_PAGES)
 # The passes that have a C++ kernel: forward and backward, but of these. A convolution or a matrix product is that of
-# torch's library, and the rest epilogue's; images get no gradient.
-PASSES = {"conv_relu": (), "conv_stage": (), "linear_relu_dropout": (), "augment": ("fwd",)}
-UNSAMPLED = {"augment"}  # bytes in, no gradient: its tests share nothing with the others'
+# torch's library, and the rest epilogue's; images get no gradient, nor do int8 weights, beside which torch has all.
+PASSES = {"conv_relu": (), "conv_stage": (), "linear_relu_dropout": (), "augment": ("fwd",), "linear_int8": ("fwd",)}
+# Bytes in, and for them no gradient: their tests share nothing with the others'.
+UNSAMPLED = {"augment", "linear_int8"}
 # Files that are no operator's: the optimizer's step, packed weights, successions of layers with their guard, what
 # kernels or module start by, LRN in ONNX.
 OTHERS = {"sgd", "packed", "dispatch", "module", "runtime", "conv_prepare", "onnx", "run", "guard"}

@@ -14,10 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alexnet_fast import ops
+from alexnet_fast.models import one_sided
 from alexnet_fast.models.alexnet import _module
 from alexnet_fast.models.variants import VARIANTS
 from alexnet_fast.models.weights import AlexNet_Weights, Checkpoint, read
 from alexnet_fast.nn import FusedSequential
+from alexnet_fast.nn.fused import hooked
+from alexnet_fast.ops.lpips_layer import accumulation
 from alexnet_fast.reference.lpips_layer import squared_differences
 
 
@@ -155,7 +158,8 @@ class LPIPS(nn.Module):
         distance(first, second)  # (N, 1, 1, 1), of images in −1 … 1
 
     Both images go through the backbone as one batch, in fused stages, and each layer ends in one operator
-    (:func:`alexnet_fast.ops.lpips_layer`), whose gradient is 0 where a pixel has no features, as is that of zeros.
+    (:func:`alexnet_fast.ops.lpips_layer`), whose gradient is 0 where a pixel has no features, as is that of zeros. As a
+    loss, with the backbone frozen and a gradient wanted of one image, that one alone goes back.
     16-bit features are compared in float32, so autocast and bfloat16 give finite distances.
 
     Args:
@@ -250,20 +254,15 @@ class LPIPS(nn.Module):
         Raises:
             ValueError: images are of other shapes, or smaller than the backbone's layers allow.
         """
-        images = self._batch(in0, in1)
-        if self.version == "0.1":
-            images = self.scaling_layer(2 * images - 1 if normalize else images)
-        elif normalize:
-            images = 2 * images - 1
-        shares = [self._share(layer, features) for layer, features in enumerate(self.net(images))]
+        shares = self._shares(*self._pair(in0, in1), normalize)
         if self.spatial:
             size = in0.shape[-2:]
             shares = [F.interpolate(share, size, mode="bilinear", align_corners=False) for share in shares]
         total = sum(shares[1:], shares[0])
         return (total, shares) if retPerLayer else total
 
-    def _batch(self, in0: Tensor, in1: Tensor) -> Tensor:
-        """Both images as one batch."""
+    def _pair(self, in0: Tensor, in1: Tensor) -> tuple[Tensor, Tensor]:
+        """The images, equally many."""
         least = BACKBONES[self.pnet_type].least
         for name, image in (("in0", in0), ("in1", in1)):
             if image.dim() not in (3, 4) or image.shape[-3] not in (1, 3):
@@ -280,7 +279,47 @@ class LPIPS(nn.Module):
         except RuntimeError:
             shapes = tuple(in0.shape), tuple(in1.shape)
             raise ValueError(f"in1: expected in0's shape {shapes[0]}, got {shapes[1]}") from None
-        return torch.cat([first, second])
+        return first, second
+
+    def _shares(self, first: Tensor, second: Tensor, normalize: bool) -> list[Tensor]:
+        """What each layer adds to the distances. These are the same with the images exchanged."""
+        if second.requires_grad and not first.requires_grad:
+            first, second = second, first
+        operators = one_sided.families(first, second)
+        dropout = self.lpips and self.training and len(self.lins[0].model) > 1
+        layers = None if operators is None or dropout else one_sided.layers_of(self.net)
+        if layers is None or hooked(self.scaling_layer):
+            return self._by_autograd(first, second, normalize)
+        dtype = accumulation(layers[0].conv.weight.dtype)
+        if self.lpips:
+            weights = [linear.weight.flatten().to(dtype) for linear in self.lins]
+        else:
+            weights = [first.new_ones(channels, dtype=dtype) for channels in self.chns]
+
+        def scaled(*images: Tensor) -> Tensor:
+            return self._scaled(torch.cat(images), normalize)
+
+        def unscaled(dx: Tensor, image: Tensor) -> Tensor:
+            dx = dx / self.scaling_layer.scale if self.version == "0.1" else dx
+            return (2 * dx if normalize else dx).sum_to_size(image.shape).to(image.dtype)
+
+        call = one_sided.Call(self.net, layers, operators, scaled, unscaled, self.spatial)
+        return list(one_sided.Shares.apply(call, first, second, *weights))
+
+    def _scaled(self, images: Tensor, normalize: bool) -> Tensor:
+        images = 2 * images - 1 if normalize else images
+        return self.scaling_layer(images) if self.version == "0.1" else images
+
+    def _by_autograd(self, first: Tensor, second: Tensor, normalize: bool) -> list[Tensor]:
+        one_gradient = torch.is_grad_enabled() and first.requires_grad and not second.requires_grad
+        if one_gradient and not any(parameter.requires_grad for parameter in self.net.parameters()):
+            with torch.no_grad():
+                others = self.net(self._scaled(second, normalize))
+            own = self.net(self._scaled(first, normalize))
+            features = [torch.cat(both) for both in zip(own, others, strict=True)]
+        else:
+            features = self.net(self._scaled(torch.cat([first, second]), normalize))
+        return [self._share(layer, x) for layer, x in enumerate(features)]
 
     def _share(self, layer: int, features: Tensor) -> Tensor:
         if not self.lpips:

@@ -3,6 +3,7 @@
 from alexnet_fast.nn.fused import FusedSequential
 from alexnet_fast.nn.fusion import fuse, fusion_report
 from alexnet_fast.nn.grouped import GroupedLinear
+from alexnet_fast.nn.int8 import Int8Linear, weight_only_int8
 from alexnet_fast.nn.norm import GroupedLocalResponseNorm, SpatialResponseNorm
 from alexnet_fast.nn.packed import pack
 
@@ -10,8 +11,10 @@ __all__ = [
     "FusedSequential",
     "GroupedLinear",
     "GroupedLocalResponseNorm",
+    "Int8Linear",
     "SpatialResponseNorm",
     "fuse",
     "fusion_report",
     "pack",
+    "weight_only_int8",
 ]

@@ -8,6 +8,7 @@ from alexnet_fast.reference.augment import augment
 from alexnet_fast.reference.conv_relu import conv_relu, conv_relu_backward
 from alexnet_fast.reference.conv_stage import conv_stage
 from alexnet_fast.reference.epilogue import epilogue, epilogue_backward
+from alexnet_fast.reference.linear_int8 import linear_int8
 from alexnet_fast.reference.linear_relu_dropout import linear_relu_dropout, linear_relu_dropout_backward
 from alexnet_fast.reference.lpips_layer import lpips_layer, lpips_layer_backward
 from alexnet_fast.reference.lrn import local_response_norm, lrn_backward
@@ -20,6 +21,7 @@ __all__ = [
     "conv_stage",
     "epilogue",
     "epilogue_backward",
+    "linear_int8",
     "linear_relu_dropout",
     "linear_relu_dropout_backward",
     "local_response_norm",

@@ -46,7 +46,7 @@ STATE = "state.json"
 LOCK, CONFIG, METRICS = ".lock", "config.json", "metrics.jsonl"  # in the run's folder
 UNFINISHED = ".unfinished-"
 WEIGHT = "weight:"  # before the keys of the weights themselves in optimizer.safetensors, with --model-ema
-DTYPES = {torch.float32: "F32", torch.float64: "F64"}
+DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int8: "I8"}
 UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError)  # what reading a damaged checkpoint raises
 
 Sums = Annotated[list[float], Range(3, 3)]

@@ -64,6 +64,10 @@ def train(
     else:
         found = checkpoint.find(resume, "last")
         config = _resumed_run(given, checkpoint.load(found), build)
+    if config.quantization != "none":
+        raise InputError(
+            "train: the linear layers of this run are int8, which are not trained; train what it was made of"
+        )
     trackers.wanted(config)
     check_workers(config)
     device = "" if ranks_given() else plan_devices(config.nproc)

@@ -52,6 +52,7 @@ CHOICES = {
     "gradients": ("fp32", "bf16"),
     "variant": VARIANTS,
     "backend": ("auto", *backends.NAMES),
+    "quantization": ("none", "int8_weight_only"),
 }
 # Options that a resumed run may change: none of them changes the weights by more than rounding.
 CHANGEABLE = frozenset(
@@ -103,6 +104,7 @@ class TrainConfig:
     # that is one matrix.
     widths: Annotated[tuple[Annotated[int, Range(1, 1 << 16)], ...], Range(7, 7)] | None = None
     ranks: tuple[Annotated[int, Range(0, 1 << 16)], Annotated[int, Range(0, 1 << 16)]] = (0, 0)
+    quantization: str = "none"  # or int8_weight_only: linear layers of a run that quantize wrote, which trains no more
     warmup: Epochs = 0.0  # epochs in which lr rises linearly to its value
     lr_step: Annotated[float, Range(1e-9, 1e6)] = 30.0  # epochs between two cuts of schedule "step"
     lr_milestones: tuple[Epochs, ...] = ()  # epochs at which schedule "multistep" cuts

@@ -47,6 +47,8 @@ def find(given: str, data: str | None = None, verify: bool = True) -> Found:
     """What ``given`` names: a run (its best checkpoint), a checkpoint, or weights as ``alexnet(weights=…)`` takes them,
     with the defaults for ``data`` and their variant. Raises :class:`InputError`."""
     path = Path(given)
+    if path.suffix == ".onnx" and "://" not in given:
+        raise InputError(f"{given}: an ONNX file is for predict; name the run, or the weights, that it was made of")
     elsewhere = given.removeprefix("AlexNet_Weights.") in AlexNet_Weights.__members__ or "://" in given
     own = (path / "state.json").exists() or path.absolute().parent.name == "checkpoints"
     of_a_run = own or (path / "checkpoints").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,8 +14,12 @@ from alexnet_fast.data.random import mix
 from alexnet_fast.errors import InputError
 from alexnet_fast.models import VARIANTS
 from alexnet_fast.models.alexnet import alexnet
+from alexnet_fast.models.variants import Variant
 from alexnet_fast.models.weights import read
-from alexnet_fast.train.config import TrainConfig
+from alexnet_fast.nn import weight_only_int8
+from alexnet_fast.train.config import TrainConfig, check_choices, variant_of
+
+MOST_WIDTH = 8  # times the variant's
 
 
 def build_model(config: TrainConfig) -> nn.Module:
@@ -31,12 +36,29 @@ def build_model(config: TrainConfig) -> nn.Module:
         if config.init == "kaiming":
             kaiming(model)
         _start(model, config)
-        return model
+        return weight_only_int8(model) if config.quantization == "int8_weight_only" else model
     try:
         new_head = read(config.weights).classes != config.num_classes
         return alexnet(weights=config.weights, replace_head=new_head, freeze_features=config.freeze_features, **net)
     except (ValueError, OSError) as error:
         raise InputError("--" + " ".join(str(error).split())) from None
+
+
+def widths_of(variant: Variant, prune: float, width: float) -> list[int]:
+    """How many channels and outputs stay, equally many in each of a layer's parts and one at least."""
+    factors = [width * (1 - prune)] * 5 + [width] * 2
+    pairs = zip(variant.widths, variant.parts, factors, strict=True)
+    return [max(1, round(factor * now / parts)) * parts for now, parts, factor in pairs]
+
+
+def scaled(given: dict[str, Any], width: float) -> dict[str, Any]:
+    """``given`` with the widths of its variant multiplied by ``width``; raises :class:`InputError`."""
+    if not 0 < width <= MOST_WIDTH:
+        raise InputError(f"--width: expected a factor above 0, at most {MOST_WIDTH}, got {width:g}")
+    if "widths" in given:
+        raise InputError("--width: --config states widths already")
+    check_choices(given)
+    return {**given, "widths": tuple(widths_of(VARIANTS[variant_of(given)], 0, width))}
 
 
 def skeleton(config: TrainConfig, build: Callable[[TrainConfig], nn.Module] = build_model) -> nn.Module:

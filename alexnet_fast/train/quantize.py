@@ -2,7 +2,8 @@
 
 Weights are rounded by a scale for each output channel, activations by one for each tensor, which follows from what real
 images give there (Jacob et al., "Quantization and training of neural networks for efficient integer-arithmetic-only
-inference", 2018). The file holds QuantizeLinear and DequantizeLinear nodes; the bytes are those of int8.
+inference", 2018). The file holds QuantizeLinear and DequantizeLinear nodes; the bytes are those of int8. Weights alone
+need no images: ops.linear_int8 multiplies by them, and the result is a run.
 """
 
 from __future__ import annotations
@@ -20,30 +21,29 @@ from torch import Tensor, nn
 
 from alexnet_fast.data import BadImage, Data, Transform
 from alexnet_fast.errors import InputError, needs
+from alexnet_fast.nn import weight_only_int8
 from alexnet_fast.train.config import TrainConfig
 from alexnet_fast.train.deployed import load_onnx
 from alexnet_fast.train.evaluate import normalized
 from alexnet_fast.train.export import ONNX_PACKAGES, export
-from alexnet_fast.train.inference import find
+from alexnet_fast.train.inference import find, model_of
 from alexnet_fast.train.outputs import check_out, written
-from alexnet_fast.train.shrink import opened
-from alexnet_fast.train.smaller import Net, compare, net_of, show
+from alexnet_fast.train.shrink import check_folder, opened, write
+from alexnet_fast.train.smaller import Measured, Net, compare, net_of, show
 
 CPU = torch.device("cpu")
 CALIBRATION_BATCH = 32
 
 
 def quantize(path: str, out: Path, data: str | None, images: int, overwrite: bool, as_json: bool = False) -> int:
-    """Writes ``out``, the net that ``path`` names with int8 weights and activations, calibrated on so many training
-    images of ``data``, and prints both nets' size, accuracy and speed. Raises :class:`InputError`.
+    """Writes the file ``out``, the net that ``path`` names with int8 weights and activations, calibrated on so many
+    training images of ``data``, and prints both nets' size, accuracy and speed. Raises :class:`InputError`.
     """
     if images < 1:
         raise InputError(f"--images: expected a positive number, got {images}")
     check_out(out, ".onnx", overwrite)
     needs("quantize", *ONNX_PACKAGES)
     found = find(path, data)
-    if data is None and found.step is None:
-        raise InputError(f"--data: {found.name} is of no run whose images would be known")
     config, loaded = opened(found, data)
     config = dataclasses.replace(config, precision="fp32")
     pictures = calibration(loaded, config, images)
@@ -55,12 +55,31 @@ def quantize(path: str, out: Path, data: str | None, images: int, overwrite: boo
         _quantize(whole, file, pictures)
         small = Net(_Session(file), file.stat().st_size, net.parameters, config)
         rows = compare({"float32": net, "int8": small}, loaded.val)
+    _say(rows, as_json, f"{out}: calibrated on {len(pictures)} images; alexnet-fast predict --weights {out}")
+    return 0
+
+
+def quantize_weights(path: str, out: Path, data: str | None, as_json: bool = False) -> int:
+    """Writes the run ``out``, the net that ``path`` names with int8 weights in its linear layers, and prints both nets'
+    size, accuracy and speed on ``data``. Raises :class:`InputError`.
+    """
+    check_folder(out)
+    found = find(path, data)
+    config, loaded = opened(found, data)
+    small = dataclasses.replace(config, out=str(out.absolute()), quantization="int8_weight_only")
+    net = weight_only_int8(model_of(found, CPU))
+    write(out, small, net, found.classes or loaded.classes, loaded)
+    rows = compare({"float32": net_of(found, config), "int8 weights": net_of(find(str(out)), small)}, loaded.val)
+    _say(rows, as_json, f"{out}: alexnet-fast eval, predict and features take it")
+    return 0
+
+
+def _say(rows: dict[str, Measured], as_json: bool, line: str) -> None:
     if as_json:
         print(json.dumps({name: row._asdict() for name, row in rows.items()}))
-        return 0
+        return
     show(rows)
-    print(f"{out}: calibrated on {len(pictures)} images; alexnet-fast predict --weights {out}")
-    return 0
+    print(line)
 
 
 def calibration(data: Data, config: TrainConfig, images: int) -> Tensor:

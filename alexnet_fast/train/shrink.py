@@ -24,13 +24,12 @@ from alexnet_fast.data import Data
 from alexnet_fast.errors import InputError
 from alexnet_fast.models import VARIANTS
 from alexnet_fast.models.alexnet import AlexNet
-from alexnet_fast.models.variants import Variant
 from alexnet_fast.terminal import say
 from alexnet_fast.train import checkpoint
 from alexnet_fast.train.commands import absolute, open_run_data, train
 from alexnet_fast.train.config import TrainConfig, check
 from alexnet_fast.train.inference import Found, find, model_of
-from alexnet_fast.train.model import build_model
+from alexnet_fast.train.model import build_model, widths_of
 from alexnet_fast.train.smaller import compare, net_of, show
 
 RESULT = "smaller.json"
@@ -54,12 +53,8 @@ def shrink(
     by. ``lr``: of the training; the run's own if None. Raises :class:`InputError`.
     """
     _check_numbers(svd, prune, width, finetune, lr)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out: {out} is there already")
-    checkpoint.check_writable(out, "--out")
+    check_folder(out)
     found = find(path, data)
-    if data is None and found.step is None:
-        raise InputError(f"--data: {found.name} is of no run whose images would be known")
     config, loaded = opened(found, data)
     net = model_of(found, torch.device("cpu"))
     if not isinstance(net, AlexNet) or net.variant.linear_groups > 1:
@@ -77,7 +72,7 @@ def shrink(
         **({} if lr is None else {"lr": lr}),
     )
     check(small, 1)
-    _write(out, small, fill(build_model(small), weights), found.classes or loaded.classes, loaded)
+    write(out, small, fill(build_model(small), weights), found.classes or loaded.classes, loaded)
     del net, weights
     if finetune and (code := train({}, str(out))):
         return code
@@ -104,8 +99,19 @@ def _check_numbers(svd: float | None, prune: float, width: float, finetune: int,
         raise InputError("--lr: is for --finetune, which was not given")
 
 
+def check_folder(out: Path) -> None:
+    """Raises :class:`InputError` unless a run can be written there."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out: {out} is there already")
+    checkpoint.check_writable(out, "--out")
+
+
 def opened(found: Found, data: str | None) -> tuple[TrainConfig, Data]:
     """The configuration of a run on ``data``, or on the images of the run that was found; and these, opened."""
+    if data is None and found.step is None:
+        raise InputError(f"--data: {found.name} is of no run whose images would be known")
+    if found.config.quantization != "none":
+        raise InputError(f"{found.name}: its linear layers are int8 already; begin with the run that it was made of")
     plain = {"nproc": 1, "parallel": "ddp", "hybrid_scheme": "a", "gradients": "fp32", "choices": {}, "cache": "none"}
     plain |= {"weights": None, "max_steps": None, "model_ema": False, "early_stopping": None}
     config = dataclasses.replace(found.config, **plain)
@@ -117,13 +123,6 @@ def opened(found: Found, data: str | None) -> tuple[TrainConfig, Data]:
     if len(loaded.classes) != count or (known is not None and loaded.classes != known):
         raise InputError(f"--data: its {len(loaded.classes)} classes are not the {count} of {found.name}")
     return config, loaded
-
-
-def widths_of(variant: Variant, prune: float, width: float) -> list[int]:
-    """How many channels and outputs stay, equally many in each of a layer's parts and one at least."""
-    factors = [width * (1 - prune)] * 5 + [width] * 2
-    pairs = zip(variant.widths, variant.parts, factors, strict=True)
-    return [max(1, round(factor * now / parts)) * parts for now, parts, factor in pairs]
 
 
 Weight = Tensor | tuple[Tensor, Tensor]  # a matrix, or those of which it is made: the first to be applied, the second
@@ -226,7 +225,7 @@ def fill(net: nn.Module, layers: list[tuple[Weight, Tensor]]) -> nn.Module:
     return net
 
 
-def _write(out: Path, config: TrainConfig, net: nn.Module, classes: list[str], data: Data) -> None:
+def write(out: Path, config: TrainConfig, net: nn.Module, classes: list[str], data: Data) -> None:
     """The run ``out``, whole or not at all, at step 0."""
     state = {**checkpoint.START, "sizes": {"train": len(data.train), "val": len(data.val)}}
     unfinished = out.absolute().with_name(f".unfinished-{out.name}")

@@ -9,6 +9,7 @@ from alexnet_fast.triton_kernels import (  # noqa: F401  each registers its oper
     conv_relu,
     conv_stage,
     epilogue,
+    linear_int8,
     linear_relu_dropout,
     lpips_layer,
     lrn,

@@ -74,6 +74,8 @@ BUDGETS = [
     Budget("lpips_bwd<", 80, 7 * KB, (3, 3, 3, 3)),
     Budget("lpips_weight<", 64, 9 * KB, (4, 4, 4, 4)),
     Budget("lpips_average<", 48, 0, (6, 6, 6, 5)),
+    # Four rows of 16 inputs, their sums, and 16 weights of an output.
+    Budget("linear_int8<", 128, 0, (2, 2, 2, 2)),
     Budget("add_rows<", 32, 4 * KB, (2, 1, 1, 2)),
     # The larger tiles: two blocks on cards with the shared memory for it. 128 x 192 has 256 threads, and one block.
     Budget(r"conv_relu_fwd<ConvTile<TensorCores<\w+>, 128, 128,", 224, 99 * KB, (2, 1, 1, 2)),
@@ -120,6 +122,8 @@ def wanted_instructions(kernel: Kernel) -> list[str]:
         return [product, *copies, r"USETMAXREG.*", r"SYNCS\.PHASECHK.*"]
     if kernel.family == "conv_fold_image":
         return [r"STG\.E\.128"]
+    if kernel.family == "linear_int8":
+        return [r"LDG\.E\.128(\.CONSTANT)?"] if kernel.arguments[1] == "16" else []
     if kernel.family in ("lpips_fwd", "lpips_weight"):  # which write a number a pixel, or a channel
         return [rf"LDG?\.E\.{8 * kernel.vector}(\.CONSTANT)?"] if kernel.vector == 16 else []
     maxima = []

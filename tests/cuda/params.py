@@ -60,6 +60,14 @@ class LpipsParams(Structure):
     ]
 
 
+class LinearInt8Params(Structure):
+    _fields_ = [
+        ("dtype", c_int32),
+        *((name, c_int64) for name in ("rows", "inputs", "outputs")),
+        *((name, c_void_p) for name in ("x", "weight", "scales", "bias", "y")),
+    ]
+
+
 class ConvParams(Structure):
     _fields_ = [
         ("dtype", c_int32),

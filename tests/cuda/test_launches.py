@@ -26,6 +26,7 @@ from .mutants import Mutant
 from .pointwise import tasks
 from .test_conv_relu import CUDA_ERROR_INVALID_VALUE
 from .test_hopper import LISTED, hopper, hopper_backward
+from .test_linear_int8 import all_cases
 from .test_pointwise import STEMS, of
 
 OLD_LAUNCH = Mutant(
@@ -63,6 +64,7 @@ def cases() -> list[Case]:
     for task in [task for stem in STEMS for task in tasks(stem, 60, seed=1)]:  # elements that make no vectors
         tensors = {**task.case.inputs, **task.case.outputs}
         found.append(replace(task.case, offsets={key: tensor.element_size() for key, tensor in tensors.items()}))
+    found += [one for one, *_ in all_cases()]
     for mode in MODES:
         found += [forward(shape, mode)[0] for shape in TILES if shape.tile <= TILE_ROWS[mode.name]]
         found += [forward(shape, mode)[0] for shape in EDGES[:6]]

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from alexnet_fast import LPIPS
 from alexnet_fast.models.lpips import BACKBONES, Trunk
+from alexnet_fast.ops.registry import NATIVE
+from benchmarks.memory import peak_bytes
 from tests.ops.compare import saved_bytes
 
 ROOT = Path(__file__).parents[2]
@@ -92,8 +94,98 @@ def test_keeps_the_features_alone():
     loss, (first, second) = made(), images()
     both = torch.cat([first, second])
     trunk = saved_bytes(lambda: sum(x.sum() for x in loss.net(both.clone().requires_grad_())))
-    whole = saved_bytes(lambda: loss(first.clone().requires_grad_(), second))
+    whole = saved_bytes(lambda: loss(first.clone().requires_grad_(), second.clone().requires_grad_()))
     assert whole <= trunk + 4 * sum(loss.chns) + 4 * loss.scaling_layer.scale.numel()
+
+
+# ---- As a loss: one image's gradient, through a frozen net -----------------------------------------------------------
+
+LOSSES = {
+    "plain": {},
+    "the second image": {"wanted": 1},
+    "of each pixel": {"spatial": True},
+    "in 0 … 1": {"normalize": True},
+    "weights frozen": {"frozen": True},
+    "no weights": {"lpips": False},
+    "version 0.0": {"version": "0.0"},
+    "channels_last": {"layout": torch.channels_last},
+    "one against many": {"batch": 1},
+    "gray": {"channels": 1},
+    "squeeze": {"net": "squeeze"},
+}
+
+
+@pytest.mark.parametrize("case", LOSSES)
+def test_one_images_gradient(case):
+    """The same, with that of the linear weights, as when both images want theirs; a second time too."""
+    options = dict(LOSSES[case])
+    wanted, batch, channels = options.pop("wanted", 0), options.pop("batch", 2), options.pop("channels", 3)
+    normalize, frozen, layout = (
+        options.pop("normalize", False),
+        options.pop("frozen", False),
+        options.pop("layout", None),
+    )
+    loss = made(**options) if options.get("lpips", True) else LPIPS(**QUIET, **options)
+    pair = [image.contiguous(memory_format=layout or torch.contiguous_format) for image in images(2, 40)]
+    pair[wanted] = pair[wanted][:batch, :channels]
+    weights = [] if frozen or not loss.lpips else [linear.weight for linear in loss.lins]
+    loss.requires_grad_(not frozen)
+    loss.net.requires_grad_(False)
+    found = []
+    for both in (False, True):
+        leaves = [image.clone().requires_grad_(both or place == wanted) for place, image in enumerate(pair)]
+        total, shares = loss(*leaves, retPerLayer=True, normalize=normalize)
+        dy = torch.rand(total.shape, generator=torch.Generator().manual_seed(0))
+        gradients = torch.autograd.grad(total, [leaves[wanted], *weights], dy, retain_graph=True)
+        again = torch.autograd.grad(total, [leaves[wanted], *weights], dy)
+        assert all(torch.equal(one, other) for one, other in zip(gradients, again, strict=True))
+        found.append([total, *shares, *gradients])
+        with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+            torch.autograd.grad(total, leaves[wanted], dy)
+    for one, plain in zip(*found, strict=True):
+        torch.testing.assert_close(one, plain, rtol=1e-5, atol=1e-5 * plain.abs().max().item())
+
+
+def test_one_images_gradients_gradient():
+    loss, (first, second) = made().requires_grad_(False), images(1, 40)
+    found = []
+    for both in (False, True):
+        leaf = first.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(
+            loss(leaf, second.clone().requires_grad_(both)).sum(), leaf, create_graph=True
+        )
+        found.append(torch.autograd.grad(gradient.square().sum(), leaf)[0])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5 * found[1].abs().max().item())
+
+
+def test_one_image_goes_back(monkeypatch):
+    """Gradients are of N images: of four convolutions, and of the first, which is folded. Where anybody looks into the
+    net, it runs as it stands."""
+    loss, (first, second) = made(), images(2, 40)
+    batches = []
+    backward = NATIVE.conv_relu_backward
+    monkeypatch.setattr(NATIVE, "conv_relu_backward", lambda dy, *rest: batches.append(len(dy)) or backward(dy, *rest))
+    loss(first.clone().requires_grad_(), second).sum().backward()
+    assert batches == [2] * 4
+    seen = []
+    loss.net.slice3[1].register_forward_hook(lambda module, args, output: seen.append(output.requires_grad))
+    loss(first.clone().requires_grad_(), second).sum().backward()
+    assert batches == [2] * 4
+    assert sorted(seen) == [False, True]
+
+
+@pytest.mark.parametrize("side", [64, 128])
+def test_memory_as_a_loss(side):
+    """At its most, less than half of what autograd takes through the plain net, but for the copy that oneDNN makes of a
+    weight."""
+    loss, (first, second) = made(), images(4, side)
+    leaf = first.clone().requires_grad_()
+    ours, plain = (
+        peak_bytes(lambda call=call: torch.autograd.grad(call(leaf, second).sum(), leaf), "cpu")
+        for call in (loss, lambda *pair: written_out(loss, *pair))
+    )
+    copy = max(p.nbytes for p in loss.net.parameters())
+    assert ours - copy < 0.5 * plain
 
 
 def test_one_image_against_many_and_gray_ones():

@@ -14,8 +14,9 @@ from alexnet_fast import AlexNet, features
 from alexnet_fast.errors import InputError
 from alexnet_fast.train import commands, evaluate_checkpoint, predict
 from alexnet_fast.train.inference import find
-from alexnet_fast.train.quantize import quantize
-from alexnet_fast.train.shrink import RESULT, fill, shrink, smaller, widths_of
+from alexnet_fast.train.model import scaled, widths_of
+from alexnet_fast.train.quantize import quantize, quantize_weights
+from alexnet_fast.train.shrink import RESULT, fill, shrink, smaller
 from alexnet_fast.train.smaller import Measured, markdown
 from tests.data.pictures import write_folder
 from tests.train import runs
@@ -231,6 +232,38 @@ def test_quantize(run, tmp_path, capsys):
     assert list(tmp_path.glob(".unfinished*")) == []
 
 
+def test_int8_weights_are_a_run(run, tmp_path, capsys):
+    """It evaluates and predicts as others do, with a quarter of the linear layers' bytes; it trains no more."""
+    out = tmp_path / "int8"
+    assert quantize_weights(str(run), out, None, as_json=True) == 0
+    rows = json.loads(capsys.readouterr().out)
+    linear = sum(m.weight.numel() for m in AlexNet(10, widths=WIDTHS).modules() if isinstance(m, nn.Linear))
+    scales = 4 * (sum(WIDTHS[5:]) + 10)
+    assert rows["int8 weights"]["bytes"] == rows["float32"]["bytes"] - 3 * linear + scales
+    assert rows["int8 weights"]["top1"] == pytest.approx(rows["float32"]["top1"], abs=0.1)
+    assert evaluate_checkpoint(str(out), None, {}, as_json=True) == 0
+    assert json.loads(capsys.readouterr().out)["top1"] == rows["int8 weights"]["top1"]
+    for refused in (
+        lambda: commands.train({}, str(out)),
+        lambda: shrink(str(out), tmp_path / "x", width=0.5),
+        lambda: quantize_weights(str(out), tmp_path / "x", None),
+    ):
+        with pytest.raises(InputError, match="int8"):
+            refused()
+    with pytest.raises(InputError, match=r"--out: .* is there already"):
+        quantize_weights(str(run), out, None)
+    assert not (tmp_path / "x").exists()
+
+
+def test_train_width():
+    """A factor on the variant's widths, part by part; what it cannot be is said."""
+    assert scaled({"variant": "paper"}, 0.1)["widths"] == (10, 26, 38, 38, 26, 410, 410)
+    assert scaled({"recipe": "paper"}, 1.5)["widths"][:2] == (144, 384)
+    for given, width in (({}, 0.0), ({}, 9.0), ({}, float("nan")), ({"widths": WIDTHS}, 0.5)):
+        with pytest.raises(InputError, match="--width: "):
+            scaled(given, width)
+
+
 def test_the_documents_table_is_what_was_measured():
     """At least 20 times smaller than the net it was made of, for a point of accuracy at most."""
     docs = Path(__file__).parents[2] / "docs"
@@ -239,3 +272,9 @@ def test_the_documents_table_is_what_was_measured():
     first, *others = rows.values()
     assert all(first.bytes >= 20 * row.bytes and first.top1 - row.top1 <= 0.01 for row in others)
     assert f"{markdown(rows)}\n{record['machine']}.\n" in page
+    weights = record["weight_only"]
+    rows = {name: Measured(**row) for name, row in weights["nets"].items()}
+    before, after = rows.values()
+    assert before.bytes > 3.5 * after.bytes
+    assert abs(before.top1 - after.top1) < 0.005
+    assert f"{markdown(rows)}\n{weights['machine']}.\n" in page

@@ -27,6 +27,7 @@ from alexnet_fast.triton_kernels import (
     augment,
     conv_relu,
     epilogue,
+    linear_int8,
     linear_relu_dropout,
     lpips_layer,
     lrn,
@@ -99,6 +100,13 @@ def classifier(dtype: torch.dtype) -> None:
     linear_relu_dropout._linear_relu_dropout(z, bias, 0.5, seed)
 
 
+def weight_only(dtype: torch.dtype) -> None:
+    """fc6 with int8 weights, of one image."""
+    x, bias = (torch.empty(shape, dtype=dtype, device="meta") for shape in ((1, 9216), (4096,)))
+    weight, scales = torch.empty(4096, 9216, dtype=torch.int8, device="meta"), torch.empty(4096, device="meta")
+    linear_int8._linear_int8(x, weight, scales, bias)
+
+
 def optimizer(dtype: torch.dtype, **options) -> None:
     """Weights, gradients and velocities of fc8, and in bfloat16 the copies."""
     rule = {"lr": 0.01, "momentum": 0.9, "dampening": 0.0, "weight_decay": 5e-4, "nesterov": False, "first": False}
@@ -130,6 +138,8 @@ def cases() -> Iterator[str]:
         pictures(dtype)
         yield f"{dtype} classifier"
         classifier(dtype)
+        yield f"{dtype} weight-only"
+        weight_only(dtype)
         for rule_2012 in (False, True):
             yield f"{dtype} optimizer"
             optimizer(dtype, rule_2012=rule_2012)

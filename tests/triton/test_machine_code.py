@@ -58,7 +58,8 @@ def test_every_kernel_is_compiled(architecture, compiled):
         for stem in ("lrn", "lpips_layer", "max_pool", "epilogue")
         for way in ("forward", "backward")
     ]
-    once = ["augment.forward_kernel", "linear_relu_dropout.forward_kernel", "sgd.kernel"]
+    stems = "augment", "linear_int8", "linear_relu_dropout"
+    once = [*(f"{stem}.forward_kernel" for stem in stems), "sgd.kernel"]
     lines = ["lrn.forward_lines", "lrn.backward_lines"]
     assert kernels == {*both, *once, *lines, "conv_relu.conv_kernel", "conv_relu.weight_kernel"}
 
