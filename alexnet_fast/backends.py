@@ -85,8 +85,13 @@ class Status:
 
 _build = _C.build_info()
 _triton = importlib.util.find_spec("triton") is not None
-_chosen = threading.local()
-_environment = os.environ.get("ALEXNET_FAST_BACKEND") or "auto"
+
+
+class _Chosen(threading.local):
+    name = os.environ.get("ALEXNET_FAST_BACKEND") or "auto"  # of threads that have chosen none
+
+
+_chosen = _Chosen()
 prepared: list[dict] = []  # what operators have chosen so far; forget() empties them
 
 
@@ -112,7 +117,7 @@ def backend(name: str) -> Iterator[None]:
 
 def current() -> str:
     """The name in force in this thread."""
-    return getattr(_chosen, "name", _environment)
+    return _chosen.name
 
 
 def forget() -> None:

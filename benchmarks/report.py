@@ -113,7 +113,9 @@ def calls_table(results: Results) -> str:
     lines = []
     for row in rows:
         ours, eager = (f"{1e3 * row['ms'][side][1]:.1f}" for side in ("ours", "eager"))
-        lines.append([f"`{row['case']}`", ours, f"{row['above_operator_us']:.1f}", eager])
+        above = f"{row['above_operator_us']:.1f}" if "above_operator_us" in row else ""
+        name = f"`{row['case']}`{row['pass'].removeprefix('forward').replace('+', ' and ')}"
+        lines.append([name, ours, above, eager])
     return table(head, lines)
 
 

@@ -17,7 +17,14 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "alexnet_fast"
 CSRC = ROOT / "csrc"
 
-SHARED_PAGES = {"__init__", "arguments", "convolution", "registry"}  # of ops/: used by several operators' pages
+SHARED_PAGES = {
+    "__init__",
+    "arguments",
+    "convolution",
+    "registry",
+    "run",
+    "second",
+}  # of ops/: used by several operators' pages
 STEMS = sorted({page.stem for page in (PACKAGE / "ops").glob("*.py")} - SHARED_PAGES)
 # The passes that have a C++ kernel: forward and backward, but of these. A convolution or a matrix product is that of
 # torch's library, and the rest epilogue's; images get no gradient, nor do int8 weights, beside which torch has all.
@@ -26,7 +33,7 @@ PASSES = {"conv_relu": (), "conv_stage": (), "linear_relu_dropout": (), "augment
 UNSAMPLED = {"augment", "linear_int8"}
 # Files that are no operator's: the optimizer's step, packed weights, successions of layers with their guard, what
 # kernels or module start by, LRN in ONNX.
-OTHERS = {"sgd", "packed", "dispatch", "module", "runtime", "conv_prepare", "onnx", "run", "guard"}
+OTHERS = {"sgd", "packed", "dispatch", "module", "runtime", "conv_prepare", "onnx", "run", "guard", "forms"}
 
 # ---- One stem, fixed places ----------------------------------------------------------------------------------------
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container
-from contextlib import suppress
 from functools import wraps
 from operator import index
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
 
-from alexnet_fast import backends
+from alexnet_fast import _C, backends
 from alexnet_fast.geometry import LRN, Pool, Window
+from alexnet_fast.ops import run
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -21,48 +22,51 @@ INT32_MAX = 2**31 - 1
 MOST_FORMS = 4096
 
 
-def once_per_form(prepare: Callable[..., Any]) -> Callable[..., Any]:
+def once_per_form(prepare: Callable[..., Any], planned: Callable[..., Any] | None = None) -> Callable[..., Any]:
     """``prepare(input, weight, bias, *rest)`` with its results kept: called once for the shapes, dtypes and devices of
     the tensors, of which the last two may be None, the values of the rest, and the backend in force.
 
-    Checks take longer than an operator's dispatch, ten times so where the kernel before has taken the caches. They are
-    made anew where sizes are symbolic or arguments lists, which cannot be looked up, where dtypes differ, on which
-    autocast decides, where an argument is a tensor, whose value may change, while torch compiles or traces, under
-    transforms of torch.func and in forward mode. Errors are not kept.
+    Checks take longer than an operator's dispatch, ten times so where the kernel before has taken the caches. Results
+    are found in C++ (csrc/bindings/forms.cpp), and made anew where sizes are symbolic or arguments lists, which cannot
+    be looked up, where dtypes differ, on which autocast decides, where an argument is a tensor, whose value may change,
+    while torch compiles or traces, under transforms of torch.func and in forward mode. Errors are not kept.
+
+    ``planned(*result, input, weight, bias)``: what C++ is told of a call, and its result's shape, or None. Results of
+    ``prepare``, which then are tuples, get another element: the :class:`alexnet_fast.ops.run.Native` of that plan where
+    there is one and nobody looks at operators, as modes and autocast do; else None.
     """
-    prepared: dict[tuple, Any] = {}
-    backends.prepared.append(prepared)
+    known: dict[tuple, tuple] = {}
+    backends.prepared.append(known)
+
+    def anew(*arguments):
+        result = prepare(*arguments)
+        return (*result, None) if planned else result
+
+    def keep(form, *arguments):
+        result, tensors = anew(*arguments), [tensor for tensor in arguments[:3] if tensor is not None]
+        if all(tensor.dtype == tensors[0].dtype for tensor in tensors) and not holds_tensor(arguments[3:]):
+            if len(known) >= MOST_FORMS:
+                known.clear()
+            plan = planned and planned(*result[:-1], *arguments[:3])
+            known[form] = result, (*result[:-1], run.alone(*plan, *arguments[:3]).__call__) if plan else result
+        return result
+
+    find = _C.forms(known, anew, keep, backends.current, CHANGES, LOOKS, FLAGS, [Tensor, nn.Parameter])
 
     @wraps(prepare)
     def look_up(input, weight, bias, *rest):
-        if (
-            torch.compiler.is_compiling()
-            or torch._C._are_functorch_transforms_active()
-            or forward_ad._current_level >= 0
-            or torch._C._is_tracing()
-        ):
-            return prepare(input, weight, bias, *rest)
-        try:
-            form = (
-                backends.current(),
-                (input.shape, input.dtype, input.device),
-                weight is None or (weight.shape, weight.dtype, weight.device),
-                bias is None or (bias.shape, bias.dtype, bias.device),
-                rest,
-                *map(type, rest),  # 1, 1.0 and True are equal
-            )
-            return prepared[form]
-        except (AttributeError, KeyError, TypeError):
-            result = prepare(input, weight, bias, *rest)
-        tensors = [tensor for tensor in (input, weight, bias) if tensor is not None]
-        if all(tensor.dtype == input.dtype for tensor in tensors) and not holds_tensor(rest):
-            if len(prepared) >= MOST_FORMS:
-                prepared.clear()
-            with suppress(TypeError):
-                prepared[form] = result
-        return result
+        if is_dynamo_compiling():
+            return anew(input, weight, bias, *rest)
+        return find(input, weight, bias, *rest)
 
     return look_up
+
+
+# What a thread may be in: torch.compile and forward mode, by what a module says otherwise; transforms of torch.func and
+# tracing; modes and autocast.
+FLAGS = [(vars(torch.compiler), "_is_compiling_flag", False), (vars(forward_ad), "_current_level", -1)]
+CHANGES = [torch._C._are_functorch_transforms_active, torch._C._is_tracing]
+LOOKS = [torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack, torch._C._is_any_autocast_enabled]
 
 
 def holds_tensor(values: tuple) -> bool:

@@ -20,8 +20,9 @@ from alexnet_fast.geometry import IntPair, memory_format
 from alexnet_fast.ops import convolution
 from alexnet_fast.ops.arguments import once_per_form
 from alexnet_fast.ops.convolution import GEOMETRY
-from alexnet_fast.ops.epilogue import NO_LRN, NO_POOL
+from alexnet_fast.ops.epilogue import NO_LRN, NO_POOL, pooled
 from alexnet_fast.ops.registry import CUDA, LIBRARY, NATIVE, SM90, TRITON, TUNED, Family, define, empty, family
+from alexnet_fast.ops.run import Layer, stage
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -161,7 +162,21 @@ LIBRARY.impl("conv_relu_tuned", _tuned, "CUDA")
 LIBRARY.impl("conv_relu_backward_tuned", _tuned_backward, "CUDA")
 
 
-@once_per_form
+def planned(operator, arguments, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Layer, list[int]] | None:
+    """What C++ is told of a call of conv_relu or conv_stage, and its result's shape; None where it does not carry it
+    out."""
+    stem = "conv_stage" if len(arguments) > 4 else "conv_relu"
+    if operator not in (getattr(NATIVE, stem), getattr(TUNED, stem)) or x.dim() != 4:
+        return None
+    stride, padding, dilation, groups, *windows = arguments
+    windows = windows or [*NO_LRN, *NO_POOL]
+    sides = convolution.out_sides(x, weight, stride, padding, dilation)
+    geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    layer = stage("conv", bias is not None, sides, windows, tuned=operator is getattr(TUNED, stem), **geometry)
+    return layer, [x.shape[0], weight.shape[0], *pooled(windows, *sides)]
+
+
+@partial(once_per_form, planned=planned)
 def _prepare(input, weight, bias, stride, padding, dilation, groups, backend):
     """The operator that runs, or None for the reference, and the geometry."""
     geometry, _sides, refusal = convolution.check(input, weight, bias, stride, padding, dilation, groups)
@@ -197,7 +212,9 @@ def conv_relu(
         ValueError, TypeError: an argument is wrong; the message names it.
         BackendError: the named backend cannot run this call.
     """
-    operator, geometry = _prepare(input, weight, bias, stride, padding, dilation, groups, backend)
+    operator, geometry, native = _prepare(input, weight, bias, stride, padding, dilation, groups, backend)
+    if native is not None and (y := native(input, weight, bias)) is not None:
+        return y
     if operator is None:
         return reference.conv_relu(input, weight, bias, stride, padding, dilation, groups)
     x = input if input.dim() == 4 else input.unsqueeze(0)

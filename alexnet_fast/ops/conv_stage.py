@@ -18,7 +18,7 @@ from alexnet_fast.backends import choose
 from alexnet_fast.geometry import LRN, IntPair, Pool, Window
 from alexnet_fast.ops import convolution
 from alexnet_fast.ops.arguments import cuda_refuses, once_per_form
-from alexnet_fast.ops.conv_relu import conv_relu
+from alexnet_fast.ops.conv_relu import conv_relu, planned
 from alexnet_fast.ops.convolution import GEOMETRY
 from alexnet_fast.ops.epilogue import WINDOWS, gradient, kept_of, plan, save
 from alexnet_fast.ops.epilogue import fake as fake_epilogue
@@ -104,7 +104,7 @@ def _tuned(x, weight, bias, stride, padding, dilation, groups, lrn_size, *rest):
 LIBRARY.impl("conv_stage_tuned", _tuned, "CUDA")
 
 
-@once_per_form
+@partial(once_per_form, planned=planned)
 def _prepare(input, weight, bias, stride, padding, dilation, groups, lrn, pool, backend):
     """The operator that runs, or None for the reference, and its arguments after the tensors but for the last."""
     geometry, sides, refusal = convolution.check(input, weight, bias, stride, padding, dilation, groups)
@@ -141,7 +141,9 @@ def conv_stage(
     """
     if lrn is None and pool is None:
         return conv_relu(input, weight, bias, stride, padding, dilation, groups, backend=backend)
-    operator, arguments = _prepare(input, weight, bias, stride, padding, dilation, groups, lrn, pool, backend)
+    operator, arguments, native = _prepare(input, weight, bias, stride, padding, dilation, groups, lrn, pool, backend)
+    if native is not None and (y := native(input, weight, bias)) is not None:
+        return y
     if operator is None:
         return reference.conv_stage(input, weight, bias, stride, padding, dilation, groups, lrn=lrn, pool=pool)
     x = input if input.dim() == 4 else input.unsqueeze(0)

@@ -16,6 +16,8 @@ gradient of the gradient, which depends on it with LRN, comes back by it.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -31,7 +33,8 @@ from alexnet_fast.ops.arguments import (
     pool_window,
     refuse_window,
 )
-from alexnet_fast.ops.registry import Family, define, empty, family
+from alexnet_fast.ops.registry import NATIVE, Family, define, empty, family
+from alexnet_fast.ops.run import Layer, stage
 from alexnet_fast.reference.lrn import widened
 
 # lrn_size 0: no normalization. pool_kernel [0, 0]: no pooling.
@@ -140,7 +143,20 @@ def plan(lrn: LRN | None, pool: Pool | None, channels: int, height: int, width: 
     return [*(lrn or NO_LRN), *window], refuse_window(window)
 
 
-@once_per_form
+def planned(operator, windows: list, z: Tensor, _weight, bias: Tensor | None) -> tuple[Layer, list[int]] | None:
+    """What C++ is told of a call, and its result's shape; None where it does not carry it out."""
+    if operator is not NATIVE.epilogue or z.dim() != 4:
+        return None
+    return stage("epilogue", bias is not None, z.shape[2:], windows), [*z.shape[:2], *pooled(windows, *z.shape[2:])]
+
+
+def pooled(windows: list, height: int, width: int) -> list[int]:
+    """The sides that are left of a convolution's output by ``windows``, which :func:`plan` returned."""
+    window = Window(*windows[5:])
+    return window.out(height, width) if window.kernel[0] else [height, width]
+
+
+@partial(once_per_form, planned=planned)
 def _prepare(input, _weight, bias, lrn, pool, backend):
     """The operator that runs, or None for the reference, and its windows."""
     check_tensor("input", input, (3, 4))
@@ -173,7 +189,9 @@ def epilogue(
         ValueError, TypeError: an argument is wrong; the message names it.
         BackendError: the named backend cannot run this call.
     """
-    operator, windows = _prepare(input, None, bias, lrn, pool, backend)
+    operator, windows, native = _prepare(input, None, bias, lrn, pool, backend)
+    if native is not None and (y := native(input, bias)) is not None:
+        return y
     if operator is None:
         return reference.epilogue(input, bias, lrn=lrn, pool=pool)
     z = input if input.dim() == 4 else input.unsqueeze(0)

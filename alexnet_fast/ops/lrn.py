@@ -11,15 +11,18 @@ Saved for backward: x. t is computed again: 2n multiply-adds are cheaper than a 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import SupportsFloat, SupportsIndex
 
+import torch
 from torch import Tensor
 
 from alexnet_fast import reference
 from alexnet_fast.backends import choose
 from alexnet_fast.geometry import LRN
 from alexnet_fast.ops.arguments import check_lrn, check_tensor, cuda_refuses, once_per_form
-from alexnet_fast.ops.registry import Family, define, empty, family
+from alexnet_fast.ops.registry import NATIVE, Family, define, empty, family
+from alexnet_fast.ops.run import WINDOWS, Layer
 from alexnet_fast.reference.lrn import widened
 
 MOST_DIMENSIONS = 65  # torch has no tensor of as many
@@ -55,7 +58,14 @@ define(
 )
 
 
-@once_per_form
+def planned(operator, lrn: LRN, x: Tensor, *_) -> tuple[Layer, torch.Size] | None:
+    """What C++ is told of a call, and its result's shape; None where it does not carry it out."""
+    if operator is not NATIVE.lrn or x.dim() != 4:
+        return None
+    return Layer("lrn", **dict(zip(WINDOWS[:5], lrn, strict=True))), x.shape
+
+
+@partial(once_per_form, planned=planned)
 def _prepare(input, _weight, _bias, size, alpha, beta, k, groups, backend):
     """The operator that runs, or None for the reference, and its parameters."""
     check_tensor("input", input, range(3, MOST_DIMENSIONS))
@@ -95,7 +105,9 @@ def local_response_norm(
         ValueError, TypeError: an argument is wrong; the message names it.
         BackendError: the named backend cannot run this call.
     """
-    operator, lrn = _prepare(input, None, None, size, alpha, beta, k, groups, backend)
+    operator, lrn, native = _prepare(input, None, None, size, alpha, beta, k, groups, backend)
+    if native is not None and (y := native(input)) is not None:
+        return y
     if operator is None:
         return reference.local_response_norm(input, *lrn[:4], groups=lrn.groups)
     x = input if input.dim() == 4 else input.flatten(2).unsqueeze(-1)

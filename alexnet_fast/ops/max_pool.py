@@ -10,6 +10,7 @@ In inference no code is written.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal, overload
 
 import torch
@@ -19,7 +20,8 @@ from alexnet_fast import reference
 from alexnet_fast.backends import choose
 from alexnet_fast.geometry import IntPair, Pool, Window
 from alexnet_fast.ops.arguments import check_tensor, once_per_form, pair, pool_window, refuse_window
-from alexnet_fast.ops.registry import Family, define, empty, family
+from alexnet_fast.ops.registry import NATIVE, Family, define, empty, family
+from alexnet_fast.ops.run import WINDOWS, Layer
 
 
 def _fake(x, kernel_size, stride, padding, ceil_mode, keep_code):
@@ -59,7 +61,15 @@ define(
 )
 
 
-@once_per_form
+def planned(operator, window: Window, x: Tensor, *_) -> tuple[Layer, list[int]] | None:
+    """What C++ is told of a call, and its result's shape; None where it does not carry it out."""
+    if operator is not NATIVE.max_pool or x.dim() != 4:
+        return None
+    layer = Layer("max_pool", sides=tuple(x.shape[2:]), **dict(zip(WINDOWS[5:], window, strict=True)))
+    return layer, [*x.shape[:2], *window.out(*x.shape[2:])]
+
+
+@partial(once_per_form, planned=planned)
 def _prepare(input, _weight, _bias, kernel_size, stride, padding, dilation, ceil_mode, return_indices, backend):
     """The operator that runs, or None for the reference, and its window."""
     check_tensor("input", input, (3, 4), integers=True)
@@ -129,9 +139,11 @@ def max_pool2d(
         ValueError, TypeError: an argument is wrong; the message names it.
         BackendError: the named backend cannot run this call.
     """
-    operator, window = _prepare(
+    operator, window, native = _prepare(
         input, None, None, kernel_size, stride, padding, dilation, ceil_mode, return_indices, backend
     )
+    if native is not None and (y := native(input)) is not None:
+        return y
     if operator is None:
         return reference.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     x = input if input.dim() == 4 else input.unsqueeze(0)

@@ -28,4 +28,5 @@ PYBIND11_MODULE(_C, m) {
       "GPU architectures compiled for, or None where CUDA was left out (cuda).");
   alexnet_fast::define_runs(m);
   alexnet_fast::define_guard(m);
+  alexnet_fast::define_forms(m);
 }

@@ -1,8 +1,9 @@
-// A succession of layers as one operator. alexnet_fast.nn.runs plans it for one shape of the input; run() carries it
-// out, and run_backward() is its gradient.
+// A succession of layers, or one alone, as one operator. alexnet_fast.ops.run plans it for one shape of the input;
+// run() carries it out, and run_backward() is its gradient.
 #include "run.h"
 
 #include <pybind11/stl.h>
+#include <structmember.h>
 
 #include <memory>
 #include <mutex>
@@ -19,12 +20,16 @@ namespace {
 
 using torch::stable::detail::from, torch::stable::detail::to;
 
-enum class Kind { conv, packed_conv, linear, onednn_linear, flatten, lrn, max_pool };
+enum class Kind { conv, packed_conv, linear, onednn_linear, epilogue, flatten, lrn, max_pool };
 
-const std::unordered_map<std::string, Kind> KINDS{
-    {"conv", Kind::conv},        {"packed_conv", Kind::packed_conv},     {"linear", Kind::linear},
-    {"flatten", Kind::flatten},  {"onednn_linear", Kind::onednn_linear}, {"lrn", Kind::lrn},
-    {"max_pool", Kind::max_pool}};
+const std::unordered_map<std::string, Kind> KINDS{{"conv", Kind::conv},
+                                                  {"packed_conv", Kind::packed_conv},
+                                                  {"linear", Kind::linear},
+                                                  {"flatten", Kind::flatten},
+                                                  {"onednn_linear", Kind::onednn_linear},
+                                                  {"lrn", Kind::lrn},
+                                                  {"max_pool", Kind::max_pool},
+                                                  {"epilogue", Kind::epilogue}};
 
 struct Layer {
   Kind kind;
@@ -35,11 +40,15 @@ struct Layer {
   double alpha, beta, k;
   Ints pool_kernel, pool_stride, pool_padding;
   Ints sides;        // what backward cannot see: flatten's input but for the batch; else the sides of what is pooled
-  size_t parameter;  // the first one's place
+  size_t parameter;  // the first one's place: the weight's, if there is one
 
   bool has_weight() const { return kind <= Kind::onednn_linear; }
   bool convolves() const { return kind <= Kind::packed_conv; }
+  size_t bias_place() const { return parameter + has_weight(); }
+  size_t end() const { return bias_place() + bias; }
   bool normalizes() const { return lrn_size != 0; }
+  // An LRN alone keeps its input instead.
+  bool keeps_r() const { return normalizes() && kind != Kind::lrn; }
   bool pools() const { return pool_kernel[0] != 0; }
   // With neither LRN nor pooling the result is the ReLU's output, so its mask.
   bool masks_by_output() const { return relu && !normalizes() && !pools(); }
@@ -83,7 +92,7 @@ class Run {
                   parameter};
       packable_.resize(parameter, false);
       packable_.push_back(layer.kind == Kind::packed_conv || layer.kind == Kind::onednn_linear);
-      parameter += layer.has_weight() ? 1 + layer.bias : 0;
+      parameter = layer.end();
       packable_.resize(parameter, false);
       layers_.push_back(std::move(layer));
     }
@@ -118,7 +127,7 @@ class Run {
       if (keeps_output(i, first, wanted)) results.push_back(results[0]);
       if (training) {
         if (layer.pools()) results.push_back(std::move(*code));
-        if (layer.convolves() && layer.normalizes()) results.push_back(std::move(*r));
+        if (layer.keeps_r()) results.push_back(std::move(*r));
       }
     }
     return results;
@@ -140,7 +149,7 @@ class Run {
       if (keeps_output(i, first, wanted)) outputs[i] = take();
       if (i < first) continue;
       if (layers_[i].pools()) codes[i] = take();
-      if (layers_[i].convolves() && layers_[i].normalizes()) rs[i] = take();
+      if (layers_[i].keeps_r()) rs[i] = take();
       if (layers_[i].convolves() || (layers_[i].has_weight() && (i > first || wanted(0)))) {
         weight_of[i] = weight < weights.size() ? &weights[weight] : nullptr;
         ++weight;
@@ -154,7 +163,7 @@ class Run {
     for (size_t i = last; i-- > first;) {
       const Layer& layer = layers_[i];
       const Tensor& in = i == 0 || !outputs[i - 1] ? x : *outputs[i - 1];
-      const bool want_x = i > first || wanted(0), want_bias = layer.bias && wanted(layer.parameter + 1);
+      const bool want_x = i > first || wanted(0), want_bias = layer.bias && wanted(layer.bias_place());
       const bool want_weight = layer.has_weight() && wanted(layer.parameter);
       Maybe dx, dweight, dbias;
       switch (layer.kind) {
@@ -164,6 +173,8 @@ class Run {
                 conv_relu_backward(layer, dy, in, *weight_of[i], *outputs[i], {want_x, want_weight, want_bias});
             break;
           }
+          [[fallthrough]];
+        case Kind::epilogue:
           // What stands after the convolution first: what was kept for it goes before the convolution's gradients come.
           std::tie(dy, dbias) =
               epilogue_backward(dy, layer.pools() ? *codes[i] : dy,
@@ -173,7 +184,9 @@ class Run {
           let_go(outputs[i]);
           let_go(codes[i]);
           let_go(rs[i]);
-          if (want_x || want_weight) {
+          if (layer.kind == Kind::epilogue) {
+            dx = dy;
+          } else if (want_x || want_weight) {
             std::tie(dx, dweight, std::ignore) =
                 conv_relu_backward(layer, dy, in, *weight_of[i], std::nullopt, {want_x, want_weight, false});
           }
@@ -206,7 +219,7 @@ class Run {
       }
       let_go(outputs[i]);
       if (want_weight) gradients[layer.parameter] = std::move(dweight);
-      if (want_bias) gradients[layer.parameter + 1] = std::move(dbias);
+      if (want_bias) gradients[layer.bias_place()] = std::move(dbias);
       if (want_x) dy = std::move(*dx);
     }
     if (wanted(0)) gradients[0] = dy;
@@ -233,7 +246,9 @@ class Run {
     if (wanted(0)) return 0;
     for (size_t i = 0; i < layers_.size(); ++i) {
       const Layer& layer = layers_[i];
-      if (layer.has_weight() && (wanted(layer.parameter) || (layer.bias && wanted(layer.parameter + 1)))) return i;
+      for (size_t place = layer.parameter; place < layer.end(); ++place) {
+        if (wanted(place)) return i;
+      }
     }
     return layers_.size();
   }
@@ -254,7 +269,7 @@ class Run {
                                                 const std::vector<Tensor>& parameters, bool training) {
     const auto weight = [&]() -> const Tensor& { return parameters[layer.parameter - 1]; };
     const auto alone = [](Tensor y) { return std::tuple(std::move(y), Maybe(), Maybe()); };
-    const Maybe bias = layer.bias ? Maybe(parameters[layer.parameter]) : std::nullopt;
+    const Maybe bias = layer.bias ? Maybe(parameters[layer.bias_place() - 1]) : std::nullopt;
     switch (layer.kind) {
       case Kind::conv:
         if (layer.tuned) return tuned_conv(layer, x, weight(), bias, training);
@@ -270,6 +285,9 @@ class Run {
                                   layer.pool_stride, layer.pool_padding, layer.ceil_mode, layer.channels_last));
       case Kind::onednn_linear:
         return alone(onednn_linear(x, weight(), bias, layer.relu));
+      case Kind::epilogue:
+        return epilogue(x, bias, layer.lrn_size, layer.alpha, layer.beta, layer.k, layer.lrn_groups, layer.pool_kernel,
+                        layer.pool_stride, layer.pool_padding, layer.ceil_mode, training);
       case Kind::linear: {
         const Tensor y = linear(x, weight(), bias);
         return alone(layer.relu ? relu_(y) : y);
@@ -504,6 +522,32 @@ void register_all(torch::stable::detail::StableLibrary& m) {
   m.impl("run_kept", TORCH_BOX(&run_kept));
 }
 
+// Python's hold on a Kept. Each call for training makes one: by pybind11 that would take as long as a small layer.
+struct Hold {
+  PyObject_HEAD int64_t number;
+};
+
+PyObject* make_hold(PyTypeObject* type, PyObject*, PyObject*) {
+  PyObject* const self = type->tp_alloc(type, 0);
+  if (self) reinterpret_cast<Hold*>(self)->number = Registry<Kept>::all().add(std::make_shared<Kept>());
+  return self;
+}
+
+void drop_hold(PyObject* self) {
+  PyTypeObject* const type = Py_TYPE(self);
+  Registry<Kept>::all().remove(reinterpret_cast<Hold*>(self)->number);
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+PyMemberDef NUMBER[] = {{"number", T_LONGLONG, offsetof(Hold, number), READONLY, nullptr}, {}};
+PyType_Slot SLOTS[] = {{Py_tp_new, reinterpret_cast<void*>(&make_hold)},
+                       {Py_tp_dealloc, reinterpret_cast<void*>(&drop_hold)},
+                       {Py_tp_members, NUMBER},
+                       {Py_tp_doc, const_cast<char*>("What alexnet_fast::run keeps for alexnet_fast::run_backward.")},
+                       {}};
+PyType_Spec HOLD{"alexnet_fast._C.Kept", sizeof(Hold), 0, Py_TPFLAGS_DEFAULT, SLOTS};
+
 }  // namespace
 
 ALEXNET_FAST_REGISTER(register_all)
@@ -512,15 +556,13 @@ STABLE_TORCH_LIBRARY_IMPL(alexnet_fast, MkldnnCPU, m) { m.impl("run", TORCH_BOX(
 void define_runs(py::module_& m) {
   py::class_<Registered<const Run>>(m, "Run",
                                     "A succession of layers that alexnet_fast::run carries out; see "
-                                    "alexnet_fast.nn.runs.")
+                                    "alexnet_fast.ops.run.")
       .def(py::init([](const std::vector<py::object>& layers, std::vector<Ints> shapes) {
              return std::make_unique<Registered<const Run>>(std::make_shared<const Run>(layers, std::move(shapes)));
            }),
            py::arg("layers"), py::arg("shapes"))
       .def_readonly("number", &Registered<const Run>::number);
-  py::class_<Registered<Kept>>(m, "Kept", "What alexnet_fast::run keeps for alexnet_fast::run_backward.")
-      .def(py::init([] { return std::make_unique<Registered<Kept>>(std::make_shared<Kept>()); }))
-      .def_readonly("number", &Registered<Kept>::number);
+  m.attr("Kept") = py::reinterpret_steal<py::object>(PyType_FromSpec(&HOLD));
 }
 
 }  // namespace alexnet_fast

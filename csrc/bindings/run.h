@@ -7,5 +7,6 @@ namespace alexnet_fast {
 
 void define_runs(pybind11::module_& m);
 void define_guard(pybind11::module_& m);
+void define_forms(pybind11::module_& m);
 
 }  // namespace alexnet_fast

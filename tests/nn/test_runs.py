@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from alexnet_fast import _C, FusedSequential, backend, fuse, pack
 from alexnet_fast.nn import GroupedLocalResponseNorm, packed, runs
+from alexnet_fast.ops import run
 from benchmarks.memory import peak_bytes
 from tests.ops.compare import saved_bytes
 
@@ -48,14 +49,14 @@ def image() -> torch.Tensor:
 def calls(monkeypatch) -> list[int]:
     """Gets an element for each run that C++ carries out."""
     made = []
-    run = runs.RUN
+    carry_out = runs.Run.carry_out
 
-    def counted(*arguments):
-        results = run(*arguments)
-        made.append(len(results) > 0)
-        return results
+    def counted(planned, x):
+        y = carry_out(planned, x)
+        made.append(y is not None)
+        return y
 
-    monkeypatch.setattr(runs, "RUN", counted)
+    monkeypatch.setattr(runs.Run, "carry_out", counted)
     return made
 
 
@@ -209,11 +210,11 @@ def test_what_is_kept_goes_with_the_graph(image):
     _, fused = pair()
     y = fused(image)
     node, (native,) = y.grad_fn, fused._plan.parts[0].natives.values()
-    number = node.held.number
+    number = next(part.number for part in node.call if isinstance(part, _C.Kept))
     y.sum().backward()
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
         y.sum().backward()
-    backward = runs.RUN_BACKWARD, (torch.ones_like(y), image, [], [], native.number, 2)
+    backward = run.RUN_BACKWARD, (torch.ones_like(y), image, [], [], native.number, 2)
     for held in (0, number):  # nothing is there any more
         with pytest.raises(RuntimeError, match="these are not the tensors that were kept"):
             backward[0](*backward[1], held, False)
@@ -226,14 +227,14 @@ def test_gradients_become_the_parameters_own(image, monkeypatch):
     """Not copies: an accumulated gradient is the memory that backward wrote."""
     _, fused = pair()
     written: list[int] = []
-    backward = runs.RUN_BACKWARD
+    backward = run.RUN_BACKWARD
 
     def watched(*args):
         found = backward(*args)
         written.extend(grad.data_ptr() for grad in found)
         return found
 
-    monkeypatch.setattr(runs, "RUN_BACKWARD", watched)
+    monkeypatch.setattr(run, "RUN_BACKWARD", watched)
     fused(image).sum().backward()
     assert {p.grad.data_ptr() for p in fused.parameters()} <= set(written)
 
@@ -439,14 +440,14 @@ def test_the_operator_takes_what_it_was_planned_for(image):
         (image.to_sparse(), native.parameters),
     ]:
         if x.layout == torch.strided:
-            assert runs.RUN(x, parameters, native.number, 0, 0) == []
+            assert run.RUN(x, parameters, native.number, 0, 0) == []
         else:
             with pytest.raises(NotImplementedError):
-                runs.RUN(x, parameters, native.number, 0, 0)
+                run.RUN(x, parameters, native.number, 0, 0)
     with pytest.raises(RuntimeError, match="there is no run -1"):
-        runs.RUN(image, [], -1, 0, 0)
+        run.RUN(image, [], -1, 0, 0)
     with pytest.raises(RuntimeError, match="1 shapes for 2 tensors"):
-        _C.Run([runs.Layer("linear")], [(2, 3)])
+        _C.Run([run.Layer("linear")], [(2, 3)])
 
 
 GUARDED = [

@@ -47,14 +47,14 @@ class _Made(Function):
 def gradients(layers, shapes, parameters, needs, dy: Tensor, x: Tensor, kept) -> list[Tensor]:
     """The gradients that are wanted, in order.
 
-    ``layers`` (:class:`alexnet_fast.nn.runs.Layer`) and their outputs' ``shapes``; ``needs``: for the input and each of
+    ``layers`` (:class:`alexnet_fast.ops.run.Layer`) and their outputs' ``shapes``; ``needs``: for the input and each of
     ``parameters``, whether its gradient is wanted; ``x``: the input, or if it was not kept its :class:`Stand`, or
     anything where its gradient is not wanted; ``kept``: as run_backward takes it.
     """
     kept, steps = iter(kept), []
     places = [1]  # of each layer's first parameter
     for layer in layers:
-        places.append(places[-1] + (1 + layer.bias if layer.kind in ("conv", "linear") else 0))
+        places.append(places[-1] + layer.has_weight + layer.bias)
     first = next(i for i in range(len(layers)) if needs[0] or any(needs[places[i] : places[i + 1]]))
 
     def reads_input(i: int) -> bool:
@@ -69,23 +69,22 @@ def gradients(layers, shapes, parameters, needs, dy: Tensor, x: Tensor, kept) ->
         return _Made.apply(gradient, numbers, x, *tensors)
 
     for i, layer in enumerate(layers):
-        windows = layer.lrn_size > 0 or layer.pool_kernel[0] > 0
-        keeps = (i >= first and layer.relu and not windows) or (
-            i + 1 in range(first, len(layers)) and reads_input(i + 1)
-        )
+        keeps = (i >= first and layer.returns_its_mask) or (i + 1 in range(first, len(layers)) and reads_input(i + 1))
         out = next(kept) if keeps else unread(*shapes[i])
         if i < first:
             x = out
             continue
         code = next(kept) if layer.pool_kernel[0] else None
         place, end = places[i], places[i + 1]
-        weight, bias = (*parameters[place - 1 : end - 1], None, None)[:2]
-        wanted = i > first or needs[0], place < end and needs[place], place + 1 < end and needs[place + 1]
-        if layer.kind == "conv":
-            r = next(kept) if layer.lrn_size else None
-            z = out if not windows else unread(shapes[i][0], len(weight), *layer.sides) if r is None else r
-            x = step(z, partial(_conv, layer, x, weight, r if windows else out, wanted), place, weight, bias)
-            if windows:
+        tensors = [*[None] * (not layer.has_weight), *parameters[place - 1 : end - 1], None, None]
+        weight, bias = tensors[:2]
+        wanted = i > first or needs[0], layer.has_weight and needs[place], layer.bias and needs[end - 1]
+        if layer.kind in ("conv", "epilogue"):
+            mask = out if layer.returns_its_mask else next(kept) if layer.lrn_size else None
+            z = unread(*shapes[i][:2], *layer.sides) if mask is None else mask
+            gradient = partial(_conv, layer, x, weight) if layer.has_weight else _shift
+            x = step(z, partial(gradient, mask, wanted), place - (not layer.has_weight), weight, bias)
+            if not layer.returns_its_mask:
                 x = step(out, partial(_windows, layer, code, x), place)
         elif layer.kind == "linear":
             x = step(out, partial(_linear, layer, x, weight, out, wanted), place, weight, bias)
@@ -104,6 +103,11 @@ def gradients(layers, shapes, parameters, needs, dy: Tensor, x: Tensor, kept) ->
 def _conv(layer, x: Tensor, weight: Tensor, mask: Tensor | None, wanted: tuple, dy: Tensor) -> Gradients:
     geometry = layer.stride, layer.padding, layer.dilation, layer.groups
     return reference.conv_relu_backward(dy, x, weight, mask, *geometry, wanted)
+
+
+def _shift(mask: Tensor | None, wanted: tuple, dy: Tensor) -> Gradients:
+    dz = dy if mask is None else torch.ops.aten.threshold_backward(dy, mask, 0)
+    return dz, None, dz.sum((0, 2, 3)) if wanted[2] else None
 
 
 def _windows(layer, code: Tensor | None, r: Tensor, dy: Tensor) -> Gradients:
