@@ -20,9 +20,9 @@ from alexnet_fast import ops
 from alexnet_fast.backends import choose
 from alexnet_fast.geometry import Pool
 from alexnet_fast.nn.fused import _kind, _looked_at, _one_by_one, hooked
-from alexnet_fast.nn.runs import keeps_graph, saving_hooks
 from alexnet_fast.ops.arguments import pool_window
 from alexnet_fast.ops.registry import Family, empty, family
+from alexnet_fast.ops.run import keeps_graph, saving_hooks
 
 STEMS = "conv_relu", "max_pool", "lpips_layer"
 
