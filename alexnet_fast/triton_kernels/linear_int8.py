@@ -3,7 +3,7 @@
     y_nk = s_k Σ_c x_nc q_kc + b_k
 
 Tile: 16 rows by 64 outputs, over which a program walks through 128 inputs at a time; int8 is exact in every input's
-dtype, so tensor cores multiply.
+dtype, so tensor cores multiply. Of float32, which they would round, 32 inputs: more do not fit in registers.
 Bytes: reads weights once for each 16 rows, a byte each, and x once for each 64 outputs.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from alexnet_fast.triton_kernels.launch import accumulator, implements
 
-ROWS, OUTPUTS, INPUTS = 16, 64, 128
+ROWS, OUTPUTS = 16, 64
 
 
 @triton.jit
@@ -56,6 +56,6 @@ def _linear_int8(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None)
     if y.numel():
         grid = triton.cdiv(outputs, OUTPUTS), triton.cdiv(rows, ROWS)
         tensors = x.contiguous(), weight.contiguous(), scales.contiguous(), None if bias is None else bias.contiguous()
-        tile = {"ACC": accumulator(x), "ROWS": ROWS, "OUTPUTS": OUTPUTS, "INPUTS": INPUTS}
+        tile = {"ACC": accumulator(x), "ROWS": ROWS, "OUTPUTS": OUTPUTS, "INPUTS": 128 if x.element_size() == 2 else 32}
         _forward_kernel[grid](*tensors, y, rows, inputs, outputs, **tile)
     return y
