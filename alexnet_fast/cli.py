@@ -367,7 +367,7 @@ def shrink_(
 def quantize_(
     net: Annotated[str, typer.Argument(metavar="RUN", help=NET_HELP)],
     data: Annotated[str | None, _option(f"{DATA_HELP} (the run's own)")] = None,
-    images: Annotated[int, _option("training images that activations are measured on (512)")] = 512,
+    images: Annotated[int | None, _option("training images that activations are measured on (512)")] = None,
     weight_only: Annotated[
         bool, _option("int8 weights of the linear layers alone: nothing to measure, and a run", "--weight-only")
     ] = False,
@@ -383,9 +383,13 @@ def quantize_(
     if weight_only:
         if out is None:
             raise InputError("--out: --weight-only writes a run, and needs its folder")
+        if images is not None:
+            raise InputError("--images: is for activations, which --weight-only leaves as they are")
+        if overwrite:
+            raise InputError("--overwrite: is for a file; --weight-only writes a new folder")
         raise typer.Exit(quantize_weights(net, out, data, as_json))
     out = out or Path("model.onnx")
-    raise typer.Exit(quantize(net, out, data, images, overwrite, as_json))
+    raise typer.Exit(quantize(net, out, data, 512 if images is None else images, overwrite, as_json))
 
 
 @app.command()

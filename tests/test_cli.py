@@ -266,6 +266,14 @@ ROWS = {
     "shrink into a run": (lambda t: ["shrink", t, "--svd", 3, "--out", _occupied(t / "run")], "is there already"),
     "quantize on no images": (lambda t: ["quantize", t, "--images", 0], "--images: expected a positive number, got 0"),
     "quantize weights into no folder": (lambda t: ["quantize", t, "--weight-only"], "--weight-only writes a run"),
+    "quantize weights by images": (
+        lambda t: ["quantize", t, "--weight-only", "--out", "x", "--images", "9"],
+        "--images: is for activations",
+    ),
+    "quantize weights over a file": (
+        lambda t: ["quantize", t, "--weight-only", "--out", "x", "--overwrite"],
+        "--overwrite: is for a file",
+    ),
     "a net of no width": (lambda t: ["train", "--width", 0, "--out", t / "x"], "--width: expected a factor above 0"),
     "eval an ONNX file": (lambda t: ["eval", t / "x.onnx"], "x.onnx: an ONNX file is for predict; name the run"),
     "features of an ONNX file": (

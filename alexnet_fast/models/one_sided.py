@@ -105,14 +105,15 @@ class Shares(Function):
         for part in call.trunk.children():
             x = part(x)
             ctx.features.append(x)
-        ctx.save_for_backward(first, second, *weights)
+        # The convolutions' weights too, so that torch notices where one has changed before backward.
+        ctx.save_for_backward(first, second, *weights, *[layer.conv.weight for layer in call.layers])
         end = call.families["lpips_layer"].lpips_layer
         return tuple(end(x, weight, call.spatial) for x, weight in zip(ctx.features, weights, strict=True))
 
     @staticmethod
     def backward(ctx, *dy: Tensor) -> tuple[Tensor | None, ...]:
-        first, second, *weights = ctx.saved_tensors
         call, wanted = ctx.call, ctx.needs_input_grad[3:]
+        first, second, *weights = ctx.saved_tensors[: -len(call.layers)]
         if torch.is_grad_enabled():
             inputs = [first, *(weight for weight, want in zip(weights, wanted, strict=True) if want)]
             pairs = zip(call.trunk(call.scaled(first, second)), weights, strict=True)

@@ -146,6 +146,14 @@ def test_one_images_gradient(case):
         torch.testing.assert_close(one, plain, rtol=1e-5, atol=1e-5 * plain.abs().max().item())
 
 
+def test_a_weight_that_has_changed_since_is_noticed():
+    loss, (first, second) = made().requires_grad_(False), images(1, 40)
+    distance = loss(first.clone().requires_grad_(), second)
+    loss.net.slice2[1].weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        distance.backward()
+
+
 def test_one_images_gradients_gradient():
     loss, (first, second) = made().requires_grad_(False), images(1, 40)
     found = []
