@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "operators.h"
+#include "sums.h"
 
 namespace alexnet_fast {
 namespace {
@@ -38,21 +39,6 @@ int64_t partial_rows([[maybe_unused]] const Tensor& dy, const EpilogueParams& pa
   }
 #endif
   return 2 * cpu::kernels().epilogue_bwd.items(params);
-}
-
-// db[c] = sum over rows of partial[row][c], in double and in the order of the rows.
-template <class Acc, class Out>
-void add_rows(const Tensor& partial, Tensor& db) {
-  const int64_t rows = partial.size(0), channels = partial.size(1);
-  const Acc* in = static_cast<const Acc*>(partial.const_data_ptr());
-  Out* const out = static_cast<Out*>(db.mutable_data_ptr());
-  for (int64_t c = 0; c < channels; ++c) {
-    double sum = 0;
-    for (int64_t row = 0; row < rows; ++row) {
-      sum += in[row * channels + c];
-    }
-    out[c] = static_cast<Out>(sum);
-  }
 }
 
 }  // namespace
@@ -162,19 +148,7 @@ std::tuple<Tensor, Maybe> epilogue_backward(const Tensor& grad, const Tensor& co
   }
   launch("epilogue_backward", dy, params, cpu::kernels().epilogue_bwd, ALEXNET_FAST_CUDA_LAUNCHER(epilogue_bwd));
   if (want_bias && runs_cpu_kernels(dy)) {
-    switch (params.dtype) {
-      case DType::f32:
-        add_rows<float, float>(*partial, *db);
-        break;
-      case DType::f64:
-        add_rows<double, double>(*partial, *db);
-        break;
-      default: {  // rounded once, from double, by torch
-        Tensor total = empty1d(dy, shape[1], ScalarType::Double);
-        add_rows<float, double>(*partial, total);
-        torch::stable::copy_(*db, total);
-      }
-    }
+    add_rows(*partial, *db);
   }
   return {dz, db};
 }

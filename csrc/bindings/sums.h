@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <vector>
 
 #include "torch_compat.h"
 
@@ -12,24 +13,27 @@ inline ScalarType accumulation(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-template <class Acc>
-void add_rows(const Tensor& partial, double* out) {
-  const int64_t rows = partial.size(0), columns = partial.size(1);
-  const Acc* const in = static_cast<const Acc*>(partial.const_data_ptr());
-  std::fill_n(out, columns, 0.0);
+template <class Acc, class Out>
+void add_rows(const Tensor& x, Tensor& out) {
+  const int64_t rows = x.size(0), columns = x.size(1);
+  const Acc* const in = static_cast<const Acc*>(x.const_data_ptr());
+  std::vector<double> sums(columns);
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t c = 0; c < columns; ++c) {
-      out[c] += in[row * columns + c];
+      sums[c] += in[row * columns + c];
     }
   }
+  std::copy(sums.begin(), sums.end(), static_cast<Out*>(out.mutable_data_ptr()));
 }
 
-// The sum of the rows of a float32 or float64 (rows, columns), in float64.
-inline Tensor add_rows(const Tensor& partial) {
-  Tensor total = empty1d(partial, partial.size(1), ScalarType::Double);
-  double* const out = static_cast<double*>(total.mutable_data_ptr());
-  partial.scalar_type() == ScalarType::Double ? add_rows<double>(partial, out) : add_rows<float>(partial, out);
-  return total;
+// out: the sum of the rows of x, a contiguous float32 or float64 (rows, columns), made in float64 and rounded once.
+inline void add_rows(const Tensor& x, Tensor& out) {
+  const ScalarType from = x.scalar_type(), to = out.scalar_type();
+  if (from == ScalarType::Double && to == ScalarType::Double) return add_rows<double, double>(x, out);
+  if (from == ScalarType::Float && to == ScalarType::Float) return add_rows<float, float>(x, out);
+  Tensor sum = empty1d(x, x.size(1), ScalarType::Double);
+  from == ScalarType::Double ? add_rows<double, double>(x, sum) : add_rows<float, double>(x, sum);
+  torch::stable::copy_(out, sum);
 }
 
 inline Tensor empty2d(const Tensor& like, int64_t rows, int64_t columns, ScalarType dtype) {
