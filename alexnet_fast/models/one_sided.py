@@ -2,8 +2,8 @@
 
 Autograd would take the batch of both images back through the net, and keep for that what each operator reads. Of a
 frozen net backward reads weights, pooling's codes and the ReLUs' masks; the masks are the signs of the features, which
-the layers' ends keep anyway, and the codes come from the features in a second pass of pooling. So features are all that
-is kept, they go layer by layer, and one image goes back.
+the layers' ends keep anyway. So features and codes, of a byte each, are all that is kept, they go layer by layer, and
+one image goes back.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from torch.autograd import Function
 
 from alexnet_fast import ops
 from alexnet_fast.backends import choose
-from alexnet_fast.geometry import Pool
+from alexnet_fast.geometry import Pool, Window
 from alexnet_fast.nn.fused import _kind, _looked_at, _one_by_one, hooked
 from alexnet_fast.ops.arguments import pool_window
 from alexnet_fast.ops.registry import Family, empty, family
 from alexnet_fast.ops.run import keeps_graph, saving_hooks
 
 STEMS = "conv_relu", "max_pool", "lpips_layer"
+# From so many pixels an image on, oneDNN's convolutions are the faster in channels_last.
+MANY_PIXELS = 192 * 192
 
 
 class Layer(NamedTuple):
@@ -32,6 +34,17 @@ class Layer(NamedTuple):
 
     pool: nn.MaxPool2d | None
     conv: nn.Conv2d
+
+    @property
+    def geometry(self) -> tuple:
+        return self.conv.stride, self.conv.padding, self.conv.dilation, self.conv.groups
+
+    def window(self, sides: Sequence[int]) -> Window | None:
+        """What the pool does to images of ``sides`` pixels."""
+        if self.pool is None:
+            return None
+        options = Pool(self.pool.kernel_size, self.pool.stride, self.pool.padding, self.pool.ceil_mode)
+        return pool_window(options, self.conv.in_channels, *sides)
 
 
 def layers_of(trunk: nn.Module) -> list[Layer] | None:
@@ -48,22 +61,23 @@ def layers_of(trunk: nn.Module) -> list[Layer] | None:
 
 
 def folds(conv: nn.Conv2d) -> bool:
-    """Whether :func:`by_folding` is for it: AlexNet's first, on a CPU. There oneDNN's gradient of three channels with a
-    stride takes four times as long a product as its other convolutions."""
+    """Whether the gradient by its input comes :func:`folded`: AlexNet's first, on a CPU. There oneDNN's gradient of
+    three channels with a stride takes four times as long a product as its other convolutions."""
     same = conv.stride[0] == conv.stride[1] and conv.padding[0] == conv.padding[1]
     return same and conv.stride[0] > 1 and conv.dilation == (1, 1) and conv.groups == 1 and conv.weight.is_cpu
 
 
-def by_folding(dz: Tensor, conv: nn.Conv2d, sides: Sequence[int]) -> Tensor:
-    """The gradient by a convolution's input of ``sides`` pixels, where its stride s is over 1: an image of s·s times
-    the channels, its pixels s apart, is a convolution of ``dz`` with stride 1, by every s-th weight, turned around."""
-    step, channels = conv.stride[0], conv.in_channels
-    rows, columns = (-(-side // step) for side in conv.kernel_size)
-    weight = F.pad(conv.weight, (0, columns * step - conv.kernel_size[1], 0, rows * step - conv.kernel_size[0]))
-    weight = weight.unflatten(2, (rows, step)).unflatten(4, (columns, step)).flip(2, 4)  # (K, C, rows, s, columns, s)
-    weight = weight.permute(1, 3, 5, 0, 2, 4).reshape(channels * step**2, len(conv.weight), rows, columns)
-    image = F.pixel_shuffle(F.conv2d(dz, weight, padding=(rows - 1, columns - 1)), step)
-    # What padding saw goes, and what no window reached has no gradient.
+def folded(conv: nn.Conv2d) -> Tensor:
+    """The weight of the convolution of stride 1 that one of stride s is for an image of s·s times the channels, whose
+    pixels lie s apart."""
+    step = conv.stride[0]
+    rest = [-side % step for side in conv.kernel_size]
+    return F.pixel_unshuffle(F.pad(conv.weight, (0, rest[1], 0, rest[0])), step)
+
+
+def unfolded(image: Tensor, conv: nn.Conv2d, sides: Sequence[int]) -> Tensor:
+    """The image of ``sides`` pixels of a folded one: what padding saw goes, and what no window reached is zero."""
+    image = F.pixel_shuffle(image, conv.stride[0])
     top, left = conv.padding
     below, right = (side + pad - has for side, pad, has in zip(sides, conv.padding, image.shape[2:], strict=True))
     return F.pad(image, (-left, right, -top, below))
@@ -101,14 +115,19 @@ class Shares(Function):
     @staticmethod
     def forward(ctx, call: Call, first: Tensor, second: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         x = call.scaled(first, second)
-        ctx.call, ctx.sides, ctx.features = call, x.shape[2:], []
-        for part in call.trunk.children():
-            x = part(x)
-            ctx.features.append(x)
+        if x.is_cpu and x.shape[2] * x.shape[3] >= MANY_PIXELS:
+            x = x.contiguous(memory_format=torch.channels_last)
+        ctx.call, ctx.sides, ctx.kept = call, x.shape[2:], []
+        for layer in call.layers:
+            window, code = layer.window(x.shape[2:]), None
+            if window is not None:
+                x, code = call.families["max_pool"].max_pool(x, *window, True)
+            x = call.families["conv_relu"].conv_relu(x, layer.conv.weight, layer.conv.bias, *layer.geometry)
+            ctx.kept.append((x, code))
         # The convolutions' weights too, so that torch notices where one has changed before backward.
         ctx.save_for_backward(first, second, *weights, *[layer.conv.weight for layer in call.layers])
         end = call.families["lpips_layer"].lpips_layer
-        return tuple(end(x, weight, call.spatial) for x, weight in zip(ctx.features, weights, strict=True))
+        return tuple(end(x, weight, call.spatial) for (x, _), weight in zip(ctx.kept, weights, strict=True))
 
     @staticmethod
     def backward(ctx, *dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -120,12 +139,13 @@ class Shares(Function):
             shares = [ops.lpips_layer(x, weight, call.spatial) for x, weight in pairs]
             found = iter(torch.autograd.grad(shares, inputs, dy, create_graph=True))
             return None, next(found), None, *(next(found) if want else None for want in wanted)
-        pairs, features = len(first), list(ctx.features) if keeps_graph() else ctx.features
+        pairs, kept = len(first), list(ctx.kept) if keeps_graph() else ctx.kept
         dweights: list[Tensor | None] = [None] * len(weights)
         above: Tensor | None = None  # the gradient by this layer's output, of the layers above it
-        while features:
-            x, number = features.pop(), len(features)
-            pool, conv = call.layers[number]
+        while kept:
+            x, code = kept.pop()
+            number = len(kept)
+            layer, conv = call.layers[number], call.layers[number].conv
             end = call.families["lpips_layer"].lpips_layer_backward
             dx, dweight = end(dy[number], x, weights[number], call.spatial, wanted[number])
             if wanted[number]:
@@ -133,26 +153,21 @@ class Shares(Function):
             dx, y = dx[:pairs], x[:pairs]
             if above is not None:
                 dx += above
-            below = features[-1][:pairs] if features else None
-            sides = ctx.sides if below is None else below.shape[2:]
-            if pool is not None:
-                options = Pool(pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode)
-                window = pool_window(options, conv.in_channels, *sides)
-                sides = window.out(*sides)
-            if folds(conv):
-                dz = torch.ops.aten.threshold_backward(dx, y, 0)
-                del x, y, dx
-                above = by_folding(dz, conv, sides)
-                del dz
-            else:
-                # Of its input a convolution reads the shape alone, where the weight wants no gradient.
-                unread = empty(x, (pairs, conv.in_channels, *sides))
-                geometry = conv.stride, conv.padding, conv.dilation, conv.groups
-                backward = call.families["conv_relu"].conv_relu_backward
-                above = backward(dx, unread, conv.weight, y, *geometry, [True, False, False])[0]
-                del x, y, dx, unread
-            if pool is not None:
-                code = call.families["max_pool"].max_pool(below, *window, True)[1]
+            below = kept[-1][0].shape[2:] if kept else ctx.sides
+            window = layer.window(below)
+            sides = below if window is None else window.out(*below)
+            weight, geometry, seen = conv.weight, layer.geometry, sides
+            if fold := folds(conv):
+                weight, geometry = folded(conv), ((1, 1), (0, 0), (1, 1), 1)
+                seen = [side + taps - 1 for side, taps in zip(dx.shape[2:], weight.shape[2:], strict=True)]
+            # Of its input a convolution reads the shape alone, where the weight wants no gradient.
+            unread = empty(x, (pairs, weight.shape[1] * conv.groups, *seen))
+            backward = call.families["conv_relu"].conv_relu_backward
+            above = backward(dx, unread, weight, y, *geometry, [True, False, False])[0]
+            del x, y, dx, unread
+            if fold:
+                above = unfolded(above, conv, sides)
+            if window is not None:
                 backward = call.families["max_pool"].max_pool_backward
-                above = backward(above, code, *below.shape[2:], *window[:3])
+                above = backward(above, code[:pairs], *below, *window[:3])
         return None, call.unscaled(above, first), None, *dweights

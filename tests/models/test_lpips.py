@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alexnet_fast import LPIPS
+from alexnet_fast.models import one_sided
 from alexnet_fast.models.lpips import BACKBONES, Trunk
 from alexnet_fast.ops.registry import NATIVE
 from benchmarks.memory import peak_bytes
@@ -111,14 +112,16 @@ LOSSES = {
     "channels_last": {"layout": torch.channels_last},
     "one against many": {"batch": 1},
     "gray": {"channels": 1},
+    "of many pixels": {"many": 1},
     "squeeze": {"net": "squeeze"},
 }
 
 
 @pytest.mark.parametrize("case", LOSSES)
-def test_one_images_gradient(case):
+def test_one_images_gradient(case, monkeypatch):
     """The same, with that of the linear weights, as when both images want theirs; a second time too."""
     options = dict(LOSSES[case])
+    monkeypatch.setattr(one_sided, "MANY_PIXELS", options.pop("many", one_sided.MANY_PIXELS))
     wanted, batch, channels = options.pop("wanted", 0), options.pop("batch", 2), options.pop("channels", 3)
     normalize, frozen, layout = (
         options.pop("normalize", False),
@@ -167,18 +170,17 @@ def test_one_images_gradients_gradient():
 
 
 def test_one_image_goes_back(monkeypatch):
-    """Gradients are of N images: of four convolutions, and of the first, which is folded. Where anybody looks into the
-    net, it runs as it stands."""
+    """The five convolutions' gradients are of N images. Where anybody looks into the net, it runs as it stands."""
     loss, (first, second) = made(), images(2, 40)
     batches = []
     backward = NATIVE.conv_relu_backward
     monkeypatch.setattr(NATIVE, "conv_relu_backward", lambda dy, *rest: batches.append(len(dy)) or backward(dy, *rest))
     loss(first.clone().requires_grad_(), second).sum().backward()
-    assert batches == [2] * 4
+    assert batches == [2] * 5
     seen = []
     loss.net.slice3[1].register_forward_hook(lambda module, args, output: seen.append(output.requires_grad))
     loss(first.clone().requires_grad_(), second).sum().backward()
-    assert batches == [2] * 4
+    assert batches == [2] * 5
     assert sorted(seen) == [False, True]
 
 
