@@ -170,7 +170,7 @@ using Same = T;
 
 // ---------------------------------------------------------------- meetings
 
-enum class Meeting { syncwarp, shuffle, vote, matrix_load, matrix_multiply, products };
+enum class Meeting { syncwarp, shuffle, vote, matrix_load, matrix_store, matrix_multiply, products };
 
 // Largest thing that one lane shows the others.
 constexpr size_t kShownBytes = 32;
@@ -216,6 +216,7 @@ void multiply_16x8(Element element, const uint32_t (&a)[4], const uint32_t (&b)[
 // Lane l gives the address of row l % 8 of matrix l / 8 (8 x 8 elements of 16 bits); each lane gets two neighbours of
 // each matrix, with `transposed` of each transposed matrix.
 void load_matrices(uint32_t* registers, int matrices, const void* row, bool transposed, Site site);
+void store_matrices(const uint32_t* registers, int matrices, void* row, Site site);
 
 // ---------------------------------------------------------------- 16-bit elements
 

@@ -1,5 +1,5 @@
 // 16-bit floats, and the matrix instructions of a warp with their layouts of fragments over lanes (PTX ISA, "Matrix
-// Fragments for mma.m16n8k16 / .m16n8k8" and "ldmatrix").
+// Fragments for mma.m16n8k16 / .m16n8k8", "ldmatrix" and "stmatrix").
 #include <cstring>
 #include <vector>
 
@@ -86,11 +86,19 @@ void multiply_16x8(Element element, const uint32_t (&a)[4], const uint32_t (&b)[
   }
 }
 
-void load_matrices(uint32_t* registers, int matrices, const void* row, bool transposed, Site site) {
-  const bool used = lane() < 8 * matrices;
-  if (used && reinterpret_cast<uintptr_t>(row) % 16 != 0) {
-    fail("misaligned", "ldmatrix of the row at %p in %s:%d", row, site.file, site.line);
+namespace {
+
+// Of the lanes whose rows are used.
+void expect_aligned(const char* instruction, int matrices, const void* row, Site site) {
+  if (lane() < 8 * matrices && reinterpret_cast<uintptr_t>(row) % 16 != 0) {
+    fail("misaligned", "%s of the row at %p in %s:%d", instruction, row, site.file, site.line);
   }
+}
+
+}  // namespace
+
+void load_matrices(uint32_t* registers, int matrices, const void* row, bool transposed, Site site) {
+  expect_aligned("ldmatrix", matrices, row, site);
   const Shown* shown = meet(Meeting::matrix_load, 0xffffffff, &row, sizeof row, site);
   const int g = lane() / 4, t = lane() % 4;
   for (int matrix = 0; matrix < matrices; ++matrix) {
@@ -104,6 +112,18 @@ void load_matrices(uint32_t* registers, int matrices, const void* row, bool tran
       pair[i] = elements[from_column];
     }
     registers[matrix] = pair[0] | static_cast<uint32_t>(pair[1]) << 16;
+  }
+}
+
+void store_matrices(const uint32_t* registers, int matrices, void* row, Site site) {
+  expect_aligned("stmatrix", matrices, row, site);
+  const Shown* shown = meet(Meeting::matrix_store, 0xffffffff, &row, sizeof row, site);
+  const int g = lane() / 4, t = lane() % 4;
+  for (int matrix = 0; matrix < matrices; ++matrix) {
+    uint16_t* elements;
+    std::memcpy(&elements, shown[8 * matrix + g], sizeof elements);
+    touch(elements + 2 * t, 4, Access::write, __builtin_return_address(0));
+    std::memcpy(elements + 2 * t, registers + matrix, 4);
   }
 }
 

@@ -118,7 +118,7 @@ def wanted_instructions(kernel: Kernel) -> list[str]:
         forward = kernel.family == "sm90::conv_relu_fwd"
         columns = re.findall(r"\d+(?=[,>])", kernel.name)[-2] if forward else 192
         product = rf"HGMMA\.64x{columns}x16\.F32" + (r"\.BF16" if "bf16" in kernel.name else "")
-        copies = [r"UTMALDG\.4D\.IM2COL", r"UTMALDG\.4D", *([r"UTMASTG\.3D"] if forward else [])]
+        copies = [r"UTMALDG\.4D\.IM2COL", r"UTMALDG\.4D", *([r"STSM\..*", r"UTMASTG\.3D"] if forward else [])]
         return [product, *copies, r"USETMAXREG.*", r"SYNCS\.PHASECHK.*"]
     if kernel.family == "conv_fold_image":
         return [r"STG\.E\.128"]

@@ -155,6 +155,31 @@ __global__ void load_kernel(uint32_t* out) {  // 8 x 32 elements: four matrices 
   out[128 + lane] = two[0] == four[0] && two[1] == four[1] && one[0] == four[0];
 }
 
+__global__ void store_kernel(uint16_t* out) {  // 8 x 32 elements: four matrices side by side
+  ALEXNET_FAST_SHARED(uint16_t[8 * 32], tile);
+  const uint32_t lane = threadIdx.x;
+  uint32_t four[4];
+  for (int m = 0; m < 4; ++m) {
+    const uint32_t first = lane / 4 * 32 + m * 8 + lane % 4 * 2;
+    four[m] = first | (first + 1) << 16;
+  }
+  store_matrix(four, &tile[lane % 8 * 32 + lane / 8 * 8]);
+  __syncwarp();
+  for (int i = lane; i < 8 * 32; i += 32) {
+    out[i] = tile[i];
+  }
+}
+
+bool stores() {
+  uint16_t* out = tensor<uint16_t>(8 * 32);
+  launch<store_kernel>(1, 32, 0, nullptr, out);
+  bool right = true;
+  for (int i = 0; i < 8 * 32; ++i) {
+    right = right && out[i] == i;
+  }
+  return right;
+}
+
 template <bool kTransposed>
 bool loads() {
   uint32_t* out = tensor<uint32_t>(160);
@@ -334,6 +359,7 @@ const Check checks[] = {
     {"votes", votes},
     {"schedules", schedules},
     {"copies", copies},
+    {"stores", stores},
     {"loads", loads<false>},
     {"transposed_loads", loads<true>},
     {"product_f16", product<f16>},

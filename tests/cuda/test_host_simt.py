@@ -144,6 +144,7 @@ CHECKS = [
     "votes",
     "schedules",
     "copies",
+    "stores",
     "loads",
     "transposed_loads",
     "product_f16",

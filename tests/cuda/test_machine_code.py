@@ -72,6 +72,7 @@ def one(built: list[Kernel], name: str) -> Kernel:
         ("pool_fwd_packed<bf16, 8, 2, true", {"registers": 65}, "3 blocks fit a multiprocessor, budget 4"),
         (HOPPER, {"instructions": "HGMMA"}, "no instruction HGMMA"),
         (HOPPER, {"instructions": "UTMALDG"}, "no instruction UTMALDG"),
+        (HOPPER, {"instructions": "STSM"}, "no instruction STSM"),
         (HOPPER, {"instructions": "UTMASTG"}, "no instruction UTMASTG"),
         (HOPPER, {"instructions": "USETMAXREG"}, "no instruction USETMAXREG"),
         (HOPPER, {"stack": 8}, "8 bytes of a thread are in local memory"),

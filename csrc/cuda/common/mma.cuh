@@ -56,6 +56,15 @@ __device__ __forceinline__ void load_matrix(uint32_t (&registers)[kMatrices], co
   }
 }
 
+// Writes four such matrices of 16-bit elements, for compute capability 9.0: lane 8 m + i gives the address of row i of
+// matrix m, a multiple of 16 bytes. Of lane 4 g + t come elements 2 t and 2 t + 1 of row g.
+__device__ __forceinline__ void store_matrix(const uint32_t (&registers)[4], void* row) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                   static_cast<uint32_t>(__cvta_generic_to_shared(row))),
+               "r"(registers[0]), "r"(registers[1]), "r"(registers[2]), "r"(registers[3])
+               : "memory");
+}
+
 // T names the element type: f16, bf16, or float for TF32 (whose lower 13 bits the tensor core ignores: see tf32()).
 template <class T>
 __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
@@ -94,6 +103,10 @@ template <bool kTransposed = false, int kMatrices>
 inline void load_matrix(uint32_t (&registers)[kMatrices], const void* row,
                         host_simt::Site site = host_simt::Site::here()) {
   host_simt::load_matrices(registers, kMatrices, row, kTransposed, site);
+}
+
+inline void store_matrix(const uint32_t (&registers)[4], void* row, host_simt::Site site = host_simt::Site::here()) {
+  host_simt::store_matrices(registers, 4, row, site);
 }
 
 template <class T>

@@ -48,6 +48,7 @@
 // depth; then a cluster's two blocks could share the weights (multicast: 29 bytes a cycle for 256 x 192), and a second
 // set of sums could hide the end of a tile.
 #include "cuda/common/conv_sm90.cuh"
+#include "cuda/common/mma.cuh"
 #include "launchers.h"
 
 namespace alexnet_fast::cuda::sm90 {
@@ -180,25 +181,29 @@ __device__ __forceinline__ void consume(const Arguments& args, unsigned char* st
         if (pixel >= args.pixels) {
           break;
         }
-        unsigned char* to = pieces + piece * kPiece + lane / 4 * kLine;
+        unsigned char* const to = pieces + piece * kPiece;
         piece = (piece + 1) % kPieces;
         if (lane == 0) {
           bulk_wait_read<kPieces - 1>();
         }
         __syncwarp();
+        // Four matrices of 8 x 8 at a time: rows 0 to 7 and 8 to 15 of one chunk of 8 columns, and of the next one.
+        const int row = lane % 16, swizzle = lane / 16 ^ lane % 8;  // as the bulk store wants it
 #pragma unroll
-        for (int e = 0; e < kSlab / 4; e += 2) {
+        for (int chunk = 0; chunk < kSlab / 8; chunk += 2) {
+          uint32_t four[4];
 #pragma unroll
-          for (int half = 0; half < 2; ++half) {
+          for (int matrix = 0; matrix < 4; ++matrix) {
+            const int e = 2 * (chunk + matrix / 2);
             float pair[2];
 #pragma unroll
             for (int k = 0; k < 2; ++k) {
-              const float sum = sums[i][j / 2 + 2 * e + 2 * half + k] + added[e + k];
+              const float sum = sums[i][j / 2 + 2 * e + 2 * (matrix % 2) + k] + added[e + k];
               pair[k] = args.relu && sum <= 0 ? 0 : sum;
             }
-            const int chunk = (e / 2) ^ (lane / 4);  // as the bulk store's swizzle wants it
-            store_shared(reinterpret_cast<T*>(to + half * 8 * kLine + chunk * 16) + 2 * (lane % 4), pack<T>(pair));
+            four[matrix] = pack_pair<T>(pair[0], pair[1]);
           }
+          store_matrix(four, to + row * kLine + (chunk ^ swizzle) * 16);
         }
         async_proxy_fence();
         __syncwarp();
