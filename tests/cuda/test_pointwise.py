@@ -232,15 +232,18 @@ BITS = {
 }
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("channels_last", "shape"),
+    [(False, (2, 16, 9, 11)), (False, (3, 685, 5, 5)), (True, (2, 16, 9, 11))],
+    ids=["NCHW", "NCHW, two planes at once", "NHWC"],
+)
 @pytest.mark.parametrize("dtype", list(BITS))
 @pytest.mark.parametrize("numbers", [2, 4, 10, 12])
-def test_every_bit_of_pooling(dtype, channels_last, numbers):
+def test_every_bit_of_pooling(dtype, channels_last, shape, numbers):
     """y is the very element that PyTorch's rule names, in inference too: the first of equals, the sign of a 0 included;
     of several NaN the last, as the dtype's one NaN."""
     torch.manual_seed(numbers)
     palette = torch.tensor(BITS[dtype][:numbers], dtype=torch.int32).to(torch.int16).view(dtype)
-    shape = (2, 16, 9, 11)
     x = palette[torch.randint(numbers, shape)]
     x[0, :8] = (x[0, :8].view(torch.int16) & 0x7FFF).view(dtype)  # a vector of channels without a sign
     x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
