@@ -17,8 +17,15 @@
 // of 105. 53 to 64 registers, four blocks, half of the warps, each with 3 to 6 loads of 512 bytes in flight: bytes
 // bind. Predicted, not measured: 2.6 TB/s of 55 x 55 pixels.
 //
-// NCHW: 7.5 loads, 1 store of 2 bytes and 1 of 1 an output, each an instruction of its own, some of them over two
-// lines: two thirds of what L1 accepts in that time. Float32 there was measured at 2,121 GB/s.
+// NCHW, windows within the image: planes in shared memory (common/planes.cuh), copied by 16 bytes; a thread goes down 7
+// outputs of a column. The first version had a pixel a thread, 7.5 loads and 2 stores an output, each an instruction of
+// its own: sm_90's loop over bfloat16 issued 188 an output where the bytes leave 105. Measured were 2,121 GB/s of 55 x
+// 55 pixels in float32, and 61 us in bfloat16, where 62 MB take 21 (batch 128, cold, one H100 80GB HBM3, 2026-11-27).
+// Now the loop has 73 for two outputs, one of each of two planes (49 without codes), a strip 107 more, and a thread 350
+// for its copies and places, all branches counted. With 4 strips of 27 columns for a block of 128 threads that is 85 an
+// output of 16 bits, and 64 of 95 without codes; 122 of 200 in float32, whose loop has 42. So bytes bind on an H100,
+// in 16 bits by little; at 4.3 TB/s, which leave 73 for 16 bits, instructions do. A multiprocessor has 8 or more such
+// blocks, with up to 17 KB each under way. Predicted, not measured: 2.3 TB/s in 16 bits, 2.6 in float32.
 //
 // A pair's instructions leave open which of several NaN is the last, and whether the first of several zeros had a sign.
 // A thread that meets that does its outputs again, one by one: after a ReLU that is a NaN, or in bfloat16 2^121 or

@@ -38,6 +38,17 @@ BUDGETS = [
     Budget(r"pool_fwd_packed<\w+, \d, \d, false,", 64, 0, (4, 4, 4, 4), 640),
     Budget("pool_fwd_packed<", 64, 0, (4, 4, 4, 4), 960),
     Budget("pool_fwd_any<", 72, 0, (3, 3, 3, 3)),
+    # NCHW planes in shared memory, blocks of 128 threads: two planes of 55 x 55 in 16 bits and what becomes of them.
+    # Copies at both ends, which each thread issues once, are most of the instructions; with a ReLU's bias there is the
+    # division that finds the channel too, twice where 16 bits may have to go element by element.
+    Budget("pool_fwd_planes<float, 3, 2, false, false,", 64, 18 * KB, (8, 5, 5, 8), 340),
+    Budget("pool_fwd_planes<float, 3, 2, true, false,", 64, 18 * KB, (8, 5, 5, 8), 420),
+    Budget("pool_fwd_planes<float,", 64, 18 * KB, (8, 5, 5, 8), 700),
+    Budget(r"pool_fwd_planes<\w+, 3, 2, false, false,", 64, 18 * KB, (8, 5, 5, 8), 480),
+    Budget(r"pool_fwd_planes<\w+, 3, 2, true, false,", 64, 18 * KB, (8, 5, 5, 8), 600),
+    Budget("pool_fwd_planes<", 64, 18 * KB, (8, 5, 5, 8), 920),
+    Budget(r"pool_bwd_planes<\w+, false>", 48, 18 * KB, (8, 5, 5, 10), 450),
+    Budget("pool_bwd_planes<", 48, 18 * KB, (8, 5, 5, 10), 650),
     Budget("pool_bwd_strips<", 64, 1 * KB, (4, 4, 4, 4)),
     # Sums of 2 x 2 pixels of V channels, and as many loads in flight as they leave room for; with sums for the bias V
     # registers more. The loop has 14 instructions an input of 16 bits; it was 21 in strips, with 920 in all.
@@ -107,6 +118,10 @@ PRODUCTS = {
 }
 
 
+# What planes in shared memory are copied by.
+BY_16_BYTES = [r"LDGSTS\.E\.BYPASS\.128", r"LDS\.128", r"STG\.E\.128"]
+
+
 def wanted_instructions(kernel: Kernel) -> list[str]:
     """Regular expressions, each for the whole of an instruction that the kernel was written for."""
     if math := next((math for math in PRODUCTS if math in kernel.name), None):
@@ -126,8 +141,13 @@ def wanted_instructions(kernel: Kernel) -> list[str]:
         return [r"LDG\.E\.128(\.CONSTANT)?"] if kernel.arguments[1] == "16" else []
     if kernel.family in ("lpips_fwd", "lpips_weight"):  # which write a number a pixel, or a channel
         return [rf"LDG?\.E\.{8 * kernel.vector}(\.CONSTANT)?"] if kernel.vector == 16 else []
+    if kernel.family == "pool_bwd_planes":
+        return BY_16_BYTES
     maxima = []
     of_two, of_three = r"HMNMX2(\.BF16_V2)?\.NAN", r"VIMNMX3\.S16x2\.RELU"  # sm_90 has these, where there is no sign
+    if kernel.family == "pool_fwd_planes":
+        # Of three on sm_90, without a ReLU too.
+        return BY_16_BYTES if kernel.arguments[0] == "float" else [*BY_16_BYTES, r"V?HMNMX2?(\.BF16_V2)?\.NAN"]
     if kernel.family == "pool_fwd_packed":
         maxima = [of_two, of_three] if "Rectified" in kernel.name and kernel.architecture == 90 else [of_two]
     if kernel.family == "lrn_pool_fwd_packed":

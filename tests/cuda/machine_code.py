@@ -72,6 +72,8 @@ class Kernel:
         """Bytes of shared memory that a launch asks for: the most there is, but for convolutions without ``mask``."""
         if self.family.startswith("lrn_pool_fwd"):
             return 40 * KB  # kTileBytes
+        if self.family in ("pool_fwd_planes", "pool_bwd_planes"):
+            return 35 * KB // 2  # PlaneBands::kTileBytes
         if self.hopper:  # stages of 128-byte lines, two pieces of 2 KB for each of eight warps, the first one's place
             if self.family == "sm90::conv_weight_gradient":
                 return 5 * 5 * 8 * KB + KB  # five stages of five boxes

@@ -1,4 +1,4 @@
-"""The CPU run of the kernels notices small faults in them: of twenty-seven, at least twenty-five, and of ten in those
+"""The CPU run of the kernels notices small faults in them: of thirty-two, at least thirty, and of ten in those
 for Hopper, nine."""
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ def suite(launcher: str) -> dict[str, Callable[[], None]]:
     some = [task for task in tasks(stem, 50) if task.case.launcher == launcher]
     found = {"test_as_exact_as_torch": lambda: test_pointwise.run_and_check("threads", some)}
     if stem == "max_pool":
+        few = [task for task in test_pointwise.planes(torch.bfloat16) if task.case.launcher == launcher]
+        found["test_planes_in_shared_memory"] = lambda: test_pointwise.run_and_check("threads", few)
         found["test_ties"] = lambda: test_pointwise.test_ties(torch.float32, False)
     if stem == "epilogue":
         few = [task for task in test_pointwise.pairs(torch.bfloat16) if task.case.launcher == launcher]
@@ -66,7 +68,7 @@ def catcher(mutant: Mutant, program: Path, monkeypatch: pytest.MonkeyPatch) -> s
 @pytest.mark.parametrize(
     ("mutants", "count", "fewest"),
     [
-        pytest.param(MUTANTS, 27, 25, id="portable"),
+        pytest.param(MUTANTS, 32, 30, id="portable"),
         pytest.param(SM90_MUTANTS, 10, 9, id="sm90", marks=pytest.mark.slow),
     ],
 )

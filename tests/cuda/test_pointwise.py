@@ -125,6 +125,35 @@ def test_lrn_and_pool_in_pairs(dtype):
     run_and_check("threads", pairs(dtype))
 
 
+def planes(dtype: torch.dtype) -> list[Task]:
+    """What the kernels over NCHW planes in shared memory take: several planes a block, and bands of a plane's rows."""
+    some = []
+    for shape, pool in (
+        ((2, 1030, 4, 5), Pool(3, 2)),  # two planes a block, and the last row in no window
+        ((2, 1030, 3, 5), Pool(3, 2, 1)),
+        ((2, 1, 55, 55), Pool(3, 2)),
+        ((1, 3, 61, 151), Pool(3, 2, 1)),  # planes beyond 16 KB in every dtype
+        ((1, 2, 60, 150), Pool(3, 2, 0, True)),
+        ((1, 2, 9, 1000), Pool(3, 2)),  # a row or two
+        ((1, 2, 5, 5000), Pool(3, 2)),  # not even that: without shared memory
+    ):
+        some += of(max_pool("planes", shape, **pool._asdict()), dtype, False)
+        some += of(epilogue("planes", shape, pool=pool), dtype, False)
+    return some
+
+
+@each_build
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_planes_in_shared_memory(dtype, kind):
+    """Each tensor begins elsewhere within 16 bytes."""
+    some = []
+    for number, task in enumerate(planes(dtype)):
+        tensors = {**task.case.inputs, **task.case.outputs}
+        offsets = {key: (number + n) * tensor.element_size() for n, (key, tensor) in enumerate(tensors.items())}
+        some.append(replace(task, case=replace(task.case, offsets=offsets)))
+    run_and_check(kind, some)
+
+
 # ---- Special values --------------------------------------------------------------------------------------------------
 
 
@@ -203,15 +232,18 @@ BITS = {
 }
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("channels_last", "shape"),
+    [(False, (2, 16, 9, 11)), (False, (3, 685, 5, 5)), (True, (2, 16, 9, 11))],
+    ids=["NCHW", "NCHW, two planes at once", "NHWC"],
+)
 @pytest.mark.parametrize("dtype", list(BITS))
 @pytest.mark.parametrize("numbers", [2, 4, 10, 12])
-def test_every_bit_of_pooling(dtype, channels_last, numbers):
+def test_every_bit_of_pooling(dtype, channels_last, shape, numbers):
     """y is the very element that PyTorch's rule names, in inference too: the first of equals, the sign of a 0 included;
     of several NaN the last, as the dtype's one NaN."""
     torch.manual_seed(numbers)
     palette = torch.tensor(BITS[dtype][:numbers], dtype=torch.int32).to(torch.int16).view(dtype)
-    shape = (2, 16, 9, 11)
     x = palette[torch.randint(numbers, shape)]
     x[0, :8] = (x[0, :8].view(torch.int16) & 0x7FFF).view(dtype)  # a vector of channels without a sign
     x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

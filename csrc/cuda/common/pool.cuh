@@ -37,6 +37,14 @@ inline bool overlapping_3_by_2(const Window& window) {
   return window.kernel_h == 3 && window.kernel_w == 3 && window.stride_h == 2 && window.stride_w == 2;
 }
 
+// Whether no window reaches beyond the image, as AlexNet's do not.
+template <class Params>
+bool windows_inside(const Params& p) {
+  const Window& k = p.window;
+  return k.pad_h == 0 && k.pad_w == 0 && (p.out_height - 1) * k.stride_h + k.kernel_h <= p.height &&
+         (p.out_width - 1) * k.stride_w + k.kernel_w <= p.width;
+}
+
 // PyTorch's rule: the first of equals in row order wins, and NaN beats everything, the last one if there are several.
 struct Best {
   float value;

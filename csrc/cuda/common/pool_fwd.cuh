@@ -10,6 +10,7 @@
 #pragma once
 
 #include "cuda/common/packed_max.cuh"
+#include "cuda/common/planes.cuh"
 #include "cuda/common/pool.cuh"
 #include "cuda/common/source.cuh"
 #include "cuda/common/units.cuh"
@@ -21,7 +22,13 @@ struct Strips {
   Divider out_width, count;  // strips in a column of output pixels
 };
 
-// Writes V outputs and, if wanted, their codes. With kClosing a maximum of 0 or less is kClosed.
+// The code of a window. With kClosing a maximum of 0 or less is kClosed.
+template <bool kClosing>
+__device__ __forceinline__ int32_t code_of(const Best& best) {
+  return kClosing && best.value <= 0 ? kClosed : best.place;
+}
+
+// Writes V outputs and, if wanted, their codes.
 template <bool kClosing, class T, int V>
 __device__ __forceinline__ void store_best(const Best (&best)[V], int64_t offset, T* y, uint8_t* code) {
   float values[V];
@@ -29,7 +36,7 @@ __device__ __forceinline__ void store_best(const Best (&best)[V], int64_t offset
 #pragma unroll
   for (int i = 0; i < V; ++i) {
     values[i] = best[i].value;
-    places[i] = kClosing && best[i].value <= 0 ? kClosed : best[i].place;
+    places[i] = code_of<kClosing>(best[i]);
   }
   store(y + offset, pack<T>(values));
   if (code != nullptr) {
@@ -331,6 +338,192 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
+// ---------------------------------------------------------------- planes in shared memory
+
+// Windows of K x K with stride S that all lie within the image, in NCHW.
+struct PoolPlanes {
+  PlaneBands lie;         // over rows of output pixels
+  StripsInPlanes strips;  // of output pixels
+  Divider channels;
+  int32_t y_at, code_at, bytes;  // in the block's shared memory
+
+  template <class Params>
+  PoolPlanes(const Params& p, int64_t element)
+      : lie(p.batch * p.channels, p.out_height,
+            [&](int64_t planes, int64_t rows) {
+              return x_bytes(p, element, planes, rows) + run_bytes(planes * rows * p.out_width, element) +
+                     run_bytes(planes * rows * p.out_width, 1);
+            }),
+        strips(lie, p.out_width),
+        channels(p.channels) {
+    const int64_t outputs = int64_t{lie.whole} * lie.rows * p.out_width;
+    y_at = static_cast<int32_t>(x_bytes(p, element, lie.whole, lie.rows));
+    code_at = y_at + static_cast<int32_t>(run_bytes(outputs, element));
+    bytes = code_at + (p.code == nullptr ? 0 : static_cast<int32_t>(run_bytes(outputs, 1)));
+  }
+
+  // Whether the kernel takes what `p` asks for. Offsets within a plane have 32 bits.
+  template <class Params>
+  bool take(const Params& p) const {
+    return !p.channels_last && overlapping_3_by_2(p.window) && windows_inside(p) && p.height * p.width <= INT32_MAX &&
+           lie.fit();
+  }
+
+  // A band of rows reads its windows' rows; whole planes are read from the first one's first to the last one's last.
+  template <class Params>
+  static int64_t x_bytes(const Params& p, int64_t element, int64_t planes, int64_t rows) {
+    const int64_t in_rows = (rows - 1) * p.window.stride_h + p.window.kernel_h;
+    return run_bytes(((planes - 1) * p.height + in_rows) * p.width, element);
+  }
+};
+
+// `rows` outputs of a column, element by element as PyTorch's rule says: the row that a window shares with the next is
+// read and compared once. `local` reads x, from the first window's corner on; y and code are written from `to` on.
+template <int K, int S, bool kCodes, bool kClosing, class T, class Local>
+__device__ __forceinline__ void pool_column(const Local& local, int32_t from, int32_t width, T* y, uint8_t* code,
+                                            int32_t to, int32_t out_width, int32_t rows) {
+  static_assert(K == S + 1);
+  const auto best_of_row = [&](int32_t place) {
+    Best best{element(local.at(from), 0), place};
+#pragma unroll
+    for (int j = 1; j < K; ++j) {
+      best.take(element(local.at(from + j), 0), place + j);
+    }
+    return best;
+  };
+  Best last = best_of_row(0);
+#pragma unroll 1
+  for (int32_t row = 0; row < rows; ++row) {
+    Best best = last;
+#pragma unroll
+    for (int i = 1; i < K; ++i) {
+      from += width;
+      last = best_of_row(K * i);
+      best.take(last.value, last.place);
+    }
+    last.place -= K * S;  // in the window below
+    from_float(best.value, y[to]);
+    if (kCodes) {
+      code[to] = static_cast<uint8_t>(code_of<kClosing>(best));
+    }
+    to += out_width;
+  }
+}
+
+// The same of 16-bit elements of two planes at once, a pair in a word: pair(offset) reads one. The second plane's
+// outputs lie `other` further on. Returns 0 if pairs decide, as store_packed does.
+template <class T, int K, int S, bool kRectified, bool kCodes, bool kClosing, class Pair>
+__device__ __forceinline__ uint32_t pool_column_of_pairs(const Pair& pair, int32_t from, int32_t width, T* y,
+                                                         uint8_t* code, int32_t to, int32_t other, int32_t out_width,
+                                                         int32_t rows) {
+  static_assert(K == 3 && S == 2 && (kRectified || !kClosing));
+  constexpr uint32_t kBoth = 0x10001;
+  uint32_t signs = 0, undecided = 0;
+  struct Best2 {
+    uint32_t values, places;
+  };
+  const auto best_of_row = [&](uint32_t place) {
+    const uint32_t a = pair(from), b = pair(from + 1), c = pair(from + 2);
+    if (!kRectified) {
+      signs |= a | b | c;
+    }
+    const uint32_t values = max_of_three<T, kRectified>(a, b, c);
+    return Best2{values, select_bits(equal_pair(a, values), place * kBoth,
+                                     select_bits(equal_pair(b, values), (place + 1) * kBoth, (place + 2) * kBoth))};
+  };
+  Best2 last = best_of_row(0);
+#pragma unroll 1
+  for (int32_t row = 0; row < rows; ++row) {
+    Best2 best = last;
+#pragma unroll
+    for (int i = 1; i < K; ++i) {
+      from += width;
+      last = best_of_row(K * i);
+      const uint32_t before = best.values;
+      best.values = max_pair<T>(before, last.values);
+      best.places = select_bits(equal_pair(before, best.values), best.places, last.places);
+    }
+    last.places -= K * S * kBoth;  // in the window below
+    y[to].bits = static_cast<uint16_t>(best.values);
+    y[to + other].bits = static_cast<uint16_t>(best.values >> 16);
+    if (!kRectified) {
+      undecided |= zero_in(best.values) & signs;
+    }
+    if (kCodes) {
+      undecided |= unequal_to_itself(best.values);
+      const uint32_t codes = best.places | (kClosing ? equal_pair(best.values, 0) : 0);  // all ones: kClosed
+      code[to] = static_cast<uint8_t>(codes);
+      code[to + other] = static_cast<uint8_t>(codes >> 16);
+    }
+    to += out_width;
+  }
+  return undecided;
+}
+
+// A thread goes down columns of outputs, of a plane or, in 16 bits, of two planes at once; a plane that is left over
+// goes with itself.
+template <class T, int K, int S, bool kCodes, bool kClosing, class Source>
+__global__ void __launch_bounds__(kPlaneThreads, 8)
+    pool_fwd_planes(Source source, T* __restrict__ y, uint8_t* __restrict__ code, PoolPlanes planes, PoolShape shape) {
+  constexpr int32_t kAtOnce = sizeof(T) == 2 ? 2 : 1;
+  unsigned char* const room = dynamic_shared();
+  const PlaneBand band(planes.lie);
+  const int32_t width = shape.width, plane = shape.height * width, out_plane = shape.out_height * shape.out_width;
+  const T* const x = fetch_run(room, source.tensor() + band.first * plane + band.begin * S * width,
+                               (band.number - 1) * plane + ((band.end - 1 - band.begin) * S + K) * width);
+  const int64_t out = band.first * out_plane + band.begin * shape.out_width;
+  T* const own_y = place_run(room + planes.y_at, y + out);
+  uint8_t* const own_code = kCodes ? place_run(room + planes.code_at, code + out) : nullptr;
+  await_runs();
+
+#pragma unroll 1
+  for (StripInPlanes strip(planes.strips, band, ceil_div(band.number, kAtOnce)); strip.there(); strip.next()) {
+    const int32_t first = strip.plane * kAtOnce;
+    const int32_t from = strip.row * S * width + strip.column * S, to = strip.row * shape.out_width + strip.column;
+    const auto local = [&](int32_t number) {
+      int64_t channel;
+      planes.channels.divide(band.first + number, channel);
+      return source.over(x).template local<1>(static_cast<int32_t>(channel));
+    };
+    const auto by_elements = [&](int32_t number) {
+      pool_column<K, S, kCodes, kClosing>(local(number), number * plane + from, width, own_y, own_code,
+                                          number * out_plane + to, shape.out_width, strip.rows);
+    };
+    if constexpr (kAtOnce == 1) {
+      by_elements(first);
+    } else {
+      const int32_t second = min(first + 1, band.number - 1), beside = (second - first) * plane;
+      uint32_t bias = 0;
+      if constexpr (Source::kRectified) {
+        bias = local(first).bias.words[0] | static_cast<uint32_t>(local(second).bias.words[0]) << 16;
+      }
+      const auto pair = [&](int32_t at) {
+        const uint32_t both = x[at].bits | static_cast<uint32_t>(x[at + beside].bits) << 16;
+        if constexpr (Source::kRectified) {
+          return add_relu_pair<T>(both, bias);
+        } else {
+          return both;
+        }
+      };
+      const uint32_t undecided = pool_column_of_pairs<T, K, S, Source::kRectified, kCodes, kClosing>(
+          pair, first * plane + from, width, own_y, own_code, first * out_plane + to, (second - first) * out_plane,
+          shape.out_width, strip.rows);
+      if (undecided != 0) {  // rare
+#pragma unroll 1
+        for (int32_t number = first; number <= second; ++number) {
+          by_elements(number);
+        }
+      }
+    }
+  }
+  __syncthreads();
+  const int32_t outputs = (band.number - 1) * out_plane + (band.end - band.begin) * shape.out_width;
+  put_run(own_y, y + out, outputs);
+  if (kCodes) {
+    put_run(own_code, code + out, outputs);
+  }
+}
+
 // ---------------------------------------------------------------- launch
 
 template <class T, int V, bool kClosing, class Params, class Source>
@@ -338,6 +531,16 @@ int launch_pool_fwd(const Params& p, const Source& source, void* stream) {
   constexpr int kRows = 2;
   constexpr bool kPacked = sizeof(T) == 2 && V > 1;
   const bool unrolled = overlapping_3_by_2(p.window);
+  if constexpr (V == 1) {
+    if (const PoolPlanes planes(p, sizeof(T)); planes.take(p)) {
+      constexpr auto with_codes =
+          launch<pool_fwd_planes<T, 3, 2, true, kClosing, Source>, Source, T*, uint8_t*, PoolPlanes, PoolShape>;
+      constexpr auto without =
+          launch<pool_fwd_planes<T, 3, 2, false, kClosing, Source>, Source, T*, uint8_t*, PoolPlanes, PoolShape>;
+      return (p.code != nullptr ? with_codes : without)(planes.lie.grid(), dim3(kPlaneThreads), planes.bytes, stream,
+                                                        source, static_cast<T*>(p.y), p.code, planes, PoolShape(p));
+    }
+  }
   const int64_t strips = ceil_div<int64_t>(p.out_height, unrolled ? kRows : 1);
   const UnitGrid grid(p.batch * strips * p.out_width, p.channels / V, p.channels_last, INT32_MAX,
                       kPacked && unrolled ? 1 : UnitGrid::kUnitsPerThread);

@@ -49,7 +49,8 @@ __device__ __forceinline__ Pack<T, 1> first(const Pack<T, N>& pack) {
 }
 
 // A Source reads N neighbours in memory at an offset: source.local<N>(channel).at(offset). What depends on the channel
-// alone is read by local(), once however many offsets follow.
+// alone is read by local(), once however many offsets follow. over(copy) reads a copy of the tensor, or of a part of
+// it, and tensor() is where the tensor begins.
 template <class T>
 struct Plain {
   static constexpr bool kRectified = false;
@@ -68,6 +69,9 @@ struct Plain {
 
   template <int N>
   __device__ __forceinline__ void keep(int64_t /*offset*/, const Pack<T, N>& /*value*/) const {}
+
+  __device__ __forceinline__ const T* tensor() const { return x; }
+  __device__ __forceinline__ Plain over(const T* copy) const { return {copy}; }
 };
 
 // N neighbours in memory are N channels with kChannelsLast, else N pixels of one channel.
@@ -103,6 +107,9 @@ struct Rectified {
       store(r + offset, value);
     }
   }
+
+  __device__ __forceinline__ const T* tensor() const { return z; }
+  __device__ __forceinline__ Rectified over(const T* copy) const { return {copy, bias, r}; }
 };
 
 }  // namespace alexnet_fast::cuda
