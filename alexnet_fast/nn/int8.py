@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import TypeVar
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
-from alexnet_fast import backends, ops
+from alexnet_fast.backends import exports_plainly
+from alexnet_fast.ops import linear_int8
 from alexnet_fast.reference.linear_int8 import quantize_weight
+
+torch.fx.wrap("linear_int8")  # as in norm.py
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -31,9 +35,17 @@ class Int8Linear(nn.Linear):
         self.bias = linear.bias
 
     def forward(self, input: Tensor) -> Tensor:
-        plainly = torch.compiler.is_compiling() and backends.exports_plainly()
-        backend = "reference" if plainly else None
-        return ops.linear_int8(input, self.weight, self.scales, self.bias, backend=backend)
+        if torch.jit.is_scripting():
+            x = input.to(self.scales.dtype)
+            y = torch.matmul(x, self.weight.to(x.dtype).t()) * self.scales
+            return (y if self.bias is None else y + self.bias).to(input.dtype)
+        else:  # noqa: RET505  TorchScript leaves out this branch, but nothing that would follow it
+            named = "reference" if exports_plainly() else None
+            return linear_int8(input, self.weight, self.scales, self.bias, backend=named)
+
+    def float_weight(self) -> Tensor:
+        """The weight as what it stands for, in the dtype of ``scales``."""
+        return self.weight * self.scales[:, None]
 
 
 def weight_only_int8(model: M) -> M:
