@@ -33,6 +33,7 @@ class Int8Linear(nn.Linear):
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.scales = nn.Parameter(scales, requires_grad=False)
         self.bias = linear.bias
+        self.train(linear.training)
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.jit.is_scripting():
@@ -56,8 +57,12 @@ def weight_only_int8(model: M) -> M:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    if type(model) is nn.Linear:
+        raise TypeError("model: expected a module with linear layers in it, got nn.Linear, which Int8Linear takes")
+    made: dict[nn.Module, Int8Linear] = {}
     for module in list(model.modules()):
-        for name, child in module.named_children():
+        for name, child in list(module._modules.items()):  # named_children() has one that stands twice but once
             if type(child) is nn.Linear:
-                setattr(module, name, Int8Linear(child))
+                made[child] = made[child] if child in made else Int8Linear(child)
+                setattr(module, name, made[child])
     return model

@@ -167,7 +167,7 @@ def predict(paths: list[Path], weights: str, top: int, backend: str, as_json: bo
         predictions.append({"path": str(path), "classes": [{"name": names[k], "probability": p} for k, p in classes]})
     if as_json:
         print(json.dumps(predictions))
-    else:
+    elif predictions:
         table = Table("image", "class", "probability")
         for prediction in predictions:
             for rank, row in enumerate(prediction["classes"]):

@@ -185,6 +185,17 @@ def test_compiled_exported_and_cast():
             torch.testing.assert_close(model(x.bfloat16()).float(), expected, rtol=0.05, atol=0.05)
     with pytest.raises(TypeError, match=r"model: expected an nn\.Module, got int"):
         weight_only_int8(3)
+    with pytest.raises(TypeError, match=r"model: expected .* with linear layers in it, got nn\.Linear"):
+        weight_only_int8(nn.Linear(3, 2))
+
+
+def test_a_layer_that_stands_twice():
+    """It is one layer afterwards, in its mode, wherever it stood."""
+    layer = nn.Linear(6, 6)
+    model = weight_only_int8(nn.Sequential(layer, nn.ReLU(), layer, nn.Sequential(layer)).eval())
+    assert type(model[0]) is Int8Linear
+    assert model[0] is model[2] is model[3][0]
+    assert not any(module.training for module in model.modules())
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
