@@ -10,16 +10,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
-from alexnet_fast import AlexNet, features
+from alexnet_fast import AlexNet, alexnet, features
 from alexnet_fast.errors import InputError
+from alexnet_fast.models.features import layer_names
 from alexnet_fast.train import commands, evaluate_checkpoint, predict
+from alexnet_fast.train.config import resolve
 from alexnet_fast.train.explain import explain
 from alexnet_fast.train.export import export
 from alexnet_fast.train.extract import extract
 from alexnet_fast.train.inference import find, model_of
-from alexnet_fast.train.model import scaled, widths_of
+from alexnet_fast.train.model import build_model, scaled, widths_of
 from alexnet_fast.train.page import write_page
 from alexnet_fast.train.quantize import quantize, quantize_weights
 from alexnet_fast.train.shrink import RESULT, fill, shrink, smaller
@@ -314,6 +317,26 @@ def test_a_smaller_run_shows_what_it_sees(small, tmp_path, capsys):
         out = tmp_path / f"{place}.png"
         assert explain(given, str(small), **{**common, **own}, out=out, backend="auto") == 0
         assert min(Image.open(out).size) > 50
+
+
+@pytest.mark.parametrize("ranks", [(6, 0), (0, 5), (6, 5)], ids=str)
+def test_low_rank_weights_are_a_start(tmp_path, ranks):
+    """All of them for as many classes, in Python and by train --weights; for others all but the last layer, fc8."""
+    net = AlexNet(10, widths=WIDTHS, ranks=ranks)
+    state, fc8 = net.state_dict(), layer_names(net)["fc8"]
+    save_file(state, tmp_path / "net.safetensors", metadata={"variant": "torchvision"})
+    given = {"weights": str(tmp_path / "net.safetensors"), "widths": WIDTHS, "ranks": ranks}
+    config = {"data": ".", "out": "", "num_classes": 10}
+    for made in (alexnet(**given), build_model(resolve({**config, **given}, 10))):
+        assert all(torch.equal(tensor, state[key]) for key, tensor in made.state_dict().items())
+    for made in (
+        alexnet(**given, num_classes=3, replace_head=True),
+        build_model(resolve({**config, **given, "num_classes": 3}, 3)),
+    ):
+        new = {key: tensor for key, tensor in made.state_dict().items() if not key.startswith(fc8)}
+        assert len(new) == len(state) - 2
+        assert all(torch.equal(tensor, state[key]) for key, tensor in new.items())
+        assert made.get_submodule(fc8).out_features == 3
 
 
 def test_int8_weights_are_no_start(run, tmp_path, capsys):
