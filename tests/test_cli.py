@@ -127,6 +127,7 @@ def test_predict_names_files_that_are_no_pictures(trained: tuple[Path, subproces
     assert [row["path"] for row in json.loads(ended.out)] == [str(good)]
     assert ended.err.startswith(f"error: 1 of 2 images could not be read: {bad}: not an image")
     assert ended.err.count("\n") == 1
+    assert command("predict", bad, "--weights", run).out == ""  # and no table without a row
 
 
 def test_transfer_learning_replaces_the_head_and_freezes_features(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from alexnet_fast.models.features import fully_convolutional
 from alexnet_fast.models.registration import register_with_torchvision
 from alexnet_fast.models.variants import VARIANTS, Conv, Layer, Relu, SpatialLRN, ZeroPad
-from alexnet_fast.models.weights import HEAD, AlexNet_Weights, read
+from alexnet_fast.models.weights import AlexNet_Weights, read
 from alexnet_fast.nn import FusedSequential, GroupedLinear, GroupedLocalResponseNorm, SpatialResponseNorm
 from alexnet_fast.nn.fused import pools_nothing
 from alexnet_fast.ops import LRN, Pool
@@ -220,7 +220,7 @@ def alexnet(
                 "replace_head=True gives the net a new last layer"
             )
         model = AlexNet(num_classes, variant=variant, **kwargs)
-        checkpoint.load_into(model, without=HEAD if replace_head else None)
+        checkpoint.load_into(model, without=checkpoint.head if replace_head else None)
     if freeze_features:
         model.features.requires_grad_(False)
     return model

@@ -132,13 +132,14 @@ def fully_convolutional(net: nn.Module) -> nn.Sequential:
     (N, num_classes, rows, columns), each of them the net's logits of one window of ``variant.image_size`` pixels.
 
     Windows are as far apart as one step of the last pooling layer, 32 pixels in most variants. The result shares the
-    convolutions' weights with ``net`` and has the linear layers' in memory of its own.
+    convolutions' weights with ``net`` and has the linear layers' in memory of its own, those of
+    int8 as the numbers that they stand for.
 
     Raises:
         ValueError: ``net`` is no AlexNet, or one whose linear layers are split over towers.
     """
     from alexnet_fast.models.alexnet import AlexNet
-    from alexnet_fast.nn import FusedSequential, GroupedLinear
+    from alexnet_fast.nn import FusedSequential, GroupedLinear, Int8Linear
 
     if not isinstance(net, AlexNet):
         raise ValueError(f"net: expected an AlexNet, got {type(net).__name__}")
@@ -150,8 +151,9 @@ def fully_convolutional(net: nn.Module) -> nn.Sequential:
         if isinstance(module, nn.Linear):
             channels = module.in_features // side**2
             convolution = nn.Conv2d(channels, module.out_features, side, bias=module.bias is not None)
-            convolution.to(module.weight)
-            convolution.weight.copy_(module.weight.view(convolution.weight.shape))
+            weight = module.float_weight() if isinstance(module, Int8Linear) else module.weight
+            convolution.to(weight)
+            convolution.weight.copy_(weight.view(convolution.weight.shape))
             if module.bias is not None:
                 convolution.bias.copy_(module.bias)
             layers.append(convolution)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
@@ -108,7 +109,8 @@ class Trunk(nn.Module):
     def load(self, weights: Mapping[str, Tensor] | str | PathLike[str]) -> None:
         """Weights of torchvision's net: its state_dict, a file, a folder or a URL; its classifier is left aside."""
         own = isinstance(weights, Mapping)
-        name, state = ("the state_dict", weights) if own else read(weights)[:2]
+        with _called("backbone"):
+            name, state = ("the state_dict", weights) if own else read(weights)[:2]
         slices = {place: part for part, layers in self.named_children() for place in layers._modules}
         renamed = {}
         for key, tensor in state.items():
@@ -116,7 +118,19 @@ class Trunk(nn.Module):
             place = rest.partition(".")[0]
             if top == "features" and place in slices:
                 renamed[f"{slices[place]}.{rest}"] = tensor
-        Checkpoint(name, renamed, None).load_into(self)
+        with _called("backbone"):
+            Checkpoint(name, renamed, None).load_into(self)
+
+
+@contextlib.contextmanager
+def _called(argument: str) -> Iterator[None]:
+    """What is said of ``weights`` is said of the argument by which they came."""
+    try:
+        yield
+    except (TypeError, ValueError, OSError) as error:
+        if not str(error).startswith("weights: "):
+            raise
+        raise type(error)(str(error).replace("weights:", f"{argument}:", 1)) from error
 
 
 class Scaling(nn.Module):
@@ -226,7 +240,10 @@ class LPIPS(nn.Module):
 
     def _load_linear(self, path: Path) -> None:
         """The linear weights of a file that lpips wrote; other weights in it are taken too, as lpips does."""
-        state = dict(read(path).state)
+        if not path.is_file():
+            raise FileNotFoundError(f"model_path: no file {path}")
+        with _called("model_path"):
+            state = dict(read(path).state)
         for number, linear in enumerate(self.lins):
             keys = [f"lin{number}.model.{place}.weight" for place in (1, 0)]  # with dropout, and without
             weight = next((state.pop(key) for key in keys if key in state), None)
@@ -252,6 +269,7 @@ class LPIPS(nn.Module):
             normalize: images are in 0 … 1, not in −1 … 1.
 
         Raises:
+            TypeError: an image is no tensor.
             ValueError: images are of other shapes, or smaller than the backbone's layers allow.
         """
         shares = self._shares(*self._pair(in0, in1), normalize)
@@ -265,6 +283,8 @@ class LPIPS(nn.Module):
         """The images, equally many."""
         least = BACKBONES[self.pnet_type].least
         for name, image in (("in0", in0), ("in1", in1)):
+            if not isinstance(image, Tensor):
+                raise TypeError(f"{name}: expected a Tensor, got {type(image).__name__}")
             if image.dim() not in (3, 4) or image.shape[-3] not in (1, 3):
                 raise ValueError(f"{name}: expected (N, 3, H, W), got shape {tuple(image.shape)}")
             if min(image.shape[-2:]) < least:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from alexnet_fast.models.preprocessing import ImageClassification, imagenet_categories
 from alexnet_fast.models.variants import IMAGENET_MEAN, IMAGENET_STD
 
-HEAD = "classifier.6"  # the last layer, in every variant
+HEADS = ("classifier.8", "classifier.7", "classifier.6")  # the last layer: fc6 and fc7 of low rank are two layers each
 MAX_DOWNLOAD = 8 << 30  # bytes
 TIMEOUT = 60  # seconds without an answer
 CHECKPOINT = "model.safetensors"  # in a folder that a training run wrote
@@ -112,9 +112,14 @@ class Checkpoint(NamedTuple):
     variant: str | None
 
     @property
+    def head(self) -> str:
+        """The name of the last layer."""
+        return next((name for name in HEADS if f"{name}.weight" in self.state), HEADS[-1])
+
+    @property
     def classes(self) -> int | None:
         """Outputs of the last layer; None where there is no such layer, or its weights are no matrix."""
-        head = self.state.get(f"{HEAD}.weight")
+        head = self.state.get(f"{self.head}.weight")
         return head.shape[0] if head is not None and head.dim() == 2 else None
 
     def load_into(self, model: nn.Module, without: str | None = None) -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import TypeVar
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
-from alexnet_fast import backends, ops
+from alexnet_fast.backends import exports_plainly
+from alexnet_fast.ops import linear_int8
 from alexnet_fast.reference.linear_int8 import quantize_weight
+
+torch.fx.wrap("linear_int8")  # as in norm.py
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -29,11 +33,20 @@ class Int8Linear(nn.Linear):
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.scales = nn.Parameter(scales, requires_grad=False)
         self.bias = linear.bias
+        self.train(linear.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        plainly = torch.compiler.is_compiling() and backends.exports_plainly()
-        backend = "reference" if plainly else None
-        return ops.linear_int8(input, self.weight, self.scales, self.bias, backend=backend)
+        if torch.jit.is_scripting():
+            x = input.to(self.scales.dtype)
+            y = torch.matmul(x, self.weight.to(x.dtype).t()) * self.scales
+            return (y if self.bias is None else y + self.bias).to(input.dtype)
+        else:  # noqa: RET505  TorchScript leaves out this branch, but nothing that would follow it
+            named = "reference" if exports_plainly() else None
+            return linear_int8(input, self.weight, self.scales, self.bias, backend=named)
+
+    def float_weight(self) -> Tensor:
+        """The weight as what it stands for, in the dtype of ``scales``."""
+        return self.weight * self.scales[:, None]
 
 
 def weight_only_int8(model: M) -> M:
@@ -44,8 +57,12 @@ def weight_only_int8(model: M) -> M:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    if type(model) is nn.Linear:
+        raise TypeError("model: expected a module with linear layers in it, got nn.Linear, which Int8Linear takes")
+    made: dict[nn.Module, Int8Linear] = {}
     for module in list(model.modules()):
-        for name, child in module.named_children():
+        for name, child in list(module._modules.items()):  # named_children() has one that stands twice but once
             if type(child) is nn.Linear:
-                setattr(module, name, Int8Linear(child))
+                made[child] = made[child] if child in made else Int8Linear(child)
+                setattr(module, name, made[child])
     return model

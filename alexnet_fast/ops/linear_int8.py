@@ -13,6 +13,8 @@ g's sum over rows. Saved for backward: q and s, which the net keeps anyway.
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -83,7 +85,7 @@ def linear_int8(
     bias = bias.to(input.dtype) if isinstance(bias, Tensor) and bias.is_floating_point() else bias
     if bias is not None:
         check_bias(bias, weight.shape[0], input)
-    rows = input.shape[:-1].numel()
+    rows = prod(input.shape[:-1])  # numel() would fix the batch of an exported program
     refusal = f"{rows} rows, but at most {MOST_ROWS}" if input.is_cuda and rows > MOST_ROWS else ""
     chosen = choose("linear_int8", input, backend, cuda_refusal=refusal)
     scales = scales.to(accumulation(input.dtype))

@@ -257,6 +257,8 @@ def following_weights(given: dict[str, Any]) -> dict[str, Any]:
         folder = checkpoint.find(folder, "best", "last")
     if (folder / "state.json").exists():
         found = checkpoint.load(folder)
+        if found.config.quantization != "none":
+            raise InputError(f"--weights: {folder}: its linear layers are int8; name the run that it was made of")
         names = ("variant", "image_size", "mean", "std", *(("widths",) if found.config.widths else ()))
         names += ("ranks",) if any(found.config.ranks) else ()
         told = {name: getattr(found.config, name) for name in names}

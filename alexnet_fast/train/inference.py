@@ -20,7 +20,7 @@ from alexnet_fast.data import BadImage, Transform, read_image
 from alexnet_fast.data.loader import worker_deaths_named
 from alexnet_fast.errors import InputError
 from alexnet_fast.models import AlexNet_Weights
-from alexnet_fast.models.weights import FILES, HEAD, read
+from alexnet_fast.models.weights import FILES, read
 from alexnet_fast.parallel import Ranks, launch, plan_devices, ranks_given, ranks_of_launcher
 from alexnet_fast.terminal import nearest, say, shown
 from alexnet_fast.train import checkpoint
@@ -66,11 +66,10 @@ def find(given: str, data: str | None = None, verify: bool = True) -> Found:
         weights = read(given)
     except (ValueError, OSError) as error:
         raise InputError(f"{error}") from None
-    head = weights.state.get(f"{HEAD}.weight")
-    if head is None or head.dim() != 2:
-        raise InputError(f"weights: {weights.name} has no matrix {HEAD}.weight, so it is no AlexNet's")
+    if weights.classes is None:
+        raise InputError(f"weights: {weights.name} has no matrix {weights.head}.weight, so it is no AlexNet's")
     net = {"variant": weights.variant} if weights.variant else {}
-    config = resolve({"data": data or ".", "out": "", "num_classes": len(head), **net}, 0)
+    config = resolve({"data": data or ".", "out": "", "num_classes": weights.classes, **net}, 0)
     classes = AlexNet_Weights[weights.name].meta["categories"] if weights.name in AlexNet_Weights.__members__ else None
     try:
         weights.load_into(skeleton(config).to_empty(device="cpu"))
@@ -167,7 +166,7 @@ def predict(paths: list[Path], weights: str, top: int, backend: str, as_json: bo
         predictions.append({"path": str(path), "classes": [{"name": names[k], "probability": p} for k, p in classes]})
     if as_json:
         print(json.dumps(predictions))
-    else:
+    elif predictions:
         table = Table("image", "class", "probability")
         for prediction in predictions:
             for rank, row in enumerate(prediction["classes"]):

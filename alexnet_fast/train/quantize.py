@@ -70,7 +70,7 @@ def quantize_weights(path: str, out: Path, data: str | None, as_json: bool = Fal
     net = weight_only_int8(model_of(found, CPU))
     write(out, small, net, found.classes or loaded.classes, loaded)
     rows = compare({"float32": net_of(found, config), "int8 weights": net_of(find(str(out)), small)}, loaded.val)
-    _say(rows, as_json, f"{out}: alexnet-fast eval, predict and features take it")
+    _say(rows, as_json, f"{out}: alexnet-fast eval, predict, features, explain and export take it")
     return 0
 
 

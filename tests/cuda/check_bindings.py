@@ -12,6 +12,7 @@ from alexnet_fast.ops import conv_relu, convolution
 from alexnet_fast.ops.conv_relu import FORWARDS, INPUT_GRADIENTS, WEIGHT_GRADIENTS
 from alexnet_fast.ops.conv_stage import FORWARDS as STAGES
 
+from ..ops import test_linear_int8
 from ..ops.calls import Calls
 from ..ops.compare import as_exact, double, error, output_gradient, results
 from ..ops.layouts import relayout
@@ -87,6 +88,19 @@ def check_candidates() -> None:
         convolution.own_kernel("conv_relu")(*forward, tile=5)
 
 
+def check_linear_int8() -> list[tuple]:
+    """The tests of tests/ops, in every shape and layout of theirs; returns the calls that reached the operator."""
+    with Calls() as mode:
+        for shape in test_linear_int8.SHAPES:
+            for dtype in DTYPES:
+                test_linear_int8.test_as_exact_as_torch(shape, dtype, "auto", "cpu")
+        test_linear_int8.test_values_that_are_no_numbers("auto", "cpu")
+        test_linear_int8.test_layouts_and_dimensions("auto", "cpu")
+        test_linear_int8.test_gradients("auto", "cpu")
+    test_linear_int8.test_past_the_function()
+    return mode.calls
+
+
 def listed(results: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
     return [results] if isinstance(results, Tensor) else [*results]
 
@@ -98,7 +112,10 @@ def main() -> None:
     check_sm90()
     # AlexNet's first convolution is check_variants'; the gradient of its image takes long here.
     samples = [s for s in SAMPLES if s.stem in bindings.STEMS and not (s.weight and "AlexNet" in s.reason)]
-    reached, wrong = set(), []
+    int8 = check_linear_int8()
+    for func, args in int8[::4]:
+        torch.library.opcheck(func, args, test_utils=("test_schema", "test_faketensor"))
+    reached, wrong = {func.name() for func, _ in int8}, []
     for number, sample in enumerate(samples):
         for turn, layout in enumerate((*DENSE, OTHERS[number % 3])):
             calls = check(sample, DTYPES[(number + turn) % 3], layout, wrong)

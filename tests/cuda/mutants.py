@@ -249,6 +249,56 @@ MUTANTS = [
         "(h - top) * args.pool.kernel_w",
         "(h - top) * args.pool.kernel_h",
     ),
+    Mutant(
+        "linear_int8_fwd",
+        "weights have no sign",
+        "linear_int8_fwd.cu",
+        "return static_cast<int8_t>(pack.words[i / 4] >> (8 * (i % 4)))",
+        "return static_cast<uint8_t>(pack.words[i / 4] >> (8 * (i % 4)))",
+    ),
+    Mutant(
+        "linear_int8_fwd",
+        "a pack's second half is multiplied by the first one's weights",
+        "linear_int8_fwd.cu",
+        "weight_of(weights, v + k)",
+        "weight_of(weights, k)",
+    ),
+    Mutant(
+        "linear_int8_fwd",
+        "lanes past a row's last vector read on",
+        "linear_int8_fwd.cu",
+        "c < p.inputs; c += 32 * V",
+        "c < p.inputs + V; c += 32 * V",
+    ),
+    Mutant(
+        "linear_int8_fwd",
+        "two halves of a warp are not added",
+        "linear_int8_fwd.cu",
+        "int step = 16; step > 0",
+        "int step = 8; step > 0",
+    ),
+    Mutant(
+        "linear_int8_fwd",
+        "rows that are not there are read",
+        "linear_int8_fwd.cu",
+        "min(row + i, p.rows - 1)",
+        "(row + i)",
+    ),
+    Mutant("linear_int8_fwd", "rows that are not there are written", "linear_int8_fwd.cu", " && row + i < p.rows", ""),
+    Mutant(
+        "linear_int8_fwd",
+        "the bias is scaled too",
+        "linear_int8_fwd.cu",
+        "p.scales[output] * sums[i] + bias",
+        "p.scales[output] * (sums[i] + bias)",
+    ),
+    Mutant(
+        "linear_int8_fwd",
+        "whether x is aligned is not asked",
+        "linear_int8_fwd.cu",
+        "p.inputs % 16 == 0 && aligned_16(p.x) && aligned_16(p.weight)",
+        "p.inputs % 16 == 0 && aligned_16(p.weight)",
+    ),
 ]
 
 FWD, BWD, WALK = "sm90/conv_relu_fwd.cu", "sm90/conv_relu_bwd.cu", "common/conv_sm90.cuh"

@@ -38,6 +38,15 @@ def all_cases() -> list[tuple[Case, torch.Tensor, torch.Tensor]]:
     return [case(shape, dtype, number % 3 > 0) for number, shape in enumerate(SHAPES) for dtype in dtypes]
 
 
+def misaligned() -> list[tuple[Case, torch.Tensor, torch.Tensor]]:
+    """Each tensor in turn begins between two multiples of 16 bytes."""
+    return [
+        (replace(one, offsets={key: tensor.element_size()}), peer, exact)
+        for one, peer, exact in all_cases()
+        for key, tensor in {**one.inputs, **one.outputs}.items()
+    ]
+
+
 def check(kind: str, some: list[tuple[Case, torch.Tensor, torch.Tensor]]) -> None:
     for (one, peer, exact), result in zip(some, host_build.run(kind, [one for one, *_ in some]), strict=True):
         assert result.error == 0
@@ -52,12 +61,7 @@ def test_as_exact_as_torch(kind):
 
 @pytest.mark.parametrize("kind", host_build.BUILDS)
 def test_misaligned_tensors(kind):
-    """Each in turn begins between two multiples of 16 bytes."""
-    some = []
-    for one, peer, exact in all_cases():
-        for key, tensor in {**one.inputs, **one.outputs}.items():
-            some.append((replace(one, offsets={key: tensor.element_size()}), peer, exact))
-    check(kind, some)
+    check(kind, misaligned())
 
 
 def test_any_schedule():

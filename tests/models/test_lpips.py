@@ -256,17 +256,21 @@ def test_weights_of_the_backbone(tmp_path):
         assert all(linear.weight.requires_grad for linear in loss.lins)
 
 
-def test_bad_weights(linear_weights, monkeypatch):
+def test_bad_weights(linear_weights, monkeypatch, tmp_path):
     with pytest.raises(
         ValueError, match=r"model_path: expected linear weights for net 'vgg'.*lin1.*got \(1, 192, 1, 1\)"
     ):
         LPIPS(net="vgg", pnet_rand=True, model_path=linear_weights)
     state = {f"features.{key.partition('.')[2]}": t for key, t in Trunk("alex").state_dict().items()}
     del state["features.3.bias"]
-    with pytest.raises(ValueError, match=r"the state_dict does not fit the net: slice2\.3\.bias is missing"):
+    with pytest.raises(ValueError, match=r"^backbone: the state_dict does not fit the net: slice2\.3\.bias is"):
         LPIPS(backbone=state, pretrained=False)
-    with pytest.raises(FileNotFoundError, match=r"no file nowhere\.pth"):
-        LPIPS(pnet_rand=True, model_path="nowhere.pth")
+    for name, given in (("model_path", {"pnet_rand": True}), ("backbone", {"pretrained": False})):
+        with pytest.raises(FileNotFoundError, match=rf"^{name}: no file nowhere\.pth"):
+            LPIPS(**given, **{name: "nowhere.pth"})
+        (tmp_path / "text.pth").write_text("no weights")
+        with pytest.raises(ValueError, match=rf"^{name}: .*text\.pth is not a file of tensors alone"):
+            LPIPS(**given, **{name: tmp_path / "text.pth"})
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install --no-deps lpips, or name a file"):
         LPIPS(pnet_rand=True)
@@ -293,6 +297,8 @@ def test_bad_arguments():
     loss, (first, second) = made(), images()
     with pytest.raises(ValueError, match="in1: net 'alex' compares images of at least 31x31 pixels, got 30x33"):
         loss(first, second[..., :30, :])
+    with pytest.raises(TypeError, match="in1: expected a Tensor, got ndarray"):
+        loss(first, second.numpy())
     with pytest.raises(ValueError, match=r"in0: expected \(N, 3, H, W\), got shape \(2, 2, 33, 33\)"):
         loss(first[:, :2], second)
     with pytest.raises(ValueError, match=r"in1: expected in0's shape \(2, 3, 33, 33\), got \(2, 3, 32, 33\)"):

@@ -59,7 +59,8 @@ def test_layouts_and_dimensions(backend, device):
     """Strided input, weight, scales and bias; and input of any dimensions."""
     x, weight, scales, bias = data(6, 40, 10, torch.float32, device)
     expected = ops.linear_int8(x, weight, scales, bias, backend=backend)
-    strided = [x.mT.contiguous().mT, weight.mT.contiguous().mT, scales.repeat_interleave(2)[::2], bias[:, None][:, 0]]
+    strided = [t.mT.contiguous().mT for t in (x, weight)] + [t.repeat_interleave(2)[::2] for t in (scales, bias)]
+    assert not any(t.is_contiguous() for t in strided)
     assert torch.equal(ops.linear_int8(*strided, backend=backend), expected)
     assert torch.equal(
         ops.linear_int8(x.view(2, 3, 40), weight, scales, bias, backend=backend), expected.view(2, 3, 10)
@@ -178,7 +179,45 @@ def test_compiled_exported_and_cast():
         program = torch.export.export(model, (x,))
         assert not [node for node in program.graph.nodes if "alexnet_fast" in str(node.target)]
         torch.testing.assert_close(program.module()(x), expected)
+        free = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
+        torch.testing.assert_close(free(x[:3]), expected[:3])
         with torch.autocast("cpu", torch.bfloat16):
             torch.testing.assert_close(model(x.bfloat16()).float(), expected, rtol=0.05, atol=0.05)
     with pytest.raises(TypeError, match=r"model: expected an nn\.Module, got int"):
         weight_only_int8(3)
+    with pytest.raises(TypeError, match=r"model: expected .* with linear layers in it, got nn\.Linear"):
+        weight_only_int8(nn.Linear(3, 2))
+
+
+def test_a_layer_that_stands_twice():
+    """It is one layer afterwards, in its mode, wherever it stood."""
+    layer = nn.Linear(6, 6)
+    model = weight_only_int8(nn.Sequential(layer, nn.ReLU(), layer, nn.Sequential(layer)).eval())
+    assert type(model[0]) is Int8Linear
+    assert model[0] is model[2] is model[3][0]
+    assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("ranks", [(0, 0), (6, 5)], ids=["whole", "low rank"])
+def test_other_forms_of_a_net(ranks):
+    """Linear layers as convolutions, TorchScript's two, and torch.fx's graph give what the int8 net gives; a gradient
+    reaches the image in each."""
+    torch.manual_seed(0)
+    net = weight_only_int8(AlexNet(5, widths=(8, 12, 16, 12, 8, 40, 24), ranks=ranks)).eval()
+    images = torch.randn(2, 3, 224, 224, requires_grad=True)
+    expected = net(images)
+    (slope,) = torch.autograd.grad(expected.square().sum(), images)
+    close = {"rtol": 1e-4, "atol": 1e-5 * expected.abs().max().item()}
+    forms = [torch.jit.trace(net, images), torch.jit.script(net), torch.fx.symbolic_trace(net)]
+    for made in (lambda x: net.fully_convolutional()(x).flatten(1), *forms):
+        y = made(images)
+        torch.testing.assert_close(y, expected, **close)
+        (own,) = torch.autograd.grad(y.square().sum(), images)
+        torch.testing.assert_close(own, slope, rtol=1e-3, atol=1e-4 * slope.abs().max().item())
+    assert "alexnet_fast::" not in str(forms[0].inlined_graph)  # it runs where this package is not installed
+    more = torch.randn(3, 3, 224, 224)
+    torch.testing.assert_close(forms[0](more), net(more), **close)
+    seen = features(net, ["fc6", "fc8"])(images)
+    assert torch.equal(seen["fc8"], expected)
+    assert seen["fc6"].shape == (2, 40)

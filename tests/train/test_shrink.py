@@ -6,15 +6,24 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
-from alexnet_fast import AlexNet, features
+from alexnet_fast import AlexNet, alexnet, features
 from alexnet_fast.errors import InputError
+from alexnet_fast.models.features import layer_names
 from alexnet_fast.train import commands, evaluate_checkpoint, predict
-from alexnet_fast.train.inference import find
-from alexnet_fast.train.model import scaled, widths_of
+from alexnet_fast.train.config import resolve
+from alexnet_fast.train.explain import explain
+from alexnet_fast.train.export import export
+from alexnet_fast.train.extract import extract
+from alexnet_fast.train.inference import find, model_of
+from alexnet_fast.train.model import build_model, scaled, widths_of
+from alexnet_fast.train.page import write_page
 from alexnet_fast.train.quantize import quantize, quantize_weights
 from alexnet_fast.train.shrink import RESULT, fill, shrink, smaller
 from alexnet_fast.train.smaller import Measured, markdown
@@ -252,6 +261,93 @@ def test_int8_weights_are_a_run(run, tmp_path, capsys):
             refused()
     with pytest.raises(InputError, match=r"--out: .* is there already"):
         quantize_weights(str(run), out, None)
+    assert not (tmp_path / "x").exists()
+
+
+SMALLER = {
+    "int8": lambda run, out: quantize_weights(str(run), out, None, as_json=True),
+    "shrunk": lambda run, out: shrink(str(run), out, svd=6.0, prune=0.5, width=0.75),
+}
+
+
+@pytest.fixture(scope="module", params=SMALLER)
+def small(request, run, tmp_path_factory) -> Path:
+    """A run that quantize or shrink wrote."""
+    out = tmp_path_factory.mktemp("smaller") / request.param
+    assert SMALLER[request.param](run, out) == 0
+    return out
+
+
+def chances(pictures: list[Path], net: Path, capsys) -> list[dict[str, float]]:
+    """Of each picture the classes' probabilities, as predict says them."""
+    assert predict(pictures, str(net), 10, "auto", as_json=True) == 0
+    rows = json.loads(capsys.readouterr().out)
+    return [{c["name"]: c["probability"] for c in row["classes"]} for row in rows]
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2", pytest.param("aoti", marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore")  # of the exporter's own parts
+def test_a_smaller_run_is_exported(small, tmp_path, capsys, kind):
+    """With the net's numbers, for any number of images, in few more bytes than the net's own."""
+    for name in ("onnxscript", "onnxruntime") if kind == "onnx" else ():
+        pytest.importorskip(name, reason="the extra dev brings it")
+    out = tmp_path / ("model.onnx" if kind == "onnx" else "model.pt2")
+    assert export(str(small), kind, out, dynamic_batch=True, preprocess=False, softmax=False, overwrite=False) == 0
+    assert "largest difference from the net" in capsys.readouterr().out
+    own = sum(p.nbytes for p in model_of(find(str(small)), torch.device("cpu")).parameters())
+    assert kind == "aoti" or out.stat().st_size < own + 300_000
+    if kind == "onnx":
+        pictures = sorted((write_folder(tmp_path / "set", 2, 1) / "val").rglob("*.jpg"))
+        for told, expected in zip(chances(pictures, out, capsys), chances(pictures, small, capsys), strict=True):
+            assert told == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_smaller_run_shows_what_it_sees(small, tmp_path, capsys):
+    """features writes what predict speaks of, and explain draws each of its three pictures."""
+    pytest.importorskip("matplotlib", reason="the extra dev brings it")
+    pictures = sorted((write_folder(tmp_path / "set", 2, 1) / "val").rglob("*.jpg"))
+    assert extract(pictures, str(small), ["relu7", "fc8"], tmp_path / "seen.npz", 32, False, "auto") == 0
+    capsys.readouterr()
+    seen = np.load(tmp_path / "seen.npz")
+    assert (seen["relu7"] >= 0).all()
+    for logits, told in zip(torch.tensor(seen["fc8"]), chances(pictures, small, capsys), strict=True):
+        assert sorted(logits.softmax(0).tolist()) == pytest.approx(sorted(told.values()), abs=1e-5)
+    common = {"name": None, "layer": "relu5", "strongest": None, "filters": False, "overwrite": False}
+    for place, (given, own) in enumerate([(pictures, {}), (pictures, {"strongest": "relu3"}), ([], {"filters": True})]):
+        out = tmp_path / f"{place}.png"
+        assert explain(given, str(small), **{**common, **own}, out=out, backend="auto") == 0
+        assert min(Image.open(out).size) > 50
+
+
+@pytest.mark.parametrize("ranks", [(6, 0), (0, 5), (6, 5)], ids=str)
+def test_low_rank_weights_are_a_start(tmp_path, ranks):
+    """All of them for as many classes, in Python and by train --weights; for others all but the last layer, fc8."""
+    net = AlexNet(10, widths=WIDTHS, ranks=ranks)
+    state, fc8 = net.state_dict(), layer_names(net)["fc8"]
+    save_file(state, tmp_path / "net.safetensors", metadata={"variant": "torchvision"})
+    given = {"weights": str(tmp_path / "net.safetensors"), "widths": WIDTHS, "ranks": ranks}
+    config = {"data": ".", "out": "", "num_classes": 10}
+    for made in (alexnet(**given), build_model(resolve({**config, **given}, 10))):
+        assert all(torch.equal(tensor, state[key]) for key, tensor in made.state_dict().items())
+    for made in (
+        alexnet(**given, num_classes=3, replace_head=True),
+        build_model(resolve({**config, **given, "num_classes": 3}, 3)),
+    ):
+        new = {key: tensor for key, tensor in made.state_dict().items() if not key.startswith(fc8)}
+        assert len(new) == len(state) - 2
+        assert all(torch.equal(tensor, state[key]) for key, tensor in new.items())
+        assert made.get_submodule(fc8).out_features == 3
+
+
+def test_int8_weights_are_no_start(run, tmp_path, capsys):
+    """What a run of int8 weights cannot be is said in a line: a start for training, or a page of curves."""
+    out = tmp_path / "int8"
+    assert quantize_weights(str(run), out, None, as_json=True) == 0
+    given = {"weights": str(out), "out": str(tmp_path / "x"), "data": find(str(run)).config.data, "epochs": 1}
+    with pytest.raises(InputError, match=r"^--weights: .*: its linear layers are int8"):
+        commands.train(given)
+    with pytest.raises(InputError, match="no curves there"):
+        write_page(out, None, 3)
     assert not (tmp_path / "x").exists()
 
 
