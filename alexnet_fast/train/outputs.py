@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from alexnet_fast.errors import InputError
+from alexnet_fast.train.checkpoint import check_writable
 
 
 def check_kind(out: Path) -> None:
@@ -29,6 +30,7 @@ def check_out(out: Path, suffix: str, overwrite: bool) -> None:
         raise InputError(f"--out: {out} is there already (--overwrite replaces it)")
     if not out.absolute().parent.is_dir():
         raise InputError(f"--out: there is no folder {out.absolute().parent}")
+    check_writable(out.absolute().parent, "--out")
 
 
 @contextlib.contextmanager

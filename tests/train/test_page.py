@@ -131,3 +131,10 @@ def test_no_file_takes_the_place_of_a_device_or_a_pipe(tmp_path: Path):
         with pytest.raises(InputError, match=f"--out: expected a file, got the device or pipe {pipe}"):
             refused()
     assert pipe.is_fifo()
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    check_out(tmp_path / "x.npz", ".npz", False)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write wherever modes forbid it
+    with pytest.raises(InputError, match=f"--out: cannot write {tmp_path}: {tmp_path} is read-only, or closed"):
+        check_out(tmp_path / "x.npz", ".npz", False)
