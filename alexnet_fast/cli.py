@@ -496,6 +496,8 @@ def main() -> None:
     """The command's entry point: turns errors into one line and an exit code."""
     interrupt.main_has_begun()
     escape_unknown_letters()
+    if os.environ.get("COLUMNS") == "0":  # rich would print nothing; elsewhere this says that the width is not known
+        del os.environ["COLUMNS"]
     usage_error = typer.BadParameter.__base__  # of every misuse of the command line; typer exports it under no name
     try:
         code = app(standalone_mode=False)

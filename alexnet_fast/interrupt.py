@@ -22,6 +22,6 @@ def main_has_begun() -> None:
 
 # While Python looks for the module of -m its name is not known yet.
 _name = getattr(sys, "argv", [""])[0]
-_is_the_command = PurePath(_name).name == "alexnet-fast" or (_name == "-m" and "alexnet_fast" in sys.orig_argv)
-if _is_the_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+IS_THE_COMMAND = PurePath(_name).name == "alexnet-fast" or (_name == "-m" and "alexnet_fast" in sys.orig_argv)
+if IS_THE_COMMAND and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _end)

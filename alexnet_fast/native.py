@@ -15,6 +15,7 @@ from types import ModuleType
 
 import torch  # noqa: F401  before _C, which needs torch's libraries
 
+from alexnet_fast import interrupt
 from alexnet_fast.sources import fingerprint
 
 PACKAGE = Path(__file__).resolve().parent
@@ -58,5 +59,12 @@ def describe() -> str:
 
 
 _C = load()
+try:
+    _C.build_info()
+except RuntimeError as error:  # ALEXNET_FAST_ISA names an instruction set that is not there
+    if not interrupt.IS_THE_COMMAND:
+        raise
+    print(f"error: {error}", file=sys.stderr)  # as the command says it, which comes to be after this import
+    sys.exit(2)
 if NOTICE := stale(_C):
     warnings.warn(NOTICE, RuntimeWarning, stacklevel=2)

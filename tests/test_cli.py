@@ -459,6 +459,21 @@ def test_of_a_machines_ranks_one_says_what_is_wrong(command, monkeypatch: pytest
         assert (ended.code, ended.err.count("\n")) == (2, lines)
 
 
+def test_an_instruction_set_that_is_not_there_is_one_line():
+    words = [sys.executable, "-m", "alexnet_fast", "--version"]
+    environment = {**os.environ, "ALEXNET_FAST_ISA": "mmx"}
+    ended = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
+    said = "error: ALEXNET_FAST_ISA=mmx: not built, or not on this processor\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", said)
+
+
+def test_a_terminal_of_unknown_width(command, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "0")
+    out = command("bench", "--plan").out
+    assert "towers" in out
+    assert "…" not in out  # and in 80 columns no word is cut off
+
+
 def test_ctrl_c_while_modules_are_imported_is_silent():
     words = [sys.executable, "-X", "importtime", "-m", "alexnet_fast", "doctor"]
     with subprocess.Popen(

@@ -61,7 +61,8 @@ def plan(
     if as_json:
         print(json.dumps({"about": head, "rows": [asdict(row) for row in plans]}))
         return
-    sizes, times = ("gradients, MB", "activations, MB"), ("compute, ms", "exchange, ms", "not hidden, ms")
+    # In lines, so that the table fits into 80 columns with no word cut off.
+    sizes, times = ("gradients\nMB", "activations\nMB"), ("compute\nms", "exchange\nms", "not\nhidden\nms")
     table = Table("mode", *sizes, *times, "efficiency", title=head)
     for row in plans:
         megabytes = f"{row.gradients / 1e6:.1f}", f"{row.activations / 1e6:.1f}"

@@ -19,6 +19,7 @@ from alexnet_fast.models.weights import AlexNet_Weights, read
 from alexnet_fast.nn import FusedSequential, GroupedLinear, GroupedLocalResponseNorm, SpatialResponseNorm
 from alexnet_fast.nn.fused import pools_nothing
 from alexnet_fast.ops import LRN, Pool
+from alexnet_fast.ops.arguments import integer
 
 
 def _module(layer: Layer, channels: int) -> nn.Module:
@@ -83,7 +84,7 @@ class AlexNet(nn.Module):
         super().__init__()
         if variant not in VARIANTS:
             raise ValueError(f"variant: expected one of {', '.join(VARIANTS)}, got {variant!r}")
-        if num_classes < 1:
+        if (count := integer(num_classes)) is None or count < 1:
             raise ValueError(f"num_classes: expected a positive int, got {num_classes!r}")
         self.variant = VARIANTS[variant] if widths is None else VARIANTS[variant].resized(widths)
         self.variant.check_ranks(ranks)

@@ -77,6 +77,8 @@ def features(net: nn.Module, layers: str | Iterable[str]) -> FeatureExtractor:
     Raises:
         ValueError: there is no such layer, with the nearest names; or the net is of another kind.
     """
+    if not isinstance(layers, Iterable):
+        raise TypeError(f"layers: expected a name or several, got {layers!r}")
     return FeatureExtractor(net, [layers] if isinstance(layers, str) else list(layers))
 
 

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from alexnet_fast.geometry import out_side
 from alexnet_fast.ops import LRN, Pool
+from alexnet_fast.ops.arguments import integer
 
 
 class Conv(NamedTuple):
@@ -142,9 +143,9 @@ class Variant:
         if len(widths) != len(names):
             raise ValueError(f"widths: expected one for each of {', '.join(names)}, got {len(widths)}")
         for name, width, parts in zip(names, widths, self.parts, strict=True):
-            if width < 1 or width % parts:
+            if (count := integer(width)) is None or count < 1 or count % parts:
                 of = f" of {parts}, its parts that do not see each other" if parts > 1 else ""
-                raise ValueError(f"widths: {name}: expected a positive multiple{of}, got {width}")
+                raise ValueError(f"widths: {name}: expected a positive multiple{of}, got {width!r}")
         channels = iter(widths[:5])
         features = tuple(
             layer._replace(channels=next(channels)) if isinstance(layer, Conv) else layer for layer in self.features
@@ -158,8 +159,8 @@ class Variant:
         if any(ranks) and self.linear_groups > 1:
             raise ValueError(f"ranks: the linear layers of {self.name} are split over towers")
         for name, sides, rank in zip(("fc6", "fc7"), self.linear_sides, ranks, strict=True):
-            if not 0 <= rank <= min(sides):
-                raise ValueError(f"ranks: {name} takes {sides[0]} to {sides[1]}, so 0 … {min(sides)}, got {rank}")
+            if (count := integer(rank)) is None or not 0 <= count <= min(sides):
+                raise ValueError(f"ranks: {name} takes {sides[0]} to {sides[1]}, so 0 … {min(sides)}, got {rank!r}")
 
     def _starts(self) -> list[Conv | Linear]:
         return self.convolutions + list(self.linear or ())
@@ -352,6 +353,8 @@ class _Variants(dict[str, Variant]):
         return dataclasses.replace(net, name=name)
 
     def __contains__(self, name: object) -> bool:
+        if not isinstance(name, str):
+            return False
         try:
             self[name]
         except KeyError:

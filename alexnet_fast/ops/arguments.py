@@ -121,6 +121,15 @@ def number(value: object) -> float | None:
         return None
 
 
+def flag(name: str, value: object) -> bool:
+    """``value`` as a bool, if it is one: numpy's, 0 and 1 and a tensor of one element count, words do not."""
+    if isinstance(value, bool):
+        return value
+    if number(value) not in (0.0, 1.0):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
+
+
 def pair(name: str, value: object, least: int) -> list[int]:
     """[height, width] of an int or a pair of ints, each at least ``least``."""
     if type(value) is int and least <= value <= INT32_MAX:  # quickly what nearly all calls give, in every call
@@ -177,14 +186,15 @@ def pool_window(pool: Pool, channels: int, height: int, width: int) -> Window:
     if not isinstance(pool, Pool):
         raise TypeError(f"pool: expected alexnet_fast.ops.Pool or None, got {pool!r}")
     kernel = pair("kernel_size", pool.kernel_size, 1)
-    stride = kernel if pool.stride is None else pair("stride", pool.stride, 1)
+    left_out = pool.stride is None or (isinstance(pool.stride, (tuple, list)) and not pool.stride)  # () as in torch
+    stride = kernel if left_out else pair("stride", pool.stride, 1)
     padding = pair("padding", pool.padding, 0)
     for p, side in zip(padding, kernel, strict=True):
         if 2 * p > side:
             raise ValueError(f"padding: expected at most half of kernel_size {pool.kernel_size}, got {pool.padding}")
     if 0 in (channels, height, width):
         raise ValueError(f"input: only the batch may be empty, got images of {channels} x {height} x {width}")
-    window = Window(kernel, stride, padding, bool(pool.ceil_mode))
+    window = Window(kernel, stride, padding, flag("ceil_mode", pool.ceil_mode))
     window.out(height, width)
     return window
 

@@ -181,7 +181,8 @@ def _prepare(input, weight, bias, stride, padding, dilation, groups, backend):
     """The operator that runs, or None for the reference, and the geometry."""
     geometry, _sides, refusal = convolution.check(input, weight, bias, stride, padding, dilation, groups)
     chosen = choose("conv_relu", input, backend, refusal, cuda_refusal=convolution.cuda_refuses(weight))
-    return None if chosen == "reference" else family(chosen).conv_relu, geometry
+    # Of no channels there is nothing to compute, and what comes of that, gradients included, is torch's to say.
+    return None if chosen == "reference" or not weight.shape[1] else family(chosen).conv_relu, geometry
 
 
 def conv_relu(

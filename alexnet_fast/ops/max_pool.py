@@ -19,7 +19,7 @@ from torch import Tensor
 from alexnet_fast import reference
 from alexnet_fast.backends import choose
 from alexnet_fast.geometry import IntPair, Pool, Window
-from alexnet_fast.ops.arguments import check_tensor, once_per_form, pair, pool_window, refuse_window
+from alexnet_fast.ops.arguments import check_tensor, flag, once_per_form, pair, pool_window, refuse_window
 from alexnet_fast.ops.registry import NATIVE, Family, define, empty, family
 from alexnet_fast.ops.run import WINDOWS, Layer
 
@@ -73,6 +73,7 @@ def planned(operator, window: Window, x: Tensor, *_) -> tuple[Layer, list[int]] 
 def _prepare(input, _weight, _bias, kernel_size, stride, padding, dilation, ceil_mode, return_indices, backend):
     """The operator that runs, or None for the reference, and its window."""
     check_tensor("input", input, (3, 4), integers=True)
+    ceil_mode, return_indices = flag("ceil_mode", ceil_mode), flag("return_indices", return_indices)
     if pair("dilation", dilation, 1) == [1, 1]:
         window = pool_window(Pool(kernel_size, stride, padding, ceil_mode), *input.shape[-3:])
         refusal = "return_indices" if return_indices else refuse_window(window)
@@ -145,7 +146,8 @@ def max_pool2d(
     if native is not None and (y := native(input)) is not None:
         return y
     if operator is None:
-        return reference.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+        flags = bool(ceil_mode), bool(return_indices)  # torch takes no other kind
+        return reference.max_pool2d(input, kernel_size, stride, padding, dilation, *flags)
     x = input if input.dim() == 4 else input.unsqueeze(0)
     keep_code = x.requires_grad and torch.is_grad_enabled()
     y, _code = operator(x, *window, keep_code)

@@ -29,7 +29,7 @@ from alexnet_fast.train.commands import open_run_data
 from alexnet_fast.train.config import TrainConfig
 from alexnet_fast.train.evaluate import CONFUSION_CLASSES, scores, using
 from alexnet_fast.train.model import build_model, skeleton
-from alexnet_fast.train.outputs import written
+from alexnet_fast.train.outputs import check_kind, written
 from alexnet_fast.train.pictures import draw_confusion, draw_curves, draw_filters
 from alexnet_fast.train.report import read_curves
 
@@ -72,9 +72,8 @@ def write_page(
             matplotlib is missing.
     """
     needs("report", "matplotlib")
-    if out is not None and out.is_dir():
-        raise InputError(f"--out: expected a file, got the folder {out}")
     out = out or run / "report.html"
+    check_kind(out)
     check_writable(out, "--out")
     rows = read_curves(run)
     found = checkpoint.load(checkpoint.find(run, "best", "last"))

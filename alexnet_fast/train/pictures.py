@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -11,10 +12,25 @@ from torch import Tensor, nn
 
 from alexnet_fast.terminal import shown
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 NAMED = 50  # up to so many classes their names have room beside the table
 FILTER_PIXEL = 4  # edge of one weight in conv1.png, in pixels
 FILTER_ROWS = 8
 TITLE = 14  # pixels of a line above the filters
+
+
+def _label(name: str) -> str:
+    """``name`` as matplotlib shows it as it is, which sets formulas between dollars and stops at broken letters."""
+    return shown(name).replace("$", r"\$")
+
+
+def _save(figure: Figure, path: Path | BinaryIO, dpi: int) -> None:
+    with warnings.catch_warnings():
+        # Its font has no Chinese, for one: boxes stand for such letters, and a line for each would say so.
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        figure.savefig(path, dpi=dpi)
 
 
 def draw_curves(rows: list[dict[str, Any]], path: Path | BinaryIO) -> None:
@@ -37,7 +53,7 @@ def draw_curves(rows: list[dict[str, Any]], path: Path | BinaryIO) -> None:
         panel.set(title=title, xlabel="step")
         panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    _save(figure, path, 120)
 
 
 def draw_runs(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -50,16 +66,18 @@ def draw_runs(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     panels = zip(figure.subplots(1, 3), ("loss", "val_loss", "val_top1"), strict=True)
     titles = {"loss": "training cross-entropy", "val_loss": "held-out cross-entropy", "val_top1": "held-out accuracy"}
     for panel, value in panels:
+        lines = {}
         for number, (name, rows) in enumerate(runs.items()):
             points = [(row["step"], row[value]) for row in rows if value in row]
             # Each run's line is thinner than the one before it, so that runs that agree are all seen.
-            style = {"linewidth": 4 / (1 + number), "marker": "" if value == "loss" else "o", "label": name}
-            panel.plot(*zip(*points, strict=True), **style)
+            style = {"linewidth": 4 / (1 + number), "marker": "" if value == "loss" else "o"}
+            lines |= dict.fromkeys(panel.plot(*zip(*points, strict=True), **style), _label(name))
         panel.set(title=titles[value], xlabel="step")
         panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
-        panel.legend(loc="lower right" if value == "val_top1" else "upper right")
-    figure.savefig(path, dpi=120)
+        # Told by hand: of its own accord a legend leaves out what begins with an underscore.
+        panel.legend(lines.keys(), lines.values(), loc="lower right" if value == "val_top1" else "upper right")
+    _save(figure, path, 120)
 
 
 def draw_confusion(counts: Tensor, names: list[str], path: Path | BinaryIO) -> None:
@@ -76,10 +94,10 @@ def draw_confusion(counts: Tensor, names: list[str], path: Path | BinaryIO) -> N
     figure.colorbar(picture, ax=panel, shrink=0.6, label="share of the label's images")
     panel.set(title="held-out images", xlabel="answer", ylabel="label")
     if len(names) <= NAMED:
-        shown_names = [shown(name).replace("$", r"\$") for name in names]  # matplotlib sets formulas between dollars
+        shown_names = [_label(name) for name in names]
         panel.set_xticks(range(len(names)), shown_names, rotation=90)
         panel.set_yticks(range(len(names)), shown_names)
-    figure.savefig(path, dpi=120)
+    _save(figure, path, 120)
 
 
 class Explained(NamedTuple):
@@ -112,9 +130,9 @@ def draw_explained(rows: list[Explained], layer: str, path: Path) -> None:
             panel.imshow(grey, cmap="gray", vmin=0, vmax=255)
             figure.colorbar(panel.imshow(values.numpy(), **maps, **colours), ax=panel, shrink=0.8)
         panels[3].imshow(_scaled(row.guided[None], float(row.guided.abs().max()))[0])
-        for panel, title in zip(panels, (shown(row.title).replace("$", r"\$"), *titles), strict=True):
+        for panel, title in zip(panels, (_label(row.title), *titles), strict=True):
             panel.set(title=title, xticks=[], yticks=[])
-    figure.savefig(path, dpi=100)
+    _save(figure, path, 100)
 
 
 def draw_strongest(rows: dict[str, list[tuple[float, np.ndarray]]], path: Path) -> None:
@@ -130,7 +148,7 @@ def draw_strongest(rows: dict[str, list[tuple[float, np.ndarray]]], path: Path) 
             panel.imshow(pixels)
             panel.set(xticks=[], yticks=[])
             panel.set_title(f"{value:.3g}", fontsize=8)
-    figure.savefig(path, dpi=100)
+    _save(figure, path, 100)
 
 
 def draw_filters(model: nn.Module, step: int | None, path: Path | BinaryIO) -> None:

@@ -380,6 +380,12 @@ def test_other_image_channels_after_conv1_is_replaced(images):
     [
         ({"variant": "vgg"}, "variant: expected one of torchvision, paper, .*, got 'vgg'"),
         ({"num_classes": 0}, "num_classes: expected a positive int, got 0"),
+        ({"num_classes": "5"}, "num_classes: expected a positive int, got '5'"),
+        ({"num_classes": 5.0}, "num_classes: expected a positive int, got 5.0"),
+        ({"variant": None}, "variant: expected one of torchvision, paper, .*, got None"),
+        ({"variant": ["paper"]}, r"variant: expected one of torchvision, paper, .*, got \['paper'\]"),
+        ({"widths": "abcdefg"}, "widths: conv1: expected a positive multiple, got 'a'"),
+        ({"ranks": "ab"}, "ranks: fc6 takes 9216 to 4096, so 0 … 4096, got 'a'"),
         ({"dropout": 1.5}, "dropout probability"),
     ],
 )

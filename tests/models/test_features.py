@@ -85,6 +85,8 @@ def test_gradients_reach_the_image(net):
 def test_unknown_layers(net):
     with pytest.raises(ValueError, match=r"layers: there is no layer 'relu9'; did you mean relu\d"):
         features(net, ["conv1", "relu9"])
+    with pytest.raises(TypeError, match="layers: expected a name or several, got 3"):
+        features(net, 3)
     with pytest.raises(ValueError, match="layers: expected one name at least, got none"):
         features(net, [])
     with pytest.raises(ValueError, match="net: expected one with features and classifier, as AlexNet has, got Linear"):

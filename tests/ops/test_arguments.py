@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -265,6 +266,38 @@ def test_whole_numbers_in_modules(three, gradients, prepare):
     with torch.set_grad_enabled(gradients):
         for _ in range(2):
             torch.testing.assert_close(net(X), plain(X), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("left_out", [(), []], ids=repr)
+def test_an_empty_stride_is_the_windows(left_out, backend, device):
+    x = X.to(device)
+    assert torch.equal(ops.max_pool2d(x, 3, left_out, backend=backend), F.max_pool2d(x, 3))
+    net = nn.Sequential(nn.MaxPool2d(3, left_out))
+    assert torch.equal(fuse(copy.deepcopy(net))(x), net(x))
+
+
+@pytest.mark.parametrize("true", [True, 1, np.bool_(True), torch.tensor(True)], ids=repr)
+def test_flags(true, backend, device):
+    x = X.to(device)
+    assert torch.equal(ops.max_pool2d(x, 2, ceil_mode=true, backend=backend), F.max_pool2d(x, 2, ceil_mode=True))
+    assert ops.max_pool2d(x, 2, return_indices=true)[1].dtype == torch.int64
+
+
+@pytest.mark.parametrize("word", ["no", None, 2, math.nan], ids=repr)
+@pytest.mark.parametrize("name", ["ceil_mode", "return_indices"])
+def test_what_is_no_flag(name, word, backend, device):
+    refused(lambda: ops.max_pool2d(X.to(device), 2, **{name: word}, backend=backend), TypeError, [name, repr(word)])
+
+
+def test_a_convolution_of_no_channels():
+    """torch's result has no channels either, and the bias a gradient of its own size."""
+    tensors = [torch.randn(2, 0, 8, 8), torch.randn(6, 0, 3, 3), torch.randn(6)]
+    for tensor in tensors:
+        tensor.requires_grad_()
+    y = ops.conv_relu(*tensors)
+    assert y.shape == F.conv2d(*tensors).shape
+    y.sum().backward()
+    assert tensors[2].grad.shape == (6,)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64], ids=str)

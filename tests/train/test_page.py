@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from alexnet_fast.errors import InputError
 from alexnet_fast.train import checkpoint, commands, write_page
 from alexnet_fast.train.commands import open_run_data
 from alexnet_fast.train.evaluate import normalized
+from alexnet_fast.train.outputs import check_out
 from tests.data.pictures import picture, write_folder
 from tests.train.runs import GIVEN, small_net
 
@@ -118,3 +120,21 @@ def test_what_is_no_run_is_refused(run: Path, tmp_path: Path):
     with pytest.raises(InputError, match="damaged checkpoint"):
         write_page(run, tmp_path / "page.html", 4)  # the tensors are not AlexNet's
     assert not list(tmp_path.iterdir())
+
+
+def test_no_file_takes_the_place_of_a_device_or_a_pipe(tmp_path: Path):
+    """As root, --out /dev/null would else replace the device."""
+    pytest.importorskip("matplotlib", reason="the extra demo is not installed")
+    pipe = tmp_path / "pipe.html"
+    os.mkfifo(pipe)
+    for refused in (lambda: write_page(tmp_path, pipe, 0), lambda: check_out(pipe, ".html", True)):
+        with pytest.raises(InputError, match=f"--out: expected a file, got the device or pipe {pipe}"):
+            refused()
+    assert pipe.is_fifo()
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    check_out(tmp_path / "x.npz", ".npz", False)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write wherever modes forbid it
+    with pytest.raises(InputError, match=f"--out: cannot write {tmp_path}: {tmp_path} is read-only, or closed"):
+        check_out(tmp_path / "x.npz", ".npz", False)
