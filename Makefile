@@ -36,6 +36,7 @@ test: lint
 
 soak: $(VENV)/installed
 	$(PARALLEL) --soak -m soak $(PYTEST)
+	TRITON_INTERPRET=1 $(PARALLEL) tests/triton --soak -m soak $(PYTEST)
 	$(PARALLEL) --soak tests/test_fuzz.py $(PYTEST)
 
 bench: $(VENV)/installed

@@ -33,3 +33,13 @@ def test_the_site(tmp_path: Path):
     public = [getattr(package, name) for package in (alexnet_fast, ops) for name in package.__all__]
     names = [f"{value.__module__}.{value.__name__}" for value in public if callable(value)]
     assert [name for name in names if name not in anchors] == []
+
+
+def test_the_drawings(tmp_path: Path):
+    """They are what their script draws."""
+    script = ROOT / "docs/kernels/draw.py"
+    subprocess.run([sys.executable, script, tmp_path], check=True)
+    drawn = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert drawn == {path.name: path.read_text() for path in script.parent.glob("*.svg")}
+    page = (ROOT / "docs/kernels.md").read_text()
+    assert [name for name in drawn if f"(kernels/{name})" not in page] == []

@@ -95,24 +95,37 @@ def test_benchmarks_end_with_a_short_table(gpu, monkeypatch, capsys):
     )
 
 
-def test_each_gpu_case_is_of_one_benchmark_step(monkeypatch):
+# Writes the cases of each selection, and collects them all in one process: to import torch takes longer.
+COLLECT = """
+import json, sys, pytest
+
+class Cases:
+    def pytest_collection_finish(self, session):
+        found.append([item.nodeid for item in session.items])
+
+found, (path, selections) = [], sys.argv[1:]
+for selection in json.loads(selections):
+    assert pytest.main(["--collect-only", "-q", "--benchmark-only", *selection], [Cases()]) == 0
+open(path, "w").write(json.dumps(found))
+"""
+
+
+def test_each_gpu_case_is_of_one_benchmark_step(tmp_path, monkeypatch):
     """Collected without a GPU they are skipped, not absent. Those of the CPU alone are in no step."""
-    arguments: list[str] = []
-    monkeypatch.setattr(gpu_report, "run_pytest", lambda *given: arguments.extend(given))
-
-    def collected(*selection: str) -> list[str]:
-        status, log = run([sys.executable, "-m", "pytest", "--collect-only", "-q", "--benchmark-only", *selection], 120)
-        assert status == 0, log
-        return [line for line in log.splitlines() if "::" in line]
-
-    found = []
-    for step in [step for step in gpu_report.STEPS if step.startswith("bench-")]:
-        arguments.clear()
+    selections: list[list[str]] = []
+    monkeypatch.setattr(
+        gpu_report, "run_pytest", lambda *given: selections.append([*given[: given.index("--benchmark-only")]])
+    )
+    steps = [step for step in gpu_report.STEPS if step.startswith("bench-")]
+    for step in steps:
         gpu_report.STEPS[step](Path())
-        cases = collected(*arguments[: arguments.index("--benchmark-only")])
-        assert cases, step
-        found += cases
-    assert sorted(found) == sorted(collected("benchmarks", "-k", "cuda or triton"))
+    selections.append(["benchmarks", "-k", "cuda or triton"])
+    path = tmp_path / "cases.json"
+    status, log = run([sys.executable, "-c", COLLECT, str(path), json.dumps(selections)], 120)
+    assert status == 0, log
+    *found, every = json.loads(path.read_text())
+    assert [step for step, cases in zip(steps, found, strict=True) if not cases] == []
+    assert sorted(case for cases in found for case in cases) == sorted(every)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 """The CPU run of the kernels notices small faults in them: of forty, at least thirty-eight, and of ten in those for
-Hopper, nine."""
+Hopper, nine. A plain run tries a third of the forty."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ def catcher(mutant: Mutant, program: Path, monkeypatch: pytest.MonkeyPatch) -> s
 @pytest.mark.parametrize(
     ("mutants", "count", "fewest"),
     [
-        pytest.param(MUTANTS, 40, 38, id="portable"),
+        pytest.param(MUTANTS[::3], 14, 13, id="portable"),  # of each kernel some
+        pytest.param(MUTANTS, 40, 38, id="all portable", marks=pytest.mark.soak),
         pytest.param(SM90_MUTANTS, 10, 9, id="sm90", marks=pytest.mark.slow),
     ],
 )

@@ -285,7 +285,7 @@ def chances(pictures: list[Path], net: Path, capsys) -> list[dict[str, float]]:
     return [{c["name"]: c["probability"] for c in row["classes"]} for row in rows]
 
 
-@pytest.mark.parametrize("kind", ["onnx", "pt2", pytest.param("aoti", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["onnx", "pt2", pytest.param("aoti", marks=pytest.mark.soak)])
 @pytest.mark.filterwarnings("ignore")  # of the exporter's own parts
 def test_a_smaller_run_is_exported(small, tmp_path, capsys, kind):
     """With the net's numbers, for any number of images, in few more bytes than the net's own."""
