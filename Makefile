@@ -2,7 +2,7 @@
 #
 #   make demo    train AlexNet on handwritten digits with two processes, then show where the pictures are
 #   make test    lint, then every test   (PYTEST="--slow" adds those that take minutes or install a second torch)
-#   make soak    kills, restarts, four ranks, and many more random inputs: minutes each
+#   make soak    kills, restarts, four ranks, every planted fault, and many more random inputs: minutes each
 #   make bench   time this machine, write benchmarks/results and render docs/performance.md
 #                (more peers: .venv/bin/pip install -e '.[bench]')
 #   make docs    the documents as a site, in build/site
