@@ -21,6 +21,7 @@ from alexnet_fast.backends import BackendError
 from alexnet_fast.errors import InputError, RunError, out_of_memory
 from alexnet_fast.models import VARIANTS
 from alexnet_fast.models.variants import ABLATIONS
+from alexnet_fast.parallel import leave, ranks_given
 from alexnet_fast.terminal import escape_unknown_letters, one_line, say
 from alexnet_fast.train.config import read_config, without
 from alexnet_fast.train.model import scaled
@@ -513,6 +514,8 @@ def main() -> None:
         code = _fail(1, said)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
+    if interrupt.IS_THE_COMMAND and ranks_given():
+        leave(code or 0)
     sys.exit(code)
 
 

@@ -459,6 +459,19 @@ def test_of_a_machines_ranks_one_says_what_is_wrong(command, monkeypatch: pytest
         assert (ended.code, ended.err.count("\n")) == (2, lines)
 
 
+@pytest.mark.parametrize(("words", "code"), [(["--version"], 0), (["--nope"], 2)])
+@pytest.mark.parametrize("rank", [True, False])
+def test_a_rank_that_a_launcher_started_leaves_python_as_it_is(tmp_path: Path, words: list, code: int, rank: bool):
+    """DistributedDataParallel's threads outlive the process group, and are not to meet a finalized interpreter."""
+    (tmp_path / "sitecustomize.py").write_text("import atexit\natexit.register(print, 'finalized')\n")
+    environment = {**os.environ, **(LAUNCHED if rank else {}), "PYTHONPATH": str(tmp_path)}
+    words = [sys.executable, "-m", "alexnet_fast", *words]
+    ended = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == code
+    assert ended.stdout + ended.stderr != ""
+    assert ("finalized" in ended.stdout) is not rank
+
+
 def test_an_instruction_set_that_is_not_there_is_one_line():
     words = [sys.executable, "-m", "alexnet_fast", "--version"]
     environment = {**os.environ, "ALEXNET_FAST_ISA": "mmx"}

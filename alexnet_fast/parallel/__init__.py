@@ -3,7 +3,7 @@
 from alexnet_fast.parallel import hybrid, towers
 from alexnet_fast.parallel.dropout import BatchDropout, split_dropouts
 from alexnet_fast.parallel.hybrid import Hybrid
-from alexnet_fast.parallel.launch import PASSED_ON, launch, ranks_given, ranks_of_launcher
+from alexnet_fast.parallel.launch import PASSED_ON, launch, leave, ranks_given, ranks_of_launcher
 from alexnet_fast.parallel.ranks import RESTARTED, Ranks, joined, plan_devices
 from alexnet_fast.parallel.split import Mixed, Split, Step
 from alexnet_fast.parallel.towers import Towers
@@ -24,6 +24,7 @@ __all__ = [
     "hybrid",
     "joined",
     "launch",
+    "leave",
     "plan_devices",
     "ranks_given",
     "ranks_of_launcher",

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from typing import NoReturn
 
 from alexnet_fast.errors import InputError, RunError, out_of_memory
 from alexnet_fast.parallel.ranks import joined
@@ -128,8 +129,16 @@ def _rank(worker, args, rank: int, nproc: int, address: str, lifeline: Connectio
         code = 2 if isinstance(error, InputError) else 1
         said = isinstance(error, (InputError, RunError))
         told.send((-code, time.monotonic(), str(error) if said else "", "" if said else traceback.format_exc()))
-    # Python's finalization is left out: it ends threads of the communication library that then ask for the interpreter,
-    # and a rank that had done its work was once seen to die of "terminate called without an active exception".
+    leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends a rank's process.
+
+    Python's finalization is left out: DistributedDataParallel keeps the process group and its threads even when the
+    group was destroyed, and one that then asks for the interpreter is ended in the middle of C++. Ranks that had done
+    their work were seen to die of that: "terminate called without an active exception".
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing
+from torch import nn
 
 from alexnet_fast import AlexNet
 from alexnet_fast.bench import Link, plan
 from alexnet_fast.bench.plan import traffic
+from alexnet_fast.parallel import MODES, Ranks, Step, launch
 
 BATCH, SIDE = 4, 64
 
@@ -27,36 +29,27 @@ def test_the_papers_sizes():
     assert sent["hybrid"] == {"gradients": 4 * 2_334_080, "activations": 128 * 4 * (9216 + 4096 + 1000) + labels}
 
 
-def _steps(rank: int, store: str, out: str) -> None:
-    """What rank ``rank`` of two counts as sent in one step of each mode."""
-    import torch.distributed as dist
-    from torch import nn
-
-    from alexnet_fast import parallel
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def _steps(ranks: Ranks, out: str) -> int:
+    """What a rank counts as sent in one step of each mode."""
     torch.manual_seed(0)
     whole = AlexNet(10, dropout=0.0, variant="paper")
     images, labels = torch.randn(BATCH, 3, SIDE, SIDE), torch.arange(BATCH)
-    step = parallel.Step(nn.CrossEntropyLoss(reduction="sum"), torch.enable_grad, SIDE)
+    step = Step(nn.CrossEntropyLoss(reduction="sum"), torch.enable_grad, SIDE)
     sent = {}
-    for mode, split_of in parallel.MODES.items():
-        ranks = parallel.Ranks(rank, 2, torch.device("cpu"))
+    for mode, split_of in MODES.items():
         split = split_of(whole, [], ranks, step)
         share, shares = split.loads
         ranks.sent.clear()
         split.train(images[share::shares], labels[share::shares], BATCH, lambda: None)
         sent[mode] = dict(ranks.sent)
-    if rank == 0:
-        with open(out, "w") as file:
-            json.dump(sent, file)
-    dist.destroy_process_group()
+    if ranks.main:
+        Path(out).write_text(json.dumps(sent))
+    return 0
 
 
 def test_two_ranks_count_the_models_bytes(tmp_path):
     out = tmp_path / "sent.json"
-    torch.multiprocessing.spawn(_steps, (str(tmp_path / "store"), str(out)), nprocs=2)
+    assert launch(_steps, (str(out),), 2) == 0
     expected = traffic(AlexNet(10, variant="paper"), BATCH, SIDE)
     assert json.loads(out.read_text()) == {
         mode: {kind: size for kind, size in sizes.items() if size} for mode, sizes in expected.items()
