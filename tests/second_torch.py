@@ -43,7 +43,7 @@ def second_torch(
             if (free := shutil.disk_usage(folder).free / 1e9) < GIGABYTES:
                 pytest.skip(f"a second torch takes {GIGABYTES} GB for a while, and {folder} has {free:.1f}")
             subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-            pip = [folder / "bin" / "pip", "install", "--quiet", "--no-cache-dir"]
+            pip = [folder / "bin" / "pip", "install", "--quiet", "--no-cache-dir", "--no-compile"]
             subprocess.run([*pip, f"torch=={TORCH}", *PEERS, *NEEDS], check=True)
             made.write_text(str((PEERS, NEEDS)))
 
