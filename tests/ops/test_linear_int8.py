@@ -13,8 +13,9 @@ from alexnet_fast.reference.linear_int8 import quantize_weight
 
 from .compare import DTYPES, as_exact, error, saved_bytes
 
-# Rows, inputs, outputs: vectors and not, outputs past a unit, rows past a tile, several pieces of work.
-SHAPES = [(1, 64, 16), (1, 1, 1), (3, 37, 13), (5, 16, 8), (6, 200, 30), (70, 48, 9), (2, 4096, 70)]
+# Rows, inputs, outputs: vectors and not, outputs past a unit, rows past a tile, several pieces of work, inputs past a
+# chunk.
+SHAPES = [(1, 64, 16), (1, 1, 1), (3, 37, 13), (5, 16, 8), (6, 200, 30), (70, 48, 9), (2, 4096, 70), (11, 1100, 13)]
 
 
 def data(rows: int, inputs: int, outputs: int, dtype: torch.dtype, device: str = "cpu") -> list[torch.Tensor]:
@@ -42,6 +43,15 @@ def test_as_exact_as_torch(shape, dtype, backend, device):
         arguments = [None if t is None else t.to(device) for t in (x, weight, scales, added)]
         y = ops.linear_int8(*arguments, backend=backend).cpu()
         assert as_exact(y, peer, exact), (error(y, exact), error(peer, exact))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_rows_bits_do_not_depend_on_their_number(dtype):
+    """Few rows, some, many: each way adds up in the same order."""
+    x, *others = data(11, 1100, 13, dtype)
+    y = ops.linear_int8(x, *others, backend="cpu")
+    assert all(torch.equal(ops.linear_int8(part, *others, backend="cpu"), y[: len(part)]) for part in (x[:1], x[:5]))
+    assert torch.equal(ops.linear_int8(x[3:], *others, backend="cpu"), y[3:])
 
 
 def test_values_that_are_no_numbers(backend, device):
