@@ -4,10 +4,18 @@
 // at 1.7 GHz in the time that 4.3 TB/s take for them. In NHWC a thread computes t and q of its 8 channels and reads 2
 // on either side from shared memory: at size 5 and beta 3/4, sm_90's loop issues 266 instructions for 8 elements, 33
 // and 2 special functions each; it was 302 when every window was added up by itself, and measured were 2,634 GB/s where
-// a copy has 2,844 (55 x 55 pixels, batch 128, one H100 80GB HBM3, 2026-11-27). float32 has twice the bytes. NCHW too
-// computes every t and q once; a chunk of 48 channels (conv1's 96 in two) reads 8 of x and 4 of dy of its neighbours
-// out of L2. Predictions, not measurements: 75% of copy bandwidth in bfloat16, 90% in float32; 75% in NCHW with one
-// pixel a thread.
+// a copy has 2,844 (55 x 55 pixels, batch 128, one H100 80GB HBM3, 2026-11-27). float32 has twice the bytes.
+// Predictions, not measurements: 75% of copy bandwidth in bfloat16, 90% in float32.
+//
+// NCHW with one pixel a thread had 1,762 GB/s in float32: two blocks a multiprocessor, each thread with eight loads of
+// 4 bytes on its way, are 16 KB, where 3.0 TB/s at 0.7 us want 16 and more. Now tiles go through shared memory
+// (common/lrn_planes.cuh): 40 rows of x and 36 of dy for 32 channels of dx, 40 KB a block, and three blocks of up to 80
+// registers. Every t and q is computed once, but for those of 4 channels more a chunk. In a tile of 233 pixels of 55 x
+// 55 planes sm_90's walk issues 212 for 8 elements and 125 before the first, a row that a warp fetches 18, a row that
+// it puts back 33, and a thread some 290 for its place: 54 an element, 72 in float32 with tiles of 121, where one pixel
+// a thread took 54 and 65. 3.0 TB/s leave 57 and 114, 4.3 TB/s leave 40 and 80: bytes bind on an H100, in 16 bits by
+// little, where instructions bind on an H200. Predicted for an H100, not measured: 2.1 TB/s in bfloat16, 2.5 in
+// float32.
 //
 // Considered: saving t forward instead of computing it again. It would cost 2 or 4 more bytes an element each way.
 #include "cuda/common/lrn_bwd.cuh"

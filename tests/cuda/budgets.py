@@ -60,6 +60,15 @@ BUDGETS = [
     Budget("lrn_fwd_nhwc<", 64, 0, (4, 4, 4, 4)),
     # The walk keeps 2 Halo + 4 channels of up to 8 pixels, four or eight of them in flight.
     Budget("lrn_fwd_nchw<", 128, 0, (2, 2, 2, 2)),
+    # Tiles of planes in shared memory: warps enough to compute while others' copies come. What bounds them is how many
+    # instructions they issue, lrn_fwd.cu and lrn_bwd.cu have the arithmetic; windows that are not AlexNet's have a halo
+    # of 8, and code for every power.
+    Budget("lrn_fwd_planes<float, LrnOfFive,", 56, 28 * KB, (4, 3, 3, 4), 560),
+    Budget(r"lrn_fwd_planes<\w+, LrnOfFive,", 56, 28 * KB, (4, 3, 3, 4), 490),
+    Budget("lrn_fwd_planes<", 64, 34 * KB, (4, 2, 2, 4)),
+    Budget("lrn_bwd_planes<float, LrnOfFive>", 80, 40 * KB, (3, 2, 2, 3), 1290),
+    Budget(r"lrn_bwd_planes<\w+, LrnOfFive>", 80, 40 * KB, (3, 2, 2, 3), 1130),
+    Budget("lrn_bwd_planes<", 112, 40 * KB, (2, 2, 2, 2)),
     # x, dy and the pool's gather; q of a block's threads in shared memory, twice, and sums for the bias.
     Budget(r"lrn_bwd_nhwc<\w+, \d, 2,", 72, 24 * KB, (3, 3, 3, 3)),
     Budget("lrn_bwd_nhwc<", 96, 24 * KB, (2, 2, 2, 2)),
@@ -141,7 +150,7 @@ def wanted_instructions(kernel: Kernel) -> list[str]:
         return [r"LDG\.E\.128(\.CONSTANT)?"] if kernel.arguments[1] == "16" else []
     if kernel.family in ("lpips_fwd", "lpips_weight"):  # which write a number a pixel, or a channel
         return [rf"LDG?\.E\.{8 * kernel.vector}(\.CONSTANT)?"] if kernel.vector == 16 else []
-    if kernel.family == "pool_bwd_planes":
+    if kernel.family in ("pool_bwd_planes", "lrn_fwd_planes", "lrn_bwd_planes"):
         return BY_16_BYTES
     maxima = []
     of_two, of_three = r"HMNMX2(\.BF16_V2)?\.NAN", r"VIMNMX3\.S16x2\.RELU"  # sm_90 has these, where there is no sign

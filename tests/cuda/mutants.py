@@ -73,6 +73,41 @@ MUTANTS = [
         "c + i <= walk.end)",
     ),
     Mutant(
+        "lrn_fwd",
+        "a row of a tile lacks its last element",
+        "common/lrn_planes.cuh",
+        "tail + lane - head; pixel < width)",
+        "tail + lane - head; pixel < width - 1)",
+    ),
+    Mutant(
+        "lrn_fwd",
+        "a tile's last channels have neighbours beyond their group",
+        "common/lrn_planes.cuh",
+        "clear(beyond, first + count);",
+        "clear(beyond + 1, first + count);",
+    ),
+    Mutant(
+        "lrn_fwd",
+        "vectors of a tile begin before the tensor",
+        "common/lrn_planes.cuh",
+        "if (from < 0 || from",
+        "if (from < -V || from",
+    ),
+    Mutant(
+        "lrn_bwd",
+        "tiles are copied out before all of their pixels are there",
+        "common/lrn_bwd.cuh",
+        "__syncthreads();\n  tile.put(dx_rows,",
+        "tile.put(dx_rows,",
+    ),
+    Mutant(
+        "lrn_bwd",
+        "the walk over a tile begins a step late",
+        "common/lrn_bwd.cuh",
+        "while (c < tile.begin) {",
+        "while (c + Halo < tile.begin) {",
+    ),
+    Mutant(
         "max_pool_fwd", "of equal elements the last wins", "common/pool.cuh", "candidate > value", "candidate >= value"
     ),
     Mutant(

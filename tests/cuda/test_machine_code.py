@@ -71,6 +71,8 @@ def one(built: list[Kernel], name: str) -> Kernel:
         ("pool_fwd_packed<bf16, 8", {"instructions": "HMNMX2"}, "no instruction HMNMX2"),
         ("pool_fwd_planes<bf16", {"instructions": "LDGSTS"}, "no instruction LDGSTS"),
         ("pool_bwd_planes<float", {"instructions": "STG"}, "no instruction STG"),
+        ("lrn_fwd_planes<bf16, LrnOfFive", {"instructions": "LDGSTS"}, "no instruction LDGSTS"),
+        ("lrn_bwd_planes<bf16, LrnOfFive", {"registers": 81}, "81 registers, budget 80"),
         ("pool_fwd_packed<bf16, 8, 2, true", {"registers": 65}, "3 blocks fit a multiprocessor, budget 4"),
         (HOPPER, {"instructions": "HGMMA"}, "no instruction HGMMA"),
         (HOPPER, {"instructions": "UTMALDG"}, "no instruction UTMALDG"),

@@ -68,6 +68,7 @@ def test_misaligned_tensors(stem, kind):
     "sample",
     [
         lrn("several blocks of one wave", (1, 40, 3, 7), 5, alpha=0.02),
+        lrn("tiles of planes", (1, 60, 5, 13), 5, alpha=0.02),
         max_pool("overlapping", (1, 24, 7, 9), 3, 2),
         epilogue("sums over blocks", (1, 24, 5, 6)),
         epilogue("pool", (1, 24, 7, 9), pool=Pool(3, 2)),
@@ -154,6 +155,40 @@ def test_planes_in_shared_memory(dtype, kind):
     run_and_check(kind, some)
 
 
+def lrn_planes(dtype: torch.dtype) -> list[Task]:
+    """What LRN's kernels over tiles of NCHW planes take: all remainders of a plane by 16 bytes, tiles of a plane and
+    chunks of a group, windows of AlexNet's kind and of others. All tensors begin alike within 16 bytes, at every place;
+    then x elsewhere, and then each."""
+    found, some = [], []
+    for shape, size, more in (
+        ((2, 12, 1, 65), 5, {}),
+        ((1, 6, 6, 11), 5, {"k": 2.0}),
+        ((1, 5, 1, 67), 4, {}),
+        ((2, 3, 4, 17), 5, {}),  # fewer channels than a window has
+        ((1, 9, 3, 23), 16, {}),
+        ((1, 24, 7, 10), 5, {"groups": 2}),
+        ((1, 10, 1, 71), 3, {"beta": 0.5}),
+        ((1, 8, 8, 9), 5, {"beta": 0.6, "k": 0.5}),
+        ((1, 104, 9, 29), 5, {}),
+        ((1, 66, 11, 23), 9, {"groups": 2, "beta": 1.0}),
+        ((2, 1, 55, 55), 5, {}),
+        ((1, 1, 1, 15501), 5, {}),  # in float32 the last tile has one pixel
+    ):
+        some += of(lrn("planes", shape, size, **{"alpha": 0.02, "k": 1.0, **more}), dtype, False)
+    for number, task in enumerate(some):
+        tensors = {**task.case.inputs, **task.case.outputs}
+        for moved in ((0, 0, 0), (1, 0, 0), (0, 1, 2)):
+            offsets = {key: (number + n) * dtype.itemsize % 16 for key, n in zip(tensors, moved, strict=False)}
+            found.append(replace(task, case=replace(task.case, offsets=offsets)))
+    return found
+
+
+@each_build
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_lrn_of_planes_in_shared_memory(dtype, kind):
+    run_and_check(kind, lrn_planes(dtype))
+
+
 # ---- Special values --------------------------------------------------------------------------------------------------
 
 
@@ -166,10 +201,11 @@ def single(launcher: str, task: Task, **inputs: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("channels", [16, 13])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_nan_stays_within_its_windows(channels, channels_last, groups):
+@pytest.mark.parametrize("pixels", [(2, 3), (5, 13)], ids=["few pixels", "a tile of a plane"])
+def test_nan_stays_within_its_windows(pixels, channels, channels_last, groups):
     """A NaN or infinity reaches the channels whose windows hold it, backward twice as far; never another group."""
     channels *= groups
-    sample = lrn("", (1, channels, 2, 3), 5, alpha=0.02, groups=groups)
+    sample = lrn("", (1, channels, *pixels), 5, alpha=0.02, groups=groups)
     forward, backward = of(sample, torch.float32, channels_last)
     group = channels // groups
     for place, value in product((0, group - 1, group // 2), (torch.nan, torch.inf)):
@@ -192,6 +228,17 @@ def test_nan_stays_within_its_windows(channels, channels_last, groups):
             )
         assert y[~here].isfinite().all()
         assert dx[~here].isfinite().all()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("pixels", [(2, 3), (5, 13)], ids=["few pixels", "a tile of a plane"])
+def test_nothing_comes_back_from_beyond_a_group(pixels, channels_last):
+    """With k = 0 and zeros at a group's ends t is 0 beyond them, where no window is, and nowhere within."""
+    sample = lrn("", (1, 26, *pixels), 5, alpha=0.02, k=0.0, groups=2)
+    _, backward = of(sample, torch.float32, channels_last)
+    x = backward.case.inputs["x"].clone()
+    x[:, [0, 1, 11, 12, 13, 14, 24, 25]] = 0
+    assert single("lrn_bwd", backward, x=x)["dx"].isfinite().all()
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -10,13 +10,13 @@
 // channels alone; the threads of a pixel show each other theirs in shared memory, one barrier a pixel. (Computing q of
 // the halo as well needs no barrier, but half as much arithmetic again at V = 8 and size 5, and where dy comes through
 // a pool three gathers for one.) NCHW: as forward, a walk through channels, with x, t^-beta dy and q of the last ones
-// in registers.
+// in registers; in shared memory, where neither a mask nor a pool is asked for.
 //
 // Gradient: where dy comes from (a tensor, or gathered through a pool). kRectified: x is a ReLU's output, whose
 // gradient is masked, and summed for the bias.
 #pragma once
 
-#include "cuda/common/lrn_walk.cuh"
+#include "cuda/common/lrn_planes.cuh"
 #include "cuda/common/source.cuh"
 #include "cuda/common/sums.cuh"
 
@@ -284,7 +284,115 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
+// ---------------------------------------------------------------- NCHW, in shared memory
+
+// In shared memory: rows of x, channels begin - 2 Halo and on, and of dy from begin - Halo on, which dx takes the place
+// of.
+template <class T, class L>
+struct BackwardTiles : PlaneTiles {
+  static constexpr int32_t kHalo = kTiledHalo<L>;
+  int32_t dy_at, bytes_of_both;
+
+  BackwardTiles(const LrnShape& shape, int64_t groups)
+      : PlaneTiles(shape, groups, sizeof(T), 32, [](int64_t chunk) { return 2 * chunk + 6 * kHalo; }),
+        dy_at(bytes(chunk + 4 * kHalo, sizeof(T))),
+        bytes_of_both(dy_at + bytes(chunk + 2 * kHalo, sizeof(T))) {}
+};
+
+template <class T, class L>
+__global__ void __launch_bounds__(kThreads, kTiledBlocks<L>)
+    lrn_bwd_planes(const T* __restrict__ x, const T* __restrict__ dy, T* __restrict__ dx, BackwardTiles<T, L> tiles,
+                   L lrn) {
+  constexpr int Halo = kTiledHalo<L>, kStep = PlaneTiles::kStep;
+  const PlaneTile tile(tiles);
+  const int32_t stride = tiles.stride, channels = ceil_div(tile.channels(), kStep) * kStep;
+  T* const x_rows = place_run(dynamic_shared(), x + tile.offset(tile.begin - 2 * Halo));
+  T* const dy_rows = place_run(dynamic_shared() + tiles.dy_at, dy + tile.offset(tile.begin - Halo));
+  T* const dx_rows = dy_rows + Halo * stride;
+  tile.fetch(x_rows, x, tile.begin - 2 * Halo, channels + 4 * Halo);
+  tile.fetch(dy_rows, dy, tile.begin - Halo, channels + 2 * Halo);
+  await_runs();
+  if (static_cast<int32_t>(threadIdx.x) < tile.width) {
+    T* next_x = x_rows + threadIdx.x;
+    T* next_dy = dy_rows + threadIdx.x;
+    T* here = dx_rows + threadIdx.x;
+    // At channel c: x of channels c and on, q of channels c - Halo and on, a = dy t^-beta of channels c and on.
+    float values[2 * Halo + kStep], q[2 * Halo + kStep] = {}, a[Halo + kStep] = {};
+    int32_t c = tile.begin - 2 * Halo;
+#pragma unroll
+    for (int i = 0; i < 2 * Halo; ++i, next_x += stride) {
+      values[i] = to_float(*next_x);
+    }
+    // Goes on by N channels, and writes dx of them unless they are still before the chunk: the walk begins so early
+    // that q is complete when the first dx is due.
+    const auto step = [&](auto number, auto is_within, auto is_writing) {
+      constexpr int N = decltype(number)::value;
+      float x_of[2 * Halo + N], t[N], w[N], reciprocal[N];
+#pragma unroll
+      for (int i = 0; i < N; ++i, next_x += stride) {
+        values[2 * Halo + i] = to_float(*next_x);
+      }
+#pragma unroll
+      for (int i = 0; i < 2 * Halo + N; ++i) {
+        x_of[i] = values[i];
+      }
+      scales<Halo>(x_of, lrn, t);
+      inverse_power<T>(t, lrn, w, reciprocal);
+#pragma unroll
+      for (int i = 0; i < N; ++i, next_dy += stride) {
+        a[Halo + i] = to_float(*next_dy) * w[i];
+        q[2 * Halo + i] = a[Halo + i] * x_of[Halo + i] * reciprocal[i];
+        // Beyond the group's ends there is no q, whatever its t: a NaN within must not come back from there.
+        if (!decltype(is_within)::value && !tile.has(c + Halo + i)) {
+          q[2 * Halo + i] = 0;
+        }
+      }
+      if constexpr (decltype(is_writing)::value) {
+        float sum[kStep];
+        window_sums<Halo>(q, lrn.after, lrn.before, sum);
+#pragma unroll
+        for (int i = 0; i < kStep; ++i, here += stride) {
+          from_float(fmaf(-lrn.slope * values[i], sum[i], a[i]), *here);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 2 * Halo; ++i) {
+        values[i] = values[i + N];
+        q[i] = q[i + N];
+      }
+#pragma unroll
+      for (int i = 0; i < Halo; ++i) {
+        a[i] = a[i + N];
+      }
+      c += N;
+    };
+    constexpr int kBefore = 2 * Halo < kStep ? 2 * Halo : kStep;
+    while (c < tile.begin) {
+      step(std::integral_constant<int, kBefore>{}, std::false_type{}, std::false_type{});
+    }
+    while (c + kStep + Halo <= tiles.group_channels && c < tile.end) {
+      step(std::integral_constant<int, kStep>{}, std::true_type{}, std::true_type{});
+    }
+    while (c < tile.end) {
+      step(std::integral_constant<int, kStep>{}, std::false_type{}, std::true_type{});
+    }
+  }
+  __syncthreads();
+  tile.put(dx_rows, dx);
+}
+
 // ---------------------------------------------------------------- launch
+
+template <class T>
+int launch_lrn_bwd_planes(const LrnShape& shape, const LrnWindow& window, const T* x, const T* dy, T* dx,
+                          void* stream) {
+  return with_tiled_lrn(window, [&](auto lrn) {
+    using L = decltype(lrn);
+    const BackwardTiles<T, L> tiles(shape, window.groups);
+    return launch<lrn_bwd_planes<T, L>>(tiles.grid(), tiles.block(), tiles.bytes_of_both, stream, x, dy, dx, tiles,
+                                        lrn);
+  });
+}
 
 // How many neighbours in memory a thread owns: 16 bytes of channels in NHWC, 8 of pixels in NCHW (x of 12 channels and
 // 14 float32 sums a pixel are 112 registers at 4 pixels, and would be 168 at 8), or one.
@@ -337,7 +445,12 @@ int launch_lrn_bwd(const LrnShape& shape, const LrnWindow& window, const LrnBack
       return vector ? launch_lrn_bwd_nhwc<T, kVector<T>, Halo, kRectified>(shape, window, p, gradient, stream)
                     : launch_lrn_bwd_nhwc<T, 1, kWidestHalo, kRectified>(shape, window, p, gradient, stream);
     }
-    if constexpr (Halo == 2 && std::is_same_v<Gradient, PlainGradient<T>>) {
+    if constexpr (!kRectified) {
+      if (PlaneTiles::take(shape) && alike_in_16(p.dx, gradient.dy)) {
+        return launch_lrn_bwd_planes<T>(shape, window, p.x, gradient.dy, p.dx, stream);
+      }
+    }
+    if constexpr (kRectified && Halo == 2 && std::is_same_v<Gradient, PlainGradient<T>>) {
       if (vector) {
         return launch_lrn_bwd_nchw<T, kVector<T> / 2, Halo, kRectified>(shape, window, p, gradient, stream);
       }

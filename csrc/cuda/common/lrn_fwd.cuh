@@ -7,10 +7,11 @@
 //
 // NCHW: a thread owns V pixels and walks through a chunk of channels, kStep at a time, all kStep loads in flight
 // together; the last 2 Halo channels stay in registers from step to step. A chunk reads Halo channels of the chunk on
-// either side, out of L2, since the blocks of one image's pixels are neighbours in the grid.
+// either side, out of L2, since the blocks of one image's pixels are neighbours in the grid. Planes that are no
+// multiple of 16 bytes are walked through in shared memory.
 #pragma once
 
-#include "cuda/common/lrn_walk.cuh"
+#include "cuda/common/lrn_planes.cuh"
 #include "cuda/common/source.cuh"
 
 namespace alexnet_fast::cuda {
@@ -133,7 +134,62 @@ __global__ void __launch_bounds__(kThreads, 2)
                             columns.group_channels, lrn, visit);
 }
 
+// ---------------------------------------------------------------- NCHW, in shared memory
+
+template <class T, class L, class Source>
+__global__ void __launch_bounds__(kThreads, 4)
+    lrn_fwd_planes(Source source, T* __restrict__ y, PlaneTiles tiles, L lrn) {
+  constexpr int Halo = kTiledHalo<L>, kStep = PlaneTiles::kStep;
+  const PlaneTile tile(tiles);
+  const int32_t first = tile.begin - Halo, stride = tiles.stride;
+  T* const x = place_run(dynamic_shared(), source.tensor() + tile.offset(first));
+  T* const own = x + Halo * stride;
+  tile.fetch(x, source.tensor(), first, ceil_div(tile.channels(), kStep) * kStep + 2 * Halo);
+  await_runs();
+  if (static_cast<int32_t>(threadIdx.x) < tile.width) {
+    T* ahead = x + threadIdx.x;
+    T* here = own + threadIdx.x;
+    float window[2 * Halo + kStep];  // channels c - Halo ... c + kStep + Halo - 1
+#pragma unroll
+    for (int i = 0; i < 2 * Halo; ++i, ahead += stride) {
+      window[i] = to_float(*ahead);
+    }
+#pragma unroll 1
+    for (int32_t c = tile.begin; c < tile.end; c += kStep) {
+#pragma unroll
+      for (int i = 0; i < kStep; ++i, ahead += stride) {
+        window[2 * Halo + i] = to_float(*ahead);
+      }
+      float t[kStep], w[kStep];
+      scales<Halo>(window, lrn, t);
+      inverse_power<T>(t, lrn, w);
+#pragma unroll
+      for (int i = 0; i < kStep; ++i, here += stride) {
+        from_float(w[i] * window[Halo + i], *here);
+      }
+#pragma unroll
+      for (int i = 0; i < 2 * Halo; ++i) {
+        window[i] = window[i + kStep];
+      }
+    }
+  }
+  __syncthreads();
+  tile.put(own, y);
+}
+
 // ---------------------------------------------------------------- launch
+
+template <class T, class Source>
+int launch_lrn_fwd_planes(const LrnShape& shape, const LrnWindow& window, const Source& source, T* y, void* stream) {
+  return with_tiled_lrn(window, [&](auto lrn) {
+    using L = decltype(lrn);
+    const auto rows = [](int64_t chunk) { return chunk + 2 * kTiledHalo<L>; };
+    constexpr int kLongestChunk = 48;
+    const PlaneTiles tiles(shape, window.groups, sizeof(T), kLongestChunk, rows);
+    return launch<lrn_fwd_planes<T, L, Source>>(tiles.grid(), tiles.block(), tiles.bytes(rows(tiles.chunk), sizeof(T)),
+                                                stream, source, y, tiles, lrn);
+  });
+}
 
 template <class T, int V, int Halo, class Source>
 int launch_lrn_fwd_nhwc(const LrnShape& shape, const LrnWindow& window, const Source& source, T* y, void* stream) {
@@ -166,6 +222,11 @@ int launch_lrn_fwd(const LrnShape& shape, const LrnWindow& window, const NhwcSou
     if constexpr (Halo == 2) {  // 20 channels of 8 pixels would take 150 registers
       if (vector) {
         return launch_lrn_fwd_nchw<T, V, Halo>(shape, window, nchw, y, stream);
+      }
+    }
+    if constexpr (!NchwSource::kRectified) {
+      if (PlaneTiles::take(shape) && alike_in_16(nchw.tensor(), y)) {
+        return launch_lrn_fwd_planes<T>(shape, window, nchw, y, stream);
       }
     }
     return launch_lrn_fwd_nchw<T, 1, Halo>(shape, window, nchw, y, stream);
