@@ -5,7 +5,8 @@
 
 Inputs and sums stay floating-point, so nothing has to be calibrated: a weight is off by s_k / 2 at most. It pays where
 reading weights takes the time, with one row or a few: fc6 to fc8 are 96% of AlexNet's bytes, and a row reads all of
-them. Kernels turn int8 into float32 in registers; 16-bit inputs are added up in float32 and rounded once.
+them. Kernels turn int8 into float32 in registers; 16-bit inputs are added up in float32 and rounded once. From 65 rows
+on, CPUs turn 256 outputs' weights at a time into floats, for PyTorch's own product: 1 kB for each input feature.
 
 Weights and scales have no gradient. With g = ∂L/∂y, ∂L/∂x_nc = Σ_k g_nk s_k q_kc by torch's own product, and ∂L/∂b is
 g's sum over rows. Saved for backward: q and s, which the net keeps anyway.

@@ -10,12 +10,14 @@ from torch import nn
 from alexnet_fast import AlexNet, FusedSequential, features, ops
 from alexnet_fast.nn import Int8Linear, weight_only_int8
 from alexnet_fast.reference.linear_int8 import quantize_weight
+from benchmarks.memory import peak_bytes
 
 from .compare import DTYPES, as_exact, error, saved_bytes
 
 # Rows, inputs, outputs: vectors and not, outputs past a unit, rows past a tile, several pieces of work, inputs past a
-# chunk.
-SHAPES = [(1, 64, 16), (1, 1, 1), (3, 37, 13), (5, 16, 8), (6, 200, 30), (70, 48, 9), (2, 4096, 70), (11, 1100, 13)]
+# chunk; from 65 rows on by the library's product on a CPU, of 256 outputs at a time.
+SHAPES = [(1, 64, 16), (1, 1, 1), (3, 37, 13), (5, 16, 8), (6, 200, 30), (70, 48, 9), (2, 4096, 70)]
+SHAPES += [(11, 1100, 13), (22, 48, 9), (65, 33, 600)]
 
 
 def data(rows: int, inputs: int, outputs: int, dtype: torch.dtype, device: str = "cpu") -> list[torch.Tensor]:
@@ -54,9 +56,10 @@ def test_a_rows_bits_do_not_depend_on_their_number(dtype):
     assert torch.equal(ops.linear_int8(x[3:], *others, backend="cpu"), y[3:])
 
 
-def test_values_that_are_no_numbers(backend, device):
+@pytest.mark.parametrize("rows", [3, 20, 70])
+def test_values_that_are_no_numbers(rows, backend, device):
     """NaN and infinity stay in their row, and are there whatever the weight."""
-    x, weight, scales, bias = data(3, 40, 10, torch.float32, device)
+    x, weight, scales, bias = data(rows, 40, 10, torch.float32, device)
     x[1, 39] = torch.nan
     x[2, 0] = torch.inf
     y = ops.linear_int8(x, weight, scales, bias, backend=backend)
@@ -109,6 +112,14 @@ def test_saves_the_weights_alone():
     x, weight, scales, bias = data(64, 20, 6, torch.float32)
     saved = saved_bytes(lambda: ops.linear_int8(x.requires_grad_(), weight, scales, bias, backend="cpu"))
     assert saved == weight.numel() + 4 * scales.numel()
+
+
+def test_many_rows_take_the_memory_of_a_block():
+    """Of 2048 outputs, the floats of 256 at a time, beside the result; 16 bits are added up in float32."""
+    for dtype, bytes_of_rows in ((torch.float32, 4 * 2048), (torch.bfloat16, (2 + 4) * 2048 + 4 * 1024)):
+        arguments = data(96, 1024, 2048, dtype)
+        peak = peak_bytes(lambda arguments=arguments: ops.linear_int8(*arguments, backend="cpu"), "cpu")
+        assert peak <= 96 * bytes_of_rows + 4 * (256 * 1024 + 2048) + 4096
 
 
 def test_quantize_weight():
