@@ -55,6 +55,8 @@ def cases() -> list[Case]:
     found = [task.case for stem in STEMS for task in tasks(stem, 150)]
     vectors = (
         lrn("vectors in both layouts", (1, 16, 4, 4), 5),
+        lrn("tiles of planes", (1, 16, 9, 9), 5),
+        lrn("and any window", (1, 16, 9, 9), 3),
         epilogue("and", (1, 16, 4, 4), lrn=LRN(5)),
         epilogue("and", (1, 16, 7, 7), lrn=LRN(5), pool=Pool(3, 2)),
         lpips_layer("and", (2, 16, 4, 4)),
