@@ -49,7 +49,7 @@ def test_as_exact_as_torch(shape, dtype, backend, device):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_rows_bits_do_not_depend_on_their_number(dtype):
-    """Few rows, some, many: each way adds up in the same order."""
+    """Few rows, some, many, each of the kernel's ways: they add up in the same order."""
     x, *others = data(11, 1100, 13, dtype)
     y = ops.linear_int8(x, *others, backend="cpu")
     assert all(torch.equal(ops.linear_int8(part, *others, backend="cpu"), y[: len(part)]) for part in (x[:1], x[:5]))
