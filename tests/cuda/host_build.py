@@ -123,6 +123,8 @@ def build(
     ``changed`` maps a kernel file's name below csrc/cuda, with :: for / and no suffix, to another csrc/ from which it
     alone is compiled, headers and all."""
     kernels = kernel_files() if kernels is None else kernels
+    # First what is changed: of a header's functions that several files have, the linker takes the first file's.
+    kernels = sorted(kernels, key=lambda source: unit(source) not in (changed or {}))
     sources = [*kernels, main or CSRC / "host_simt/runner.cpp", *runtime_files(kind)]
 
     def compile_one(source: Path) -> Path:
