@@ -20,6 +20,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
+from itertools import chain
 from pathlib import Path
 
 import pybind11
@@ -36,7 +37,8 @@ ISAS = {"baseline": []} | ({"avx2": AVX2, "avx512": AVX512} if platform.machine(
 SANITIZE = os.environ.get("ALEXNET_FAST_SANITIZE")
 SANITIZERS = [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-g1", "-O1"] if SANITIZE else []
 
-ARCHITECTURES = ["80", "86", "89", "90"]
+# By virtual architecture, whose PTX serves all of its processors: of what they differ in, the kernels use what 90 has.
+ARCHITECTURES = {"80": ["80", "86", "89"], "90": ["90"]}
 HOPPER = "90a"  # with wgmma, for compute capability 9.0 and no other
 COMMON = ["-std=c++17", "-O3", "-Icsrc"]
 HOST = [*COMMON, "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-fno-math-errno", "-fno-trapping-math"]
@@ -85,10 +87,11 @@ class Build(build_ext):
             isas = {"": []} if source.endswith("dispatch.cpp") else ISAS
             jobs += [(source, isa, [cxx, *HOST, *flags, f"-DALEXNET_FAST_ISA={isa}"]) for isa, flags in isas.items()]
         if nvcc:
-            targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
-            targets += [f"-gencode=arch=compute_{ARCHITECTURES[-1]},code=compute_{ARCHITECTURES[-1]}"]
+            codes = {virtual: [f"sm_{real}" for real in reals] for virtual, reals in ARCHITECTURES.items()}
+            names = f'-DALEXNET_FAST_ARCHITECTURES="{" ".join(chain(*codes.values(), [f"sm_{HOPPER}"]))}"'
+            codes["90"].append("compute_90")  # cards to come compile this when they are first used
+            targets = [f"-gencode=arch=compute_{virtual},code=[{','.join(code)}]" for virtual, code in codes.items()]
             strict = ["-Werror=all-warnings", "-Xptxas=-warn-spills,-Werror", "-Xcompiler=-fPIC,-fvisibility=hidden"]
-            names = f'-DALEXNET_FAST_ARCHITECTURES="{" ".join(f"sm_{a}" for a in [*ARCHITECTURES, HOPPER])}"'
             jobs += [(s, "cuda", [nvcc, *COMMON, *strict, *targets, names]) for s in glob("csrc/cuda/*.cu")]
             targets = [f"-gencode=arch=compute_{HOPPER},code=sm_{HOPPER}"]
             jobs += [(s, "cuda", [nvcc, *COMMON, *strict, *targets]) for s in glob("csrc/cuda/sm90/*.cu")]
@@ -101,7 +104,8 @@ class Build(build_ext):
                 command.append(f'-DALEXNET_FAST_SOURCES="{sources}"')
 
         # An object serves until its command, its compiler or a file that it was made from changes, whether pip builds
-        # the clone in isolation or in place.
+        # the clone in isolation or in place: headers of others, wherever they lie, are known by their versions.
+        others = f"Python {sys.version}, torch {torch.__version__}, pybind11 {pybind11.__version__}"
         versions = {
             compiler: subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
             for compiler in {command[0] for _, _, command in jobs}
@@ -112,11 +116,11 @@ class Build(build_ext):
             target = Path("build/objects", variant, source).with_suffix(".o")
             target.parent.mkdir(parents=True, exist_ok=True)
             read, made = target.with_suffix(".d"), target.with_suffix(".txt")  # headers; the command that succeeded
-            told = "\n".join([*command, versions[command[0]]])
+            told = "\n".join([*(word for word in command if word not in includes), versions[command[0]], others])
             if is_current(target, read, made, told):
                 return str(target)
             began = time.time_ns()
-            command = [*command, "-c", source, "-o", str(target), "-MD", "-MF", str(read)]
+            command = [*command, "-c", source, "-o", str(target), "-MMD", "-MF", str(read)]
             done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
             sys.stderr.write(done.stderr)
             # ptxas only mentions it where it lets every wgmma wait for the one before (C7510 and its like).

@@ -161,7 +161,8 @@ def build(root: Path, word: str) -> tuple[bytes, int]:
 
 
 def test_an_object_serves_until_something_it_was_made_of_changes(small_clone, monkeypatch):
-    """A header, the command, or what the compiler says of its version. A library in place is linked anew then."""
+    """A header, the command, or what the compiler says of its version; of others' headers the version, not the place. A
+    library in place is linked anew then."""
     first, at_first = build(small_clone, "earlier")
     assert b"earlier" in first
     assert build(small_clone, "earlier")[1] == at_first
@@ -173,7 +174,11 @@ def test_an_object_serves_until_something_it_was_made_of_changes(small_clone, mo
     for version in "112":
         monkeypatch.setenv("VERSION", version)
         times.append(build(small_clone, "later")[1])
-    assert later < times[0] == times[1] < times[2]
+    monkeypatch.setattr("pybind11.get_include", lambda: str(small_clone / "elsewhere"))
+    times.append(build(small_clone, "later")[1])
+    monkeypatch.setattr(torch, "__version__", "3.0")
+    times.append(build(small_clone, "later")[1])
+    assert later < times[0] == times[1] < times[2] == times[3] < times[4]
 
 
 # ---- Clone, sdist, wheel -------------------------------------------------------------------------------------------

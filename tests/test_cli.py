@@ -506,7 +506,7 @@ def _hear() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.mark.parametrize("nproc", [1, 2])
+@pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.soak)])
 def test_too_many_bad_files_stop_the_run_with_one_line(command, tmp_path: Path, nproc: int):
     """The share is known once a batch is read, so the run has begun: it keeps a checkpoint to go on from."""
     data = _too_many_bad(write_folder(tmp_path / "set", 4, 1))

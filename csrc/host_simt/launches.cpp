@@ -42,11 +42,12 @@ void expect(const Launch& launch, const char* what, int64_t value, int64_t most,
   }
 }
 
-// Tells tests which kernels were launched, how: a line for each difference, in the file that HOST_SIMT_LAUNCHES names.
-void note(const Launch& launch) {
+}  // namespace
+
+bool is_only_named(const Launch& launch) {
   static const char* path = std::getenv("HOST_SIMT_LAUNCHES");
   if (path == nullptr) {
-    return;
+    return false;
   }
   static std::set<std::string> noted;
   const std::string line = std::string(launch.kernel) + "\t" +
@@ -59,9 +60,8 @@ void note(const Launch& launch) {
       std::exit(1);
     }
   }
+  return true;
 }
-
-}  // namespace
 
 void set_architecture(int architecture) { architecture_now = architecture; }
 
@@ -86,7 +86,6 @@ void expect_launchable(const Launch& launch) {
     refuse(launch.kernel, launch.block,
            "it is for sm_" + std::to_string(launch.only) + ", not for sm_" + std::to_string(architecture_now));
   }
-  note(launch);
 }
 
 void remember_static(const Launch& launch, size_t bytes) {

@@ -115,6 +115,10 @@ void report_line(const void* code);
 // Faults on what limits.h refuses.
 void expect_launchable(const Launch& launch);
 
+// Whether the environment's HOST_SIMT_LAUNCHES names a file. Tests find there which kernels were launched, how, a line
+// for each difference, and nothing is run.
+bool is_only_named(const Launch& launch);
+
 // The static shared memory that a run of the launch's kernel has shown.
 void remember_static(const Launch& launch, size_t bytes);
 

@@ -53,8 +53,9 @@ def _wait_for_checkpoint(run: Path, seconds: float) -> None:
     ("nproc", "victim", "step"),
     [
         (1, "run", 5),
-        (2, "launcher", 14),
-        pytest.param(3, "rank", 4, marks=pytest.mark.soak),  # thirteen processes, each of which imports torch
+        # Nine and thirteen processes, each of which imports torch.
+        pytest.param(2, "launcher", 14, marks=pytest.mark.soak),
+        pytest.param(3, "rank", 4, marks=pytest.mark.soak),
     ],
 )
 def test_killed_then_resumed(tmp_path: Path, undisturbed, nproc: int, victim: str, step: int):
@@ -115,7 +116,7 @@ def _folder_run(tmp_path: Path, **given: object) -> subprocess.Popen:
     return runs.start(tmp_path / "run", **{**options, **given})
 
 
-@pytest.mark.parametrize("nproc", [1, 2])
+@pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.soak)])
 def test_a_second_signal_kills_also_while_a_loader_worker_is_stopped(tmp_path: Path, nproc: int):
     process = _folder_run(tmp_path, nproc=nproc)
     runs.wait_for_step(tmp_path / "run", 2, process)
