@@ -170,8 +170,7 @@ void define_forms(py::module_& m) {
       [](std::vector<py::object> asked, py::object kind) {
         return function_of(FIND_KEPT, new Finder{std::move(asked), std::move(kind)});
       },
-      "A function of a dictionary and a tensor of type `kind` that finds what is kept there for the tensor's form; "
-      "see\n"
+      "A function of a dictionary and a tensor of type `kind`: what is kept there for its form; see\n"
       "alexnet_fast.nn.runs.",
       py::arg("asked"), py::arg("kind"));
 }
