@@ -474,6 +474,7 @@ def test_a_guard_holds_until_its_entry_changes(what, owner, key, expected, chang
     assert guard.holds()
     change(owner)
     assert not guard.holds()
+    assert not guard.holds()  # it has not become the usual
 
 
 def test_a_guard_sees_each_of_a_dictionary_s_entries():
