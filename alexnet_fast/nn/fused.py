@@ -17,6 +17,8 @@ import torch.nn.functional as F
 import torch.onnx
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
+from torch.jit import is_scripting
 from torch.nn.modules import module as torch_module
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
@@ -223,11 +225,13 @@ def _looked_at() -> int:
 dispatch_modes, function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
 autocasts, transforms = torch._C._is_any_autocast_enabled, torch._C._are_functorch_transforms_active
 traces = torch._C._is_tracing
+LOOKS = [dispatch_modes, function_modes, autocasts, transforms, traces]
 Is = _C.Is
 # What _one_by_one() and _kind() read that is not a module's.
 EVERYWHERE = [
     *((Is.empty, vars(torch_module), f"_global_{name}_hooks", None) for name in GLOBAL_HOOKS),
     (Is.object, vars(forward_ad), "_current_level", -1),
+    (Is.object, vars(torch.compiler), "_is_compiling_flag", False),
     *((Is.object, vars(F), function.__name__, function) for function in FUNCTIONS),
     (Is.attribute, nn.Module, "__call__", CALL),
     (Is.attribute, nn.Conv2d, "_conv_forward", CONV_FORWARD),
@@ -280,7 +284,7 @@ class Plan:
     """What a FusedSequential does, and a guard that holds while it is what it should do."""
 
     def __init__(self, modules: dict[str, nn.Module]) -> None:
-        self.modules, self.guard = modules, _C.Guard()
+        self.modules, self.guard = modules, _C.Guard(LOOKS)
         self.holds = self.guard.holds
         members = tuple(modules.values())
         self.guard.add(Is.values, modules, None, members)
@@ -369,7 +373,7 @@ class FusedSequential(nn.Sequential):
         return "Sequential"  # a net's repr stays as it was; fusion_report() says what is fused
 
     def forward(self, input):  # unannotated, as torch.jit.script wants a Sequential's
-        if torch.jit.is_scripting():
+        if is_scripting():
             for module in self:
                 input = module(input)
             return input
@@ -378,10 +382,12 @@ class FusedSequential(nn.Sequential):
 
     @torch.jit.unused
     def _fused(self, input: Any) -> Any:
-        if torch.compiler.is_compiling() or _looked_at():
+        if is_dynamo_compiling():
             return self._as_it_is(input)
         plan = self.__dict__.get("_plan")
         if plan is None or plan.modules is not self._modules or not plan.holds():
+            if torch.compiler.is_compiling() or _looked_at():
+                return self._as_it_is(input)
             if _one_by_one():
                 return super().forward(input)
             plan = self.__dict__["_plan"] = Plan(self._modules)

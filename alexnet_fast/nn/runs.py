@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alexnet_fast import backends, ops
+from alexnet_fast import _C, backends, ops
 from alexnet_fast.nn import packed
 from alexnet_fast.ops import convolution
 from alexnet_fast.ops.arguments import FLOATS
@@ -31,13 +31,16 @@ MOST_FORMS = 64
 MOST_TENSORS = 63  # input and parameters: the bits of `wanted`
 
 
+find = _C.finder([torch.is_grad_enabled, torch._C._get_mkldnn_enabled, backends.current], Tensor)
+
+
 class Run(Native):
     """The layers that a succession of ``count`` runs of modules is, with the modules' ``parameters``, and the packed
     ``copies`` among them with the weights and modules that these are of."""
 
     def __init__(self, layers: list[Layer], shapes: list, parameters: list[Tensor], copies: list, count: int):
         super().__init__(layers, shapes, [p.shape for p in parameters])
-        self.parameters, self.copies, self.count = parameters, copies, count
+        self.parameters, self.copies, self.count = tuple(parameters), copies, count
 
     def carry_out(self, x: Tensor) -> Tensor | None:
         """The output, or None if the tensors are not what they were when this was planned."""
@@ -57,21 +60,17 @@ class Segment:
 
     def __call__(self, x: Any) -> Any:
         start = 0
-        if type(x) is Tensor:
-            gradients, onednn = torch.is_grad_enabled(), torch._C._get_mkldnn_enabled()
-            form = x.shape, x.dtype, x.device, gradients, backends.current(), onednn
-            try:
-                native = self.natives[form]
-            except KeyError:
-                native = self._plan(form, x)
-            if native is not None:
-                y = native.carry_out(x)
-                if y is None:
-                    del self.natives[form]
-                else:
-                    start, x = native.count, y
-                    if start == len(self.runs):
-                        return x
+        native = find(self.natives, x)
+        if type(native) is tuple:  # a form that is not known
+            native = self._plan(native, x)
+        if native is not None:
+            y = native.carry_out(x)
+            if y is None:
+                self.natives.clear()
+            else:
+                start, x = native.count, y
+                if start == len(self.runs):
+                    return x
         dtype = packed.inference_dtype(x)
         for run, members in self.runs[start:]:
             x = self.call(run, members, x, dtype)

@@ -95,6 +95,7 @@ class Wanted(NamedTuple):
 
     bits: int
     places: list[int]  # in the results of Node.backward, for each gradient
+    before: tuple[None, ...] | None  # the results before them, if they are the last ones, and all of these
     saves_input: bool
     stands: bool  # whether a Stand is kept for the input, on which a gradient of the gradient depends
     holds: bool  # whether what is kept may stay in C++: none of it is memory that the caller has
@@ -117,7 +118,11 @@ class Native:
         """The output, or None for tensors of another form. The last one may be None, for a bias that there is not."""
         if parameters and parameters[-1] is None:
             parameters = parameters[:-1]
-        if torch.is_grad_enabled() and (x.requires_grad or True in [p.requires_grad for p in parameters]):
+        if is_grad_enabled() and (
+            x.requires_grad
+            or (parameters and parameters[-1].requires_grad)  # in training nearly always: without a list of all
+            or True in [p.requires_grad for p in parameters]
+        ):
             return apply(self, x, *parameters)
         results = RUN(x, parameters, self.number, 0, 0)
         return results[0] if results else None
@@ -142,7 +147,9 @@ class Native:
         saves = start == 0 and (first.kind in ("conv", "lrn") or (first.kind == "linear" and needs[1]))
         holds = first.kind != "flatten" and not self.layers[-1].returns_its_mask
         stands = needs[0] and not saves and not all(layer.is_linear for layer in self.layers)
-        return Wanted(bits, [1 + place for place in places], saves, stands, holds, weights)
+        absent = len(needs) - len(places)
+        before = (None,) * (1 + absent) if places == list(range(absent, len(needs))) else None
+        return Wanted(bits, [1 + place for place in places], before, saves, stands, holds, weights)
 
 
 class Node(Function):
@@ -177,7 +184,7 @@ class Node(Function):
         saved, weights = ctx.saved_tensors, len(wanted.weights)
         x, kept = (saved[weights], weights + 1) if wanted.saves_input else (dy, weights)
         number = held.number if held else 0
-        if torch.is_grad_enabled():
+        if is_grad_enabled():
             tensors = RUN_KEPT(dy, number) if held else saved[kept:]
             x = x if stand is None else stand
             needs = ctx.needs_input_grad[1:]
@@ -185,6 +192,8 @@ class Node(Function):
         else:
             tensors = saved[:weights], saved[kept:]
             found = RUN_BACKWARD(dy, x, *tensors, native.number, wanted.bits, number, keeps_graph())
+        if wanted.before is not None:
+            return (*wanted.before, *found)
         gradients: list[Tensor | None] = [None] * (2 + len(parameters))
         for place, gradient in zip(wanted.places, found, strict=True):
             gradients[place] = gradient
@@ -194,6 +203,7 @@ class Node(Function):
 # The hooks, if any, that tensors pass which are saved for backward; whether a backward pass lets another one follow.
 saving_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
+is_grad_enabled = torch.is_grad_enabled  # sooner found
 # Function.apply, but for what it does under the transforms of torch.func.
 apply = super(Function, Node).apply
 # What the graph shows, and what the engine calls: torch's own method asks in each call which function that is.

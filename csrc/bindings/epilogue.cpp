@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <memory>
 
 #include "operators.h"
 #include "sums.h"
@@ -138,17 +139,24 @@ std::tuple<Tensor, Maybe> epilogue_backward(const Tensor& grad, const Tensor& co
   // Partial sums in the accumulation type, rows for each piece of work, are added in order: the same for any number of
   // threads.
   Maybe partial;
+  std::unique_ptr<char[]> host_partial;  // a CPU's: a tensor takes longer than what a small layer has to compute
+  const int64_t rows = want_bias ? partial_rows(dy, params) : 0;
+  const ScalarType accumulate = accumulation(dy);
   if (want_bias) {
-    const std::array<int64_t, 2> size{partial_rows(dy, params), shape[1]};
-    const ScalarType accumulate = params.dtype == DType::f64 ? ScalarType::Double : ScalarType::Float;
-    const std::array<int64_t, 2> strides{shape[1], 1};
-    partial = empty_strided(dy, 2, size.data(), strides.data(), accumulate);
-    params.db_partial = partial->mutable_data_ptr();
     params.db = db->mutable_data_ptr();
+    if (runs_cpu_kernels(dy)) {
+      host_partial.reset(
+          new char[rows * shape[1] * (accumulate == ScalarType::Double ? sizeof(double) : sizeof(float))]);
+      params.db_partial = host_partial.get();
+    } else {
+      const std::array<int64_t, 2> size{rows, shape[1]}, strides{shape[1], 1};
+      partial = empty_strided(dy, 2, size.data(), strides.data(), accumulate);
+      params.db_partial = partial->mutable_data_ptr();
+    }
   }
   launch("epilogue_backward", dy, params, cpu::kernels().epilogue_bwd, ALEXNET_FAST_CUDA_LAUNCHER(epilogue_bwd));
-  if (want_bias && runs_cpu_kernels(dy)) {
-    add_rows(*partial, *db);
+  if (host_partial) {
+    add_rows(host_partial.get(), accumulate, rows, *db);
   }
   return {dz, db};
 }

@@ -12,6 +12,37 @@ namespace {
 constexpr Py_ssize_t TENSORS = 3;
 using Flag = std::tuple<py::dict, py::object, py::object>;
 
+// What the functions `asked` say; of each of the first `tensors` arguments, of which later ones may be None, shape,
+// dtype and device; and the rest. The types of the rest are part of it: 1, 1.0 and True are equal. Null with Python's
+// error set.
+py::object form_of(const std::vector<py::object>& asked, PyObject* const* arguments, Py_ssize_t tensors,
+                   Py_ssize_t count) {
+  static PyObject* const names[] = {PyUnicode_InternFromString("shape"), PyUnicode_InternFromString("dtype"),
+                                    PyUnicode_InternFromString("device")};
+  const Py_ssize_t size = asked.size() + std::size(names) * tensors + 2 * (count - tensors);
+  auto form = py::reinterpret_steal<py::object>(PyTuple_New(size));
+  if (!form) return form;
+  Py_ssize_t at = 0;
+  const auto add = [&](PyObject* part) {  // takes the reference
+    if (part) PyTuple_SET_ITEM(form.ptr(), at++, part);
+    return part != nullptr;
+  };
+  for (const py::object& ask : asked) {
+    if (!add(PyObject_CallNoArgs(ask.ptr()))) return {};
+  }
+  for (Py_ssize_t i = 0; i < tensors; ++i) {
+    for (PyObject* const name : names) {
+      const bool is_none = i > 0 && arguments[i] == Py_None;
+      if (!add(is_none ? Py_NewRef(Py_None) : PyObject_GetAttr(arguments[i], name))) return {};
+    }
+  }
+  for (Py_ssize_t i = tensors; i < count; ++i) {
+    add(Py_NewRef(arguments[i]));
+    add(Py_NewRef(reinterpret_cast<PyObject*>(Py_TYPE(arguments[i]))));
+  }
+  return form;
+}
+
 // Of a call with the arguments (input, weight, bias, *rest), the last two tensors perhaps None.
 class Forms {
  public:
@@ -25,17 +56,17 @@ class Forms {
       : known_(std::move(known)),
         anew_(std::move(anew)),
         keep_(std::move(keep)),
-        backend_(std::move(backend)),
         flags_(std::move(flags)),
+        asked_{std::move(backend)},
         changes_(std::move(changes)),
         looks_(std::move(looks)),
         plain_(std::move(plain)) {}
 
   PyObject* find(PyObject* const* arguments, Py_ssize_t count) const {
-    if (count < TENSORS || any(changes_) || are_unusual()) {
+    if (count < TENSORS || any_says(changes_) || are_unusual()) {
       return PyObject_Vectorcall(anew_.ptr(), arguments, count, nullptr);
     }
-    const py::object form = form_of(arguments, count);
+    const py::object form = form_of(asked_, arguments, TENSORS, count);
     PyObject* const found = form ? PyDict_GetItemWithError(known_.ptr(), form.ptr()) : nullptr;
     if (found == nullptr && PyErr_Occurred()) {  // an argument is no tensor, or cannot be looked up
       if (!PyErr_ExceptionMatches(PyExc_AttributeError) && !PyErr_ExceptionMatches(PyExc_TypeError)) return nullptr;
@@ -48,21 +79,11 @@ class Forms {
       return PyObject_Vectorcall(keep_.ptr(), all.data(), all.size(), nullptr);
     }
     const bool unseen =
-        PyTuple_GET_ITEM(found, 0) != PyTuple_GET_ITEM(found, 1) && are_plain(arguments) && !any(looks_);
+        PyTuple_GET_ITEM(found, 0) != PyTuple_GET_ITEM(found, 1) && are_plain(arguments) && !any_says(looks_);
     return Py_NewRef(PyTuple_GET_ITEM(found, unseen));
   }
 
  private:
-  static bool any(const std::vector<py::object>& asked) {
-    for (const py::object& ask : asked) {
-      const auto said = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(ask.ptr()));
-      const int is_true = said ? PyObject_IsTrue(said.ptr()) : -1;
-      if (is_true < 0) throw py::error_already_set();
-      if (is_true) return true;
-    }
-    return false;
-  }
-
   bool are_unusual() const {
     for (const auto& [owner, name, usual] : flags_) {
       PyObject* const value = PyDict_GetItemWithError(owner.ptr(), name.ptr());
@@ -81,36 +102,10 @@ class Forms {
     return std::all_of(arguments, arguments + TENSORS, is_plain);
   }
 
-  // The types of the rest are part of it: 1, 1.0 and True are equal. Null with Python's error set.
-  py::object form_of(PyObject* const* arguments, Py_ssize_t count) const {
-    static PyObject* const names[] = {PyUnicode_InternFromString("shape"), PyUnicode_InternFromString("dtype"),
-                                      PyUnicode_InternFromString("device")};
-    const Py_ssize_t each = std::size(names);
-    auto form = py::reinterpret_steal<py::object>(PyTuple_New(1 + each * TENSORS + 2 * (count - TENSORS)));
-    if (!form) return form;
-    Py_ssize_t at = 0;
-    const auto add = [&](PyObject* part) {  // takes the reference
-      if (part) PyTuple_SET_ITEM(form.ptr(), at++, part);
-      return part != nullptr;
-    };
-    if (!add(PyObject_CallNoArgs(backend_.ptr()))) return {};
-    for (Py_ssize_t i = 0; i < TENSORS; ++i) {
-      for (PyObject* const name : names) {
-        const bool is_none = i > 0 && arguments[i] == Py_None;
-        if (!add(is_none ? Py_NewRef(Py_None) : PyObject_GetAttr(arguments[i], name))) return {};
-      }
-    }
-    for (Py_ssize_t i = TENSORS; i < count; ++i) {
-      add(Py_NewRef(arguments[i]));
-      add(Py_NewRef(reinterpret_cast<PyObject*>(Py_TYPE(arguments[i]))));
-    }
-    return form;
-  }
-
   py::dict known_;
-  py::object anew_, keep_, backend_;
+  py::object anew_, keep_;
   std::vector<Flag> flags_;
-  std::vector<py::object> changes_, looks_, plain_;
+  std::vector<py::object> asked_, changes_, looks_, plain_;
 };
 
 PyObject* find(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
@@ -125,6 +120,38 @@ PyObject* find(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
 PyMethodDef FIND{"find", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&find)), METH_FASTCALL,
                  "The answer for a call with these arguments: input, weight or None, bias or None, and the rest."};
 
+// What is kept in a dictionary for the form of one tensor.
+struct Finder {
+  std::vector<py::object> asked;  // functions, whose answers are part of the form
+  py::object kind;
+
+  PyObject* find(PyObject* known, PyObject* x) const {
+    if (reinterpret_cast<PyObject*>(Py_TYPE(x)) != kind.ptr()) return Py_NewRef(Py_None);
+    py::object form = form_of(asked, &x, 1, 1);
+    PyObject* const found = form ? PyDict_GetItemWithError(known, form.ptr()) : nullptr;
+    if (found == nullptr && PyErr_Occurred()) return nullptr;
+    return found ? Py_NewRef(found) : form.release().ptr();
+  }
+};
+
+PyObject* find_kept(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 2 || !PyDict_Check(arguments[0])) {
+    PyErr_SetString(PyExc_TypeError, "find: expected a dict and a tensor");
+    return nullptr;
+  }
+  return static_cast<const Finder*>(PyCapsule_GetPointer(self, nullptr))->find(arguments[0], arguments[1]);
+}
+
+PyMethodDef FIND_KEPT{"find", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&find_kept)), METH_FASTCALL,
+                      "What a dictionary has for the form of a tensor, or the form; None for another object."};
+
+// A function of Python's, with what `object` is for it.
+template <class T>
+py::object function_of(PyMethodDef& definition, T* object) {
+  const py::capsule self(object, [](void* made) { delete static_cast<T*>(made); });
+  return py::reinterpret_steal<py::object>(PyCFunction_New(&definition, self.ptr()));
+}
+
 }  // namespace
 
 void define_forms(py::module_& m) {
@@ -132,14 +159,20 @@ void define_forms(py::module_& m) {
       "forms",
       [](py::dict known, py::object anew, py::object keep, py::object backend, std::vector<py::object> changes,
          std::vector<py::object> looks, std::vector<Flag> flags, std::vector<py::object> plain) {
-        const auto forms = new Forms(std::move(known), std::move(anew), std::move(keep), std::move(backend),
-                                     std::move(changes), std::move(looks), std::move(flags), std::move(plain));
-        const py::capsule self(forms, [](void* made) { delete static_cast<Forms*>(made); });
-        return py::reinterpret_steal<py::object>(PyCFunction_New(&FIND, self.ptr()));
+        return function_of(FIND, new Forms(std::move(known), std::move(anew), std::move(keep), std::move(backend),
+                                           std::move(changes), std::move(looks), std::move(flags), std::move(plain)));
       },
       "A function that finds an answer by the form of its arguments; see alexnet_fast.ops.arguments.once_per_form.",
       py::arg("known"), py::arg("anew"), py::arg("keep"), py::arg("backend"), py::arg("changes"), py::arg("looks"),
       py::arg("flags"), py::arg("plain"));
+  m.def(
+      "finder",
+      [](std::vector<py::object> asked, py::object kind) {
+        return function_of(FIND_KEPT, new Finder{std::move(asked), std::move(kind)});
+      },
+      "A function of a dictionary and a tensor of type `kind`: what is kept there for its form; see\n"
+      "alexnet_fast.nn.runs.",
+      py::arg("asked"), py::arg("kind"));
 }
 
 }  // namespace alexnet_fast

@@ -3,10 +3,23 @@
 
 #include <pybind11/pybind11.h>
 
+#include <vector>
+
 namespace alexnet_fast {
 
 void define_runs(pybind11::module_& m);
 void define_guard(pybind11::module_& m);
 void define_forms(pybind11::module_& m);
+
+// Whether one of the functions, without arguments, says so.
+inline bool any_says(const std::vector<pybind11::object>& asked) {
+  for (const pybind11::object& ask : asked) {
+    const auto said = pybind11::reinterpret_steal<pybind11::object>(PyObject_CallNoArgs(ask.ptr()));
+    const int is_true = said ? PyObject_IsTrue(said.ptr()) : -1;
+    if (is_true < 0) throw pybind11::error_already_set();
+    if (is_true) return true;
+  }
+  return false;
+}
 
 }  // namespace alexnet_fast

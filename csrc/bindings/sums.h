@@ -14,9 +14,9 @@ inline ScalarType accumulation(const Tensor& x) {
 }
 
 template <class Acc, class Out>
-void add_rows(const Tensor& x, Tensor& out) {
-  const int64_t rows = x.size(0), columns = x.size(1);
-  const Acc* const in = static_cast<const Acc*>(x.const_data_ptr());
+void add_rows(const void* x, int64_t rows, Tensor& out) {
+  const int64_t columns = out.size(0);
+  const Acc* const in = static_cast<const Acc*>(x);
   std::vector<double> sums(columns);
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t c = 0; c < columns; ++c) {
@@ -26,15 +26,18 @@ void add_rows(const Tensor& x, Tensor& out) {
   std::copy(sums.begin(), sums.end(), static_cast<Out*>(out.mutable_data_ptr()));
 }
 
-// out: the sum of the rows of x, a contiguous float32 or float64 (rows, columns), made in float64 and rounded once.
-inline void add_rows(const Tensor& x, Tensor& out) {
-  const ScalarType from = x.scalar_type(), to = out.scalar_type();
-  if (from == ScalarType::Double && to == ScalarType::Double) return add_rows<double, double>(x, out);
-  if (from == ScalarType::Float && to == ScalarType::Float) return add_rows<float, float>(x, out);
-  Tensor sum = empty1d(x, x.size(1), ScalarType::Double);
-  from == ScalarType::Double ? add_rows<double, double>(x, sum) : add_rows<float, double>(x, sum);
+// out: the sum of `rows` contiguous rows at x, of `from`, float32 or float64, made in float64 and rounded once.
+inline void add_rows(const void* x, ScalarType from, int64_t rows, Tensor& out) {
+  const ScalarType to = out.scalar_type();
+  if (from == ScalarType::Double && to == ScalarType::Double) return add_rows<double, double>(x, rows, out);
+  if (from == ScalarType::Float && to == ScalarType::Float) return add_rows<float, float>(x, rows, out);
+  Tensor sum = empty1d(out, out.size(0), ScalarType::Double);
+  from == ScalarType::Double ? add_rows<double, double>(x, rows, sum) : add_rows<float, double>(x, rows, sum);
   torch::stable::copy_(out, sum);
 }
+
+// Of a contiguous x, (rows, columns).
+inline void add_rows(const Tensor& x, Tensor& out) { add_rows(x.const_data_ptr(), x.scalar_type(), x.size(0), out); }
 
 inline Tensor empty2d(const Tensor& like, int64_t rows, int64_t columns, ScalarType dtype) {
   const std::array<int64_t, 2> size{rows, columns};

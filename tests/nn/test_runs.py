@@ -474,6 +474,36 @@ def test_a_guard_holds_until_its_entry_changes(what, owner, key, expected, chang
     assert guard.holds()
     change(owner)
     assert not guard.holds()
+    assert not guard.holds()  # it has not become the usual
+
+
+def test_a_guard_sees_each_of_a_dictionary_s_entries():
+    """A change that keeps one entry does not hide another's, nor does a content that changes alone."""
+    owner, guard = {"a": 1, "b": 2, "c": {}}, _C.Guard()
+    for key in "ab":
+        guard.add(Is.object, owner, key, owner[key])
+    guard.add(Is.empty, owner, "c")
+    assert guard.holds()
+    owner["d"] = 0
+    assert guard.holds()
+    owner["b"] = 3
+    assert not guard.holds()
+    owner["b"] = 2
+    owner["c"] = {}
+    assert guard.holds()
+    owner["c"]["e"] = 1
+    assert not guard.holds()
+
+
+def test_a_guard_asks_whether_somebody_looks():
+    says = [False]
+    guard = _C.Guard([lambda: says[0]])
+    assert guard.holds()
+    says[0] = True
+    assert not guard.holds()
+    says.clear()
+    with pytest.raises(IndexError):
+        guard.holds()
 
 
 def test_a_guard_takes_dictionaries():
