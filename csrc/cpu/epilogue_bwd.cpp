@@ -13,8 +13,9 @@ bool pools(const EpilogueParams& p) { return p.window.kernel_h > 0; }
 
 // Every item has all channels, so that its rows of db_partial are full. Units are input rows, or kUnit pixels.
 Cut cut(const EpilogueParams& p) {
-  if (pools(p)) return Cut(p.batch, p.height, p.width * p.channels);
-  return Cut(p.batch, ceil_div(p.height * p.width, kUnit), kUnit * p.channels);
+  const int64_t together = normalizes(p) ? 0 : kLittle;
+  if (pools(p)) return Cut(p.batch, p.height, p.width * p.channels, together);
+  return Cut(p.batch, ceil_div(p.height * p.width, kUnit), kUnit * p.channels, together);
 }
 
 // An item's two rows of db_partial, sums and what rounding lost of them, or null.

@@ -6,7 +6,7 @@ namespace {
 
 Cut cut(const PoolParams& p) {
   const int64_t images = p.channels_last ? p.batch : p.batch * p.channels;
-  return Cut(images, p.height, p.channels_last ? p.width * p.channels : p.width);
+  return Cut(images, p.height, p.channels_last ? p.width * p.channels : p.width, kLittle);
 }
 
 template <class Pool, class T>
