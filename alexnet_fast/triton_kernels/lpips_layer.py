@@ -4,6 +4,7 @@
 
 Tile: a stretch of one pair's pixels by 32 channels, through which a program walks: once for lengths, once for
 differences, and backward once more to write. What it reads again comes from L1 or L2.
+In NCHW elements are loaded and stored one by one: a pixel's channels lie at other places within 16 bytes.
 Bytes: forward reads x, backward reads x and writes dx, each once from memory.
 """
 

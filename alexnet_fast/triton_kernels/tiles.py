@@ -9,15 +9,18 @@ A kernel that takes the strides covers both, and Triton, which knows an argument
 whole-line loads in either. Indices of pixels are 32-bit where they fit, offsets in memory always 64-bit.
 
 A thread has 16 bytes of neighbours in memory, and moves them at once, where Triton can prove that they begin at a
-multiple of 16 bytes: over channels_last where channels are a multiple of 16, in NCHW where planes are. (AlexNet's, 55 x
-55, 27 x 27 and 13 x 13, are not; there each element is a load of its own, 32 of which are one line.)
+multiple of 16 bytes: over channels_last where channels are a multiple of 16. Kernels that need a pixel's neighbouring
+channels too (lrn.py) cut channels_last tensors into lines of 16 bytes, and take a line's elements apart in a thread's
+registers.
 
-Kernels that need a pixel's neighbouring channels too (lrn.py) cut channels_last tensors into lines of 16 bytes, and
-take a line's elements apart in a thread's registers.
+In NCHW a plane of AlexNet's (55 x 55, 27 x 27 or 13 x 13 pixels) begins anywhere within 16 bytes. But planes follow
+each other without gaps, so where an image is a whole number of lines, kernels take it as rows of lines, a plane a row:
+a line belongs to the plane that its first element lies in, and its last ones may be the next plane's (``spilled``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -91,6 +94,67 @@ class Sheet(NamedTuple):
         return torch.empty(rows, self.channels, dtype=dtype, device=like.device)
 
 
+class Planes(NamedTuple):
+    """A dense tensor in NCHW whose images are whole lines of 16 bytes."""
+
+    images: int
+    channels: int
+    pixels: int
+    vector: int  # elements of a line
+
+    @classmethod
+    def of(cls, x: Tensor, form: torch.memory_format) -> Planes | None:
+        """None where images are not whole lines, or a line could hold pixels of more than two planes."""
+        batch, channels, height, width = x.shape
+        pixels, vector = height * width, 16 // x.element_size()
+        fits = vector >= 4 and pixels >= vector and channels * pixels % vector == 0
+        # Indices in an image have 32 bits, a grid's second side (32 pixels or more each) and third side 16.
+        fits &= channels * pixels < 2**30 and pixels < 2**20 and batch < 2**16
+        return cls(batch, channels, pixels, vector) if form == torch.contiguous_format and fits else None
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """What a kernel is told of it: lines of an image, channels and pixels."""
+        return self.channels * self.pixels // self.vector, self.channels, self.pixels
+
+    def tile(self, longest: int = ELEMENTS // 4) -> dict:
+        """The launch's constants: a line for each thread, as many of a plane side by side as leave few threads without
+        one, ``longest`` at most."""
+        lines, most = triton.cdiv(self.pixels, self.vector), triton.next_power_of_2(longest)
+        sides = [2**i for i in range(3, most.bit_length())]
+        side = min(sides, key=lambda side: (triton.cdiv(lines, side) * (side + 2), -side))
+        return {"ROWS": max(1, ELEMENTS // 4 // side), "LINES": side, "VECTOR": self.vector, "num_warps": 8}
+
+    def tile_over_runs(self, run: Callable[[int], int]) -> dict | None:
+        """The same with RUN, the room that each row of a tile needs for what it reads: ``run``(elements of a row). None
+        where no tile of 4096 elements has it."""
+        sides = []
+        for side in (2**i for i in range(3, 9)):
+            elements, room = side * self.vector, triton.next_power_of_2(run(side * self.vector))
+            if room <= 4096:
+                sides.append((self.stretches({"LINES": side}) * (4 * elements + room), -side, room))
+        if not sides:
+            return None
+        _, side, room = min(sides)
+        side, warps = -side, max(4, -side // 32)
+        rows = max(1, (ELEMENTS // 4 if INTERPRETED else 32 * warps) // side)
+        # With fewer lines than threads, Triton would part them.
+        room = max(room, 32 * warps * self.vector // rows)
+        return {"ROWS": rows, "LINES": side, "VECTOR": self.vector, "RUN": room, "num_warps": warps}
+
+    def grid(self, tile: dict) -> tuple[int, int, int]:
+        return triton.cdiv(self.channels, tile["ROWS"]), self.stretches(tile), self.images
+
+    def stretches(self, tile: dict) -> int:
+        """Tiles along a plane."""
+        return triton.cdiv(triton.cdiv(self.pixels, self.vector), tile["LINES"])
+
+    @staticmethod
+    def partial_sums(like: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """Room for two sums for each channel over a tile's lines: of the elements in it, and of those spilled to it."""
+        return torch.empty(grid[1] * grid[2], 2, like.shape[1], dtype=torch.float32, device=like.device)
+
+
 @triton.jit
 def tile_of(pixels, channels, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, INDEX: tl.constexpr):
     """This program's row of tiles, its pixels (a column), its channels (a row), and which of their pairs exist.
@@ -123,6 +187,58 @@ def lines_of(
     first = row.to(tl.int64) * PIXELS * lines * VECTOR
     here = (pixel * lines + line) * VECTOR + tl.arange(0, VECTOR)[None, None, :]
     return row, first, here, line, (row * PIXELS + pixel < pixels) & (line < lines)
+
+
+@triton.jit
+def rows_of(image_lines, channels, pixels, ROWS: tl.constexpr, LINES: tl.constexpr, VECTOR: tl.constexpr):
+    """Of a program over (planes, lines, VECTOR): the offset of its image in memory, its channels, the numbers of its
+    lines in the image, how many elements of a plane are left where a line begins, from the image on the offsets of
+    elements, and which lines exist.
+
+    Programs side by side take neighbouring channels, whose halos they find in each other's cache.
+    """
+    image = tl.program_id(2).to(tl.int64) * image_lines * VECTOR
+    channel = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None, None]
+    plane = channel * pixels
+    line = tl.cdiv(plane, VECTOR) + tl.program_id(1) * LINES + tl.arange(0, LINES)[None, :, None]
+    left = plane + pixels - line * VECTOR
+    here = line * VECTOR + tl.arange(0, VECTOR)[None, None, :]
+    return image, channel, line, left, here, (channel < channels) & (left > 0)
+
+
+@triton.jit
+def run_of(image_ptr, image_lines, begin, end, ROWS: tl.constexpr, RUN: tl.constexpr, VECTOR: tl.constexpr):
+    """Elements begin … end of an image for each of ROWS rows, in the order of memory, RUN places a row, for
+    :func:`tl.gather`; and the offset of each row's first place in the image."""
+    first = begin // VECTOR
+    line = first + tl.arange(0, RUN // VECTOR)[None, :, None]
+    element = line * VECTOR + tl.arange(0, VECTOR)[None, None, :]
+    x = tl.load(image_ptr + element, (line * VECTOR < end) & (line < image_lines), other=0)
+    return x.reshape(ROWS * RUN), first * VECTOR
+
+
+@triton.jit
+def bias_of_rows(bias_ptr, channel, channels, spilled, ACC: tl.constexpr):
+    """The bias of each element of a tile's lines; 0 without one."""
+    bias = 0.0
+    if bias_ptr is not None:
+        row = channel.reshape(channel.shape[0])
+        own = tl.load(bias_ptr + row, row < channels, other=0)[:, None, None]
+        after = tl.load(bias_ptr + row + 1, row + 1 < channels, other=0)[:, None, None]
+        bias = tl.where(spilled, after, own).to(ACC)
+    return bias
+
+
+@triton.jit
+def sum_rows(sum_ptr, channel, channels, values, spilled):
+    """Stores the sums of a tile's values (0 where no line is) in the planes of their lines, and in the planes after."""
+    sum_ptr += (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * 2 * channels
+    own = tl.sum(tl.sum(tl.where(spilled, 0.0, values), 2), 1)
+    after = tl.sum(tl.sum(tl.where(spilled, values, 0.0), 2), 1)
+    row = channel.reshape(channel.shape[0])
+    tl.store(sum_ptr + row, own, row < channels)
+    # An image ends with a line: the last channel spills nothing.
+    tl.store(sum_ptr + channels + (row + 1) % channels, after, row < channels)
 
 
 @triton.jit

@@ -3,14 +3,15 @@
     python -m tests.triton.machine_code 90
 
 prints one line of JSON for each kernel: its name and case, registers a thread, bytes of stack (spilled registers) and
-of shared memory, in bytes the widest and the narrowest load and the widest store, and its matrix instructions. Tensors
-are on torch's meta device: they have a shape and a dtype, and no memory.
+of shared memory, in bytes the widest load and store, how many loads and stores are of less than 16 bytes, instructions,
+and those for matrices. Tensors are on torch's meta device: they have a shape and a dtype, and no memory.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import struct
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -85,6 +86,13 @@ def pointwise(dtype: torch.dtype, form: torch.memory_format) -> None:
     lpips_layer._lpips_layer_backward(distance, z, weight, False, True)
 
 
+def strided(dtype: torch.dtype) -> None:
+    """LRN over images in NCHW that are no whole number of lines."""
+    z, bias = (torch.empty(shape, dtype=dtype, device="meta") for shape in ((128, 97, 55, 55), (97,)))
+    lrn.forward(z, torch.contiguous_format, PAPER, bias, relu=True, keep_r=True)
+    lrn.backward(z, z, torch.contiguous_format, PAPER, relu=True, want_bias=True)
+
+
 def pictures(dtype: torch.dtype) -> None:
     """A training batch from bytes."""
     images = torch.empty(128, 3, 256, 256, dtype=torch.uint8, device="meta", memory_format=torch.channels_last)
@@ -129,10 +137,13 @@ def cases() -> Iterator[str]:
     for dtype, form in (
         (torch.float32, torch.contiguous_format),
         (torch.float32, torch.channels_last),
+        (torch.bfloat16, torch.contiguous_format),
         (torch.bfloat16, torch.channels_last),
     ):
         yield f"{dtype} {form}"
         pointwise(dtype, form)
+    yield "float32 strided"
+    strided(torch.float32)
     for dtype in (torch.float32, torch.bfloat16):
         yield f"{dtype} pictures"
         pictures(dtype)
@@ -162,6 +173,13 @@ def resources(cubin: bytes) -> dict[str, int]:
     return used
 
 
+def instructions(cubin: bytes) -> int:
+    """16 bytes each in the ELF file's sections of code, which end with a few that do nothing."""
+    (sections,), (size, count, names) = struct.unpack_from("<Q", cubin, 40), struct.unpack_from("<3H", cubin, 58)
+    headers = [struct.unpack_from("<2I4Q", cubin, sections + size * i) for i in range(count)]
+    return sum(length for name, *_, length in headers if cubin.startswith(b".text", headers[names][4] + name)) // 16
+
+
 def widths(ptx: str, what: str) -> list[int]:
     """In bytes, of one thread's loads from global memory (``what`` is "ld") or stores to it ("st")."""
     found = [int(n or 1) * int(bits) // 8 for n, bits in re.findall(rf"{what}\.global\S*?(?:\.v(\d))?\.b(\d+)", ptx)]
@@ -188,8 +206,9 @@ def main(capability: int) -> None:
                 "shared": kernel.metadata.shared,
                 "threads": 32 * kernel.metadata.num_warps,
                 "load": max(widths(ptx, "ld")),
-                "narrowest": min(widths(ptx, "ld")),
                 "store": max(widths(ptx, "st"), default=0),
+                "narrow": [sum(width < 16 for width in widths(ptx, what)) for what in ("ld", "st")],
+                "instructions": instructions(kernel.asm["cubin"]),
                 "matrix": sorted(set(re.findall(r"\b(?:wgmma\.mma_async|mma\.sync)\S*", ptx))),
             }
             print(json.dumps(row), flush=True)

@@ -48,6 +48,8 @@ def check(sample: Sample, device: str, layout: str = "contiguous", dtype: torch.
     [
         lrn("a halo on both sides, a group's border inside a tile", (2, 36, 3, 5), 5, alpha=0.02, groups=2),
         max_pool("windows over the borders of tiles", (2, 36, 7, 9), 3, 2, 1),
+        epilogue("several stretches of a plane, LRN", (1, 8, 17, 17), lrn=SMALL),
+        epilogue("several stretches of a plane", (2, 8, 17, 17)),
         epilogue("bias gradients of several tiles", (2, 36, 5, 5), lrn=SMALL, pool=OVERLAPPING),
         epilogue("bias gradients of several tiles, no pool", (2, 36, 5, 5)),
         conv("tiles of every axis", (2, 20, 6, 5), (40, 10, 3, 3), padding=1, groups=2),
@@ -57,6 +59,10 @@ def check(sample: Sample, device: str, layout: str = "contiguous", dtype: torch.
 )
 def test_many_tiles(sample, layout, small_tiles, poison, device):
     check(sample, device, layout)
+
+
+def test_several_runs_of_a_plane(device):
+    check(max_pool("planes that are too large for one", (1, 8, 75, 73), 3, 2), device, dtype=torch.float16)
 
 
 @pytest.mark.parametrize(
