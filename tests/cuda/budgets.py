@@ -25,19 +25,19 @@ class Budget:
     registers: int
     shared: int  # bytes of a block: static, dynamic, and with the mask where there is one
     blocks: tuple[int, int, int, int]  # that fit a multiprocessor of sm_80, sm_86, sm_89 and sm_90, at least
-    instructions: int | None = None  # in the whole kernel, where what bounds it is how many it issues
+    instructions: int | None = None  # in the whole kernel; convolutions' are products first of all
 
 
 BUDGETS = [
     # Six blocks: one load of z, r or dy a thread and unit, two units unrolled in NHWC.
-    Budget("relu_(nhwc|nchw|bwd_nhwc)<", 48, 10 * KB, (5, 5, 5, 5)),
-    Budget("relu_bwd_nchw<", 48, 2 * KB, (5, 5, 5, 5)),
+    Budget("relu_(nhwc|nchw|bwd_nhwc)<", 48, 10 * KB, (5, 5, 5, 5), 750),
+    Budget("relu_bwd_nchw<", 48, 2 * KB, (5, 5, 5, 5), 630),
     # A strip's nine or fifteen loads need no company; its windows' maxima and places are 2 x 2 x V registers.
-    Budget("pool_fwd_strips<", 96, 0, (2, 2, 2, 2)),
+    Budget("pool_fwd_strips<", 96, 0, (2, 2, 2, 2), 880),
     # Half of the warps: what this lacked at 111 registers were warps. 1,312 instructions, when elements were floats.
     Budget(r"pool_fwd_packed<\w+, \d, \d, false,", 64, 0, (4, 4, 4, 4), 640),
     Budget("pool_fwd_packed<", 64, 0, (4, 4, 4, 4), 960),
-    Budget("pool_fwd_any<", 72, 0, (3, 3, 3, 3)),
+    Budget("pool_fwd_any<", 72, 0, (3, 3, 3, 3), 820),
     # NCHW planes in shared memory, blocks of 128 threads: two planes of 55 x 55 in 16 bits and what becomes of them.
     # Copies at both ends, which each thread issues once, are most of the instructions; with a ReLU's bias there is the
     # division that finds the channel too, twice where 16 bits may have to go element by element.
@@ -49,40 +49,46 @@ BUDGETS = [
     Budget("pool_fwd_planes<", 64, 18 * KB, (8, 5, 5, 8), 920),
     Budget(r"pool_bwd_planes<\w+, false>", 48, 18 * KB, (8, 5, 5, 10), 450),
     Budget("pool_bwd_planes<", 48, 18 * KB, (8, 5, 5, 10), 650),
-    Budget("pool_bwd_strips<", 64, 1 * KB, (4, 4, 4, 4)),
+    Budget("pool_bwd_strips<", 64, 1 * KB, (4, 4, 4, 4), 570),
     # Sums of 2 x 2 pixels of V channels, and as many loads in flight as they leave room for; with sums for the bias V
     # registers more. The loop has 14 instructions an input of 16 bits; it was 21 in strips, with 920 in all.
     Budget(r"pool_bwd_patches<\w+, \d, false>", 64, 0, (4, 4, 4, 4), 620),
     Budget("pool_bwd_patches<", 80, 9 * KB, (3, 3, 3, 3), 770),
-    Budget("pool_bwd_any<", 80, 9 * KB, (3, 3, 3, 3)),
+    Budget("pool_bwd_any<", 80, 9 * KB, (3, 3, 3, 3), 820),
     # One load and its halo; wide windows read 24 channels for 8.
-    Budget(r"lrn_fwd_nhwc<\w+, \d, 2,", 56, 0, (4, 4, 4, 4)),
-    Budget("lrn_fwd_nhwc<", 64, 0, (4, 4, 4, 4)),
+    Budget(r"lrn_fwd_nhwc<\w+, \d, 2,", 56, 0, (4, 4, 4, 4), 450),
+    Budget("lrn_fwd_nhwc<", 64, 0, (4, 4, 4, 4), 570),
     # The walk keeps 2 Halo + 4 channels of up to 8 pixels, four or eight of them in flight.
-    Budget("lrn_fwd_nchw<", 128, 0, (2, 2, 2, 2)),
+    Budget("lrn_fwd_nchw<", 128, 0, (2, 2, 2, 2), 3250),
     # Tiles of planes in shared memory: warps enough to compute while others' copies come. What bounds them is how many
     # instructions they issue, lrn_fwd.cu and lrn_bwd.cu have the arithmetic; windows that are not AlexNet's have a halo
     # of 8, and code for every power.
-    Budget("lrn_fwd_planes<float, LrnOfFive,", 56, 28 * KB, (4, 3, 3, 4), 560),
-    Budget(r"lrn_fwd_planes<\w+, LrnOfFive,", 56, 28 * KB, (4, 3, 3, 4), 490),
-    Budget("lrn_fwd_planes<", 64, 34 * KB, (4, 2, 2, 4)),
-    Budget("lrn_bwd_planes<float, LrnOfFive>", 80, 40 * KB, (3, 2, 2, 3), 1290),
-    Budget(r"lrn_bwd_planes<\w+, LrnOfFive>", 80, 40 * KB, (3, 2, 2, 3), 1130),
-    Budget("lrn_bwd_planes<", 112, 40 * KB, (2, 2, 2, 2)),
+    Budget("lrn_fwd_planes<float, LrnOfFive, Plain", 56, 28 * KB, (4, 3, 3, 4), 590),
+    Budget(r"lrn_fwd_planes<\w+, LrnOfFive, Plain", 56, 28 * KB, (4, 3, 3, 4), 510),
+    Budget(r"lrn_fwd_planes<\w+, LrnOfFive,", 56, 28 * KB, (4, 3, 3, 4), 840),
+    Budget("lrn_fwd_planes<", 64, 34 * KB, (4, 2, 2, 4), 1190),
+    Budget("lrn_bwd_planes<float, LrnOfFive, false>", 80, 40 * KB, (3, 2, 2, 3), 1290),
+    Budget(r"lrn_bwd_planes<\w+, LrnOfFive, false>", 80, 40 * KB, (3, 2, 2, 3), 1130),
+    # With a mask, and sums for the bias: 32 channels of eight warps. Of 24 channels where they come through a pool.
+    Budget(r"lrn_bwd_planes<\w+, LrnOfFive, true>", 80, 42 * KB, (3, 2, 2, 3), 1750),
+    Budget("lrn_pool_bwd_planes<", 80, 52 * KB, (3, 1, 1, 3), 2080),
+    Budget("lrn_bwd_planes<", 112, 40 * KB, (2, 2, 2, 2), 3600),
     # x, dy and the pool's gather; q of a block's threads in shared memory, twice, and sums for the bias.
-    Budget(r"lrn_bwd_nhwc<\w+, \d, 2,", 72, 24 * KB, (3, 3, 3, 3)),
-    Budget("lrn_bwd_nhwc<", 96, 24 * KB, (2, 2, 2, 2)),
+    Budget(r"lrn_bwd_nhwc<\w+, \d, 2,", 72, 24 * KB, (3, 3, 3, 3), 1290),
+    Budget("lrn_bwd_nhwc<", 96, 24 * KB, (2, 2, 2, 2), 1520),
     # The walk backward, with three rings of channels; a second block where summing for the bias or wide windows take
     # more than 128 registers would be had by spilling some.
-    Budget(r"lrn_bwd_nchw<\w+, \d, 2, false,", 128, 2 * KB, (2, 2, 2, 2)),
-    Budget("lrn_bwd_nchw<", 144, 2 * KB, (1, 1, 1, 1)),
+    Budget(r"lrn_bwd_nchw<\w+, \d, 2, false,", 128, 2 * KB, (2, 2, 2, 2), 1800),
+    Budget("lrn_bwd_nchw<", 144, 2 * KB, (1, 1, 1, 1), 6150),
     # 40 KB of LRN's output a block, which is what bounds it but in NCHW.
-    Budget(r"lrn_pool_fwd<\w+, \d, \d, true>", 80, 40 * KB, (3, 2, 2, 3)),
-    Budget("lrn_pool_fwd<", 112, 40 * KB, (2, 2, 2, 2)),
+    Budget(r"lrn_pool_fwd<\w+, \d, \d, true>", 80, 40 * KB, (3, 2, 2, 3), 1390),
+    Budget("lrn_pool_fwd<", 112, 40 * KB, (2, 2, 2, 2), 3480),
     # AlexNet's stages in 16 bits: a pixel's LRN once a block, in pairs from there on. The first version had 1,136
     # instructions, of which it issued 55 an element; backward 1,168, and 94.
     Budget(r"lrn_pool_fwd_packed<\w+, \d, false>", 64, 40 * KB, (3, 2, 2, 4), 520),
     Budget("lrn_pool_fwd_packed<", 64, 40 * KB, (3, 2, 2, 4), 780),
+    Budget(r"lrn_pool_fwd_planes<\w+, false>", 64, 40 * KB, (4, 2, 2, 4), 900),
+    Budget("lrn_pool_fwd_planes<", 64, 40 * KB, (4, 2, 2, 4), 1190),
     Budget("lrn_pool_bwd_packed<", 96, 12 * KB, (5, 5, 5, 5), 1400),
     # Copies and sums of little data. The fold of whole lines in pairs is AlexNet's first layer: 1,080 instructions at
     # first, when they and not bytes bound it.
@@ -90,13 +96,13 @@ BUDGETS = [
     Budget("conv_fold_image<", 40, 0, (6, 6, 6, 6), 760),
     Budget("(conv_fold_kernel|conv_transpose|conv_sum)", 40, 5 * KB, (6, 6, 6, 6)),
     # A block shares three numbers of 64 pixels for both images, NCHW two for each thread as well.
-    Budget("lpips_fwd<", 64, 6 * KB, (4, 4, 4, 4)),
-    Budget("lpips_bwd<", 80, 7 * KB, (3, 3, 3, 3)),
-    Budget("lpips_weight<", 64, 9 * KB, (4, 4, 4, 4)),
-    Budget("lpips_average<", 48, 0, (6, 6, 6, 5)),
+    Budget("lpips_fwd<", 64, 6 * KB, (4, 4, 4, 4), 910),
+    Budget("lpips_bwd<", 80, 7 * KB, (3, 3, 3, 3), 1480),
+    Budget("lpips_weight<", 64, 9 * KB, (4, 4, 4, 4), 1500),
+    Budget("lpips_average<", 48, 0, (6, 6, 6, 5), 400),
     # Four rows of 16 inputs, their sums, and 16 weights of an output.
     Budget("linear_int8<", 128, 0, (2, 2, 2, 2)),
-    Budget("add_rows<", 32, 4 * KB, (2, 1, 1, 2)),
+    Budget("add_rows<", 32, 4 * KB, (2, 1, 1, 2), 190),
     # The larger tiles: two blocks on cards with the shared memory for it. 128 x 192 has 256 threads, and one block.
     Budget(r"conv_relu_fwd<ConvTile<TensorCores<\w+>, 128, 128,", 224, 99 * KB, (2, 1, 1, 2)),
     Budget(r"conv_relu_fwd<ConvTile<TensorCores<\w+>, 128, 192,", 168, 99 * KB, (1, 1, 1, 1)),
@@ -150,8 +156,10 @@ def wanted_instructions(kernel: Kernel) -> list[str]:
         return [r"LDG\.E\.128(\.CONSTANT)?"] if kernel.arguments[1] == "16" else []
     if kernel.family in ("lpips_fwd", "lpips_weight"):  # which write a number a pixel, or a channel
         return [rf"LDG?\.E\.{8 * kernel.vector}(\.CONSTANT)?"] if kernel.vector == 16 else []
-    if kernel.family in ("pool_bwd_planes", "lrn_fwd_planes", "lrn_bwd_planes"):
-        return BY_16_BYTES
+    if kernel.family in ("pool_bwd_planes", "lrn_fwd_planes", "lrn_bwd_planes", "lrn_pool_bwd_planes"):
+        return BY_16_BYTES + ([r"STS\.128"] if "Rectified" in kernel.name else [])
+    if kernel.family == "lrn_pool_fwd_planes":  # in inference what leaves are outputs alone, a quarter of the elements
+        return [*BY_16_BYTES[: 3 if "true" in kernel.name else 1], r"STS\.128"]
     maxima = []
     of_two, of_three = r"HMNMX2(\.BF16_V2)?\.NAN", r"VIMNMX3\.S16x2\.RELU"  # sm_90 has these, where there is no sign
     if kernel.family == "pool_fwd_planes":
