@@ -37,11 +37,11 @@
 // in float32 (common/lrn_pool_fwd.cuh). In bfloat16 and 55 x 55 planes sm_90's walk issues 118 for 8 elements, 18 each
 // with the row that tiles share; the pool 59 a column of a tile and 36 for two of its outputs, in training 130 and 69,
 // 6 and 12 an element; copies, bias and ReLU 8, or 13 with r; and a thread's place 6. Together 38 in inference, of the
-// 24 that 3.0 TB/s leave, and 49 in training, of 45: instructions bind, by 1.6 and by 1.1. One pixel a thread took 64
-// in the walk alone and some 80 in the pool; 558 and 939 GB/s were measured of it in float32 (same card and day).
-// Outputs leave by single elements: they are a quarter of the tensor, and copies of such short runs would be more
-// instructions. 37 KB of shared memory and up to 63 registers, four blocks. Predicted for an H100, not measured: 1.7
-// TB/s in inference, 2.3 in training.
+// 24 that 3.0 TB/s leave, and 49 in training, of 45: instructions bind, by 1.6 and by 1.1; in float32 76 of 48 and 90
+// of 88. One pixel a thread took 64 in the walk alone and some 80 in the pool; 558 and 939 GB/s were measured of it in
+// float32 (same card and day). Outputs leave by single elements: they are a quarter of the tensor, and copies of such
+// short runs would be more instructions. 37 KB of shared memory and up to 63 registers, four blocks. Predicted for an
+// H100, not measured: 1.7 TB/s in inference, 2.3 in training.
 #include "cuda/common/lrn_fwd.cuh"
 #include "cuda/common/lrn_pool_fwd.cuh"
 #include "cuda/common/pool_fwd.cuh"

@@ -123,6 +123,127 @@ def budget(kernel: Kernel) -> Budget | None:
     return next((row for row in BUDGETS if re.match(row.kernels, kernel.name)), None)
 
 
+# ---- Bytes or instructions -------------------------------------------------------------------------------------------
+
+# 132 multiprocessors issue four instructions of 32 threads a cycle, 1.7 GHz: 9.6 for each byte that an H100 copies in
+# the meantime, 6.7 for an H200's. The 108 of an A100 at 1.4 GHz and 2.0 TB/s issue 9.7.
+SLOTS = 132 * 4 * 32 * 1.7e9
+COPIES = {"H100": 3.0e12, "H200": 4.3e12}  # bytes a second, both ways together
+
+
+def slots(bytes_moved: float, card: str) -> float:
+    """How many instructions of one thread the card issues in the time of so many bytes."""
+    return bytes_moved * SLOTS / COPIES[card]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What AlexNet's layers ask of a kernel, for each element of the larger of its tensors. ``issued`` are counted on
+    the way that sm_90's code takes for them, as the kernels' files say, in planes of 55 x 55: places and copies too."""
+
+    kernels: str
+    bytes: float
+    issued: int
+    loop: int  # instructions of the loop that does most of it, with all branches, at most on sm_80 and sm_90
+    over: tuple[str, ...] = ()  # cards on which more are issued than bytes leave time for: instructions bind there
+
+
+HALF = "(bf16|f16)"
+BOTH = ("H100", "H200")
+WORK = [
+    Work(f"relu_nhwc<{HALF}, 8", 4, 3, 50),
+    Work("relu_nhwc<float, 4", 8, 8, 60),
+    Work(f"relu_nchw<{HALF}, 8", 4, 13, 484),
+    Work("relu_nchw<float, 4", 8, 25, 456),
+    Work(f"relu_bwd_nhwc<{HALF}, 8", 6, 8, 132),
+    Work("relu_bwd_nhwc<float, 4", 12, 8, 65),
+    Work(f"relu_bwd_nchw<{HALF}, 8", 6, 17, 312),
+    Work("relu_bwd_nchw<float, 4", 12, 29, 424),
+    Work(f"lrn_fwd_nhwc<{HALF}, 8, 2, Plain", 4, 17, 316),
+    Work(f"lrn_fwd_nhwc<{HALF}, 8, 2, Rect", 4, 19, 330),
+    Work("lrn_fwd_nhwc<float, 4, 2", 8, 37, 332),
+    Work(f"lrn_bwd_nhwc<{HALF}, 8, 2, false", 6, 33, 492),
+    Work(f"lrn_bwd_nhwc<{HALF}, 8, 2, true, Plain", 6, 37, 522),
+    Work("lrn_bwd_nhwc<float, 4, 2, (false|true, Plain)", 12, 59, 436),
+    Work(f"lrn_fwd_planes<{HALF}, LrnOfFive, Plain", 4, 27, 112, ("H200",)),
+    Work("lrn_fwd_planes<float, LrnOfFive, Plain", 8, 44, 200),
+    Work(f"lrn_fwd_planes<{HALF}, LrnOfFive, Rect", 4, 32, 112, ("H200",)),
+    Work("lrn_fwd_planes<float, LrnOfFive, Rect", 8, 53, 200),
+    Work(f"lrn_bwd_planes<{HALF}, LrnOfFive, false", 6, 54, 210, ("H200",)),
+    Work("lrn_bwd_planes<float, LrnOfFive, false", 12, 72, 285),
+    Work(f"lrn_bwd_planes<{HALF}, LrnOfFive, true", 6, 64, 286, BOTH),
+    Work("lrn_bwd_planes<float, LrnOfFive, true", 12, 81, 350, ("H200",)),
+    # Windows of 3 with stride 2: of 16 bits 2.5 bytes an input forward, and a quarter of one more for the code.
+    Work(rf"pool_fwd_packed<{HALF}, 8, 2, false", 2.5, 8, 137),
+    Work(rf"pool_fwd_packed<{HALF}, 8, 2, true", 2.75, 10, 217),
+    Work("pool_fwd_strips<float, 4, 3, 2, 2", 5.25, 25, 680),
+    Work(rf"pool_fwd_planes<{HALF}, 3, 2, false", 2.5, 16, 55),
+    Work(rf"pool_fwd_planes<{HALF}, 3, 2, true", 2.75, 22, 79, ("H200",)),
+    Work("pool_fwd_planes<float, 3, 2, false, false", 5.25, 28, 33),
+    Work("pool_fwd_planes<float, 3, 2, false, true", 5.25, 32, 50),
+    Work("pool_fwd_planes<float, 3, 2, true, false", 5.25, 31, 43),
+    Work("pool_fwd_planes<float, 3, 2, true, true", 5.25, 36, 63, ("H200",)),
+    Work(f"pool_bwd_patches<{HALF}, 8, false", 2.75, 14, 456),
+    Work(f"pool_bwd_patches<{HALF}, 8, true", 2.75, 15, 490),
+    Work("pool_bwd_patches<float, 4, false", 5.25, 19, 302),
+    Work("pool_bwd_patches<float, 4, true", 5.25, 20, 322),
+    Work(f"pool_bwd_planes<{HALF}, false", 2.75, 27, 61, BOTH),
+    Work("pool_bwd_planes<float, false", 5.25, 32, 52),
+    Work(f"pool_bwd_planes<{HALF}, true", 2.75, 32, 71, BOTH),
+    Work("pool_bwd_planes<float, true", 5.25, 37, 64, ("H200",)),
+    # With LRN in between, in training r and the codes as well.
+    Work(f"lrn_pool_fwd_packed<{HALF}, 8, false", 2.5, 23, 122, ("H200",)),
+    Work(f"lrn_pool_fwd_packed<{HALF}, 8, true", 4.75, 31, 144),
+    Work(f"lrn_pool_bwd_packed<{HALF}, 8", 4.75, 36, 1160, ("H200",)),
+    Work(f"lrn_pool_fwd_planes<{HALF}, false", 2.5, 38, 119, BOTH),
+    Work(f"lrn_pool_fwd_planes<{HALF}, true", 4.75, 49, 119, BOTH),
+    Work("lrn_pool_fwd_planes<float, false", 5, 76, 212, BOTH),
+    Work("lrn_pool_fwd_planes<float, true", 9.25, 90, 212, BOTH),
+    Work(f"lrn_pool_bwd_planes<{HALF}", 4.75, 95, 275, BOTH),
+    Work("lrn_pool_bwd_planes<float", 9.25, 126, 353, BOTH),
+    # float32 in NHWC takes the kernels for any window, counted roughly.
+    Work("lrn_pool_fwd<float, 4, 2, true", 5, 92, 462, BOTH),
+    Work("lrn_bwd_nhwc<float, 4, 2, true, Pooled", 9.25, 115, 915, BOTH),
+    # x of both images. In NCHW a thread has one pixel, and a turn of its loops is for an element of each image.
+    Work(f"lpips_fwd<{HALF}, 8, true", 2, 13, 117),
+    Work("lpips_fwd<float, 4, true", 4, 17, 72),
+    Work(f"lpips_fwd<{HALF}, 1, false", 2, 57, 68, BOTH),
+    Work("lpips_fwd<float, 1, false", 4, 47, 60, BOTH),
+    Work(f"lpips_bwd<{HALF}, 8, true", 4, 26, 172),
+    Work("lpips_bwd<float, 4, true", 8, 34, 114),
+    Work(f"lpips_bwd<{HALF}, 1, false", 4, 123, 135, BOTH),
+    Work("lpips_bwd<float, 1, false", 8, 105, 114, BOTH),
+]
+
+
+# Kernels for other windows, for what makes no vectors, and for little data.
+GENERAL = (
+    r"pool_(fwd|bwd)_(any|strips)<|lrn_(fwd|bwd)_nchw<|lrn_(fwd|bwd)_planes<\w+, Lrn,|lrn_(fwd|bwd)_nhwc<\w+, \d, 8,"
+    r"|lrn_bwd_nhwc<b?f16, 8, 2, true, Pooled|lrn_pool_fwd<|\w+<\w+, 1[,>]|lpips_(weight|average)<|add_rows<"
+    r"|conv_|linear_|sm90::"
+)
+
+
+def work_faults(built: list[Kernel]) -> list[str]:
+    """Kernels without a row, rows whose kernel is gone or whose loop has grown, and those that say of what binds it
+    what the arithmetic does not give."""
+    known = re.compile("|".join([GENERAL, *(row.kernels for row in WORK)]))
+    found = [f"{kernel.name}: nobody has counted its work" for kernel in built if not known.match(kernel.name)]
+    for row in WORK:
+        over = tuple(card for card in COPIES if row.issued > slots(row.bytes, card))
+        if over != row.over:
+            found.append(f"{row.kernels}: instructions bind on {over}, and the row says {row.over}")
+        some = [k for k in built if k.architecture in (80, 90) and re.match(row.kernels, k.name)]
+        found += [] if some else [f"{row.kernels}: no such kernel"]
+        # A loop that shrinks by more has its row counted anew.
+        found += [
+            f"{k.name}, sm_{k.architecture}: no loop of {row.loop} instructions or a little less"
+            for k in some
+            if not any(0.75 * row.loop <= length <= row.loop for length in k.loops)
+        ]
+    return found
+
+
 # ---- Instructions ----------------------------------------------------------------------------------------------------
 
 PRODUCTS = {

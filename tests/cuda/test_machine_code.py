@@ -11,7 +11,7 @@ from alexnet_fast import _C
 from tests.conftest import TABLES
 
 from . import machine_code
-from .budgets import BUDGETS, budget, faults
+from .budgets import BUDGETS, budget, faults, work_faults
 from .limits import KB, MULTIPROCESSORS
 from .machine_code import Kernel, kernels, resident_blocks
 
@@ -45,6 +45,18 @@ def test_every_kernel_is_there_for_every_architecture(built):
 def test_every_budget_is_some_kernels(built):
     """A row that another one hides, or whose kernel is gone, budgets nothing."""
     assert {budget(kernel) for kernel in built} == set(BUDGETS)
+
+
+def test_what_binds_each_kernel_is_said(built):
+    """Bytes on both cards, or on one, or instructions; loops are as long as they were when that was counted."""
+    assert work_faults(built) == []
+
+
+def test_a_longer_loop_is_named(built):
+    (kernel,) = (k for k in built if k.name.startswith("pool_bwd_planes<bf16, false") and k.architecture == 80)
+    longer = replace(kernel, loops=tuple(length + 10 for length in kernel.loops))
+    assert [f for f in work_faults([*(k for k in built if k != kernel), longer]) if "no loop of 61" in f]
+    assert [f for f in work_faults([*built, replace(kernel, name="relu_anew<float, 4>")]) if "nobody" in f]
 
 
 HOPPER = "sm90::conv_relu_fwd<sm90::WgmmaTile<bf16, 4, 2, 192,"
