@@ -192,12 +192,11 @@ def epilogue_planes(dtype: torch.dtype) -> list[Task]:
         ((2, 12, 1, 65), 1, None),
         ((1, 24, 7, 10), 2, None),
         ((2, 3, 4, 17), 1, None),
-        ((1, 52, 9, 29), 1, None),
-        ((2, 1, 55, 55), 1, None),
+        ((1, 52, 5, 29), 1, None),
         ((2, 12, 9, 13), 1, Pool(3, 2)),
         ((1, 52, 8, 10), 2, Pool(3, 2)),  # the last row and column are in no window
-        ((1, 27, 19, 27), 1, Pool(3, 2)),
-        ((1, 1, 55, 55), 1, Pool(3, 2)),
+        ((1, 27, 9, 27), 1, Pool(3, 2)),
+        ((1, 3, 29, 31), 1, Pool(3, 2)),
         ((1, 5, 31, 3), 1, Pool(3, 2)),
         ((1, 4, 7, 112), 1, Pool(3, 2)),  # too wide for tiles of float32
     ):
@@ -205,8 +204,10 @@ def epilogue_planes(dtype: torch.dtype) -> list[Task]:
     for number, task in enumerate(some):
         tensors = {**task.case.inputs, **task.case.outputs}
         alike = {key: number * tensor.element_size() % 16 for key, tensor in tensors.items()}
-        for offsets in (alike, alike | {"r": alike.get("r", 0) + dtype.itemsize}):
-            found.append(replace(task, case=replace(task.case, offsets=offsets)))
+        found.append(replace(task, case=replace(task.case, offsets=alike)))
+        if number % 3 == 0:
+            moved = alike | {"r": alike.get("r", 0) + dtype.itemsize}
+            found.append(replace(task, case=replace(task.case, offsets=moved)))
     return found
 
 
