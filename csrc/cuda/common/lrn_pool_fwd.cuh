@@ -334,11 +334,13 @@ struct LrnPoolPlanes {
     for (int64_t bands = 1; bands <= p.out_height && !fit; ++bands) {
       rows = static_cast<int32_t>(ceil_div<int64_t>(p.out_height, bands));
       const int64_t pixels = std::min<int64_t>(2 * rows + 2, p.height) * p.width;  // with a last row in no window
+      if (pixels > PlaneTiles::longest_run(sizeof(T), kLanes)) {
+        continue;
+      }
       x.cut(pixels, sizeof(T));
       x.in_plane = Divider(ceil_div<int64_t>(p.out_height, rows));
       bytes = x.bytes(x.chunk + 2 * kHalo, sizeof(T));
-      fit = pixels <= PlaneTiles::longest_run(sizeof(T), kLanes) && bytes <= PlaneTiles::kTileBytes &&
-            x.image <= INT32_MAX;
+      fit = bytes <= PlaneTiles::kTileBytes && x.image <= INT32_MAX;
     }
   }
 
