@@ -7,7 +7,8 @@
 //
 // db: every thread sums dz of its own channels in float32 as it goes, a block adds up its threads, and leaves a row of
 // `db_partial`; a second kernel adds up the rows. At most 1,024 blocks go through the units of a channel, so rows are
-// few, or in NCHW through a pool one for each image; their number and every order of addition depend on shapes alone.
+// few, or in NCHW one for each image or tile; their number and every order of addition depend on shapes alone, and on
+// where tensors begin within 16 bytes.
 //
 // Bytes an element of z in bfloat16, windows of 3 with stride 2: 6 for bias + ReLU and with LRN, 2.75 with the
 // pool, 4.75 with both. Instructions that 132 multiprocessors at 1.7 GHz issue in the time 4.3 TB/s take for them: 40,
@@ -26,6 +27,19 @@
 // instructions on an H200. 96 registers and 12 KB of shared memory a block of 128 threads: five blocks, 31% of the
 // warps, with the next pixel's 512 bytes a warp always under way: 10 KB a multiprocessor, beside up to 48 KB of
 // windows. Predicted, not measured: 2.3 TB/s.
+//
+// NCHW with LRN, AlexNet's windows: lrn_bwd.cu's tiles of planes. The mask is 3 instructions an element, and sums for
+// the bias 6, over a warp's pixels by shuffles. In bfloat16 and 55 x 55 planes 57 an element, 64 with db, of the 57
+// that 3.0 TB/s leave for 6 bytes: with db instructions bind, by an eighth; in float32 81 of 115, and bytes do. One
+// pixel a thread took 90 in its loop alone. Predicted for an H100, not measured: 2.1 TB/s, 1.9 with db; 2.5 in float32.
+//
+// NCHW with LRN and pool, windows of 3 with stride 2 within the image (common/lrn_pool_bwd.cuh): tiles of four rows of
+// 55 pixels and 24 channels, 220 pixels, in float32 of two rows. In bfloat16 sm_90's walk issues 273 for 8 elements and
+// 125 before the first, 40 an element; the gather through the pool 62 for a patch of four, 21 with the channels beside
+// the chunk; copies 12, and a thread's place some 530, 22 an element: 95 of the 45 that 3.0 TB/s leave for 4.75 bytes,
+// so instructions bind, twofold; in float32 126 of 88. The first version went through a pixel's windows in loops, of
+// which a warp issues the longest: some 500 an element, and 574 GB/s were measured in float32. Three blocks or more a
+// multiprocessor. Predicted for an H100, not measured: 1.3 TB/s, 1.9 in float32.
 #include "cuda/common/lrn_bwd.cuh"
 #include "cuda/common/lrn_pool_bwd.cuh"
 #include "cuda/common/pool_bwd.cuh"
@@ -149,6 +163,13 @@ struct Stage {
     if (packs<T>(p)) {
       return LrnPoolPatches(p, kVector<T>, true).blocks;
     }
+    if (pooling && normalizing && LrnPoolTiles<T>::take(p, shape)) {
+      return LrnPoolTiles<T>(p).x.items();
+    }
+    if (normalizing && !pooling &&
+        lrn_bwd_tiled<true>(shape, p.lrn, static_cast<const T*>(p.dy), static_cast<const T*>(p.dz))) {
+      return BackwardTiles<T, LrnOfFive>(shape, p.lrn.groups).items();
+    }
     if (normalizing) {
       const int V = pooling ? lrn_bwd_vector<T, PooledGradient<T>>(shape, p.lrn, aligned)
                             : lrn_bwd_vector<T, PlainGradient<T>>(shape, p.lrn, aligned);
@@ -168,6 +189,9 @@ int launch_dz(const EpilogueParams& p, const Stage& stage, void* stream) {
     if (stage.packs<T>(p)) {
       return launch_lrn_pool_bwd<T>(p, stream);
     }
+  }
+  if (stage.pooling && stage.normalizing && LrnPoolTiles<T>::take(p, stage.shape)) {
+    return launch_lrn_pool_bwd_planes<T>(p, stream);
   }
   if (stage.normalizing) {
     const LrnBackward<T> backward{r, dz, partial, Lrn(p.lrn)};

@@ -26,6 +26,22 @@
 // training. 3.0 TB/s leave 24 and 46, 4.3 TB/s 17 and 32. Special functions: 2.2 an element of the 3.0 and 2.1 that 2.5
 // bytes leave. So in training bytes bind, and in inference instructions as much as bytes. Predicted, not measured: 2.2
 // TB/s in inference, 2.5 in training.
+//
+// NCHW with LRN, AlexNet's windows: lrn_fwd.cu's tiles of planes. The lanes that have fetched a vector of a row add the
+// bias to it, once for 8 elements, and where r is kept it is copied out as y is. In bfloat16 and 55 x 55 planes that is
+// 31 instructions a row of 233 elements, 5 an element, and 5 more for r: 32 in inference and 37 in training, where one
+// pixel a thread took 60 in its loop alone. 3.0 TB/s leave 38 for 4 bytes and 57 for 6, 4.3 TB/s 27 and 40: bytes bind,
+// but in inference on an H200. float32: 53 and 63 of 77 and 115. Predicted for an H100, not measured: 2.4 TB/s.
+//
+// NCHW with LRN and pool, windows within the image: tiles of the rows under four rows of outputs, and 32 channels, 16
+// in float32 (common/lrn_pool_fwd.cuh). In bfloat16 and 55 x 55 planes sm_90's walk issues 118 for 8 elements, 18 each
+// with the row that tiles share; the pool 59 a column of a tile and 36 for two of its outputs, in training 130 and 69,
+// 6 and 12 an element; copies, bias and ReLU 8, or 13 with r; and a thread's place 6. Together 38 in inference, of the
+// 24 that 3.0 TB/s leave, and 49 in training, of 45: instructions bind, by 1.6 and by 1.1; in float32 76 of 48 and 90
+// of 88. One pixel a thread took 64 in the walk alone and some 80 in the pool; 558 and 939 GB/s were measured of it in
+// float32 (same card and day). Outputs leave by single elements: they are a quarter of the tensor, and copies of such
+// short runs would be more instructions. 37 KB of shared memory and up to 63 registers, four blocks. Predicted for an
+// H100, not measured: 1.7 TB/s in inference, 2.3 in training.
 #include "cuda/common/lrn_fwd.cuh"
 #include "cuda/common/lrn_pool_fwd.cuh"
 #include "cuda/common/pool_fwd.cuh"
@@ -130,6 +146,9 @@ int epilogue_fwd(const EpilogueParams& p, void* stream) {
     if (!normalizing) {  // with one channel a thread the layouts' sources are the same
       return aligned && p.channels_last && p.channels % V == 0 ? launch_pool_fwd<T, V, true>(p, nhwc, stream)
                                                                : launch_pool_fwd<T, 1, true>(p, nhwc, stream);
+    }
+    if (LrnPoolPlanes<T>::take(p)) {
+      return launch_lrn_pool_fwd_planes<T>(p, nchw, stream);
     }
     return with_halo(p.lrn, [&](auto halo) {
       constexpr int Halo = decltype(halo)::value;

@@ -4,6 +4,9 @@
 // and third time from L1 or L2, and dx written once. Only where the weight's gradient is wanted, so where LPIPS itself
 // is trained, a second kernel reads x once more: there a thread stays with its channels, and sums over pixels in a
 // fixed order.
+//
+// In bfloat16 NHWC sm_90's three loops issue 26 an element of the 38 that 3.0 TB/s leave for 4 bytes; in NCHW 123, so
+// there instructions bind, threefold, and in float32 105 of 77. Neither was measured.
 #include "cuda/common/lpips.cuh"
 #include "cuda/common/sums.cuh"
 #include "launchers.h"

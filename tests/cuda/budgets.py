@@ -25,19 +25,19 @@ class Budget:
     registers: int
     shared: int  # bytes of a block: static, dynamic, and with the mask where there is one
     blocks: tuple[int, int, int, int]  # that fit a multiprocessor of sm_80, sm_86, sm_89 and sm_90, at least
-    instructions: int | None = None  # in the whole kernel, where what bounds it is how many it issues
+    instructions: int | None = None  # in the whole kernel; convolutions' are products first of all
 
 
 BUDGETS = [
     # Six blocks: one load of z, r or dy a thread and unit, two units unrolled in NHWC.
-    Budget("relu_(nhwc|nchw|bwd_nhwc)<", 48, 10 * KB, (5, 5, 5, 5)),
-    Budget("relu_bwd_nchw<", 48, 2 * KB, (5, 5, 5, 5)),
+    Budget("relu_(nhwc|nchw|bwd_nhwc)<", 48, 10 * KB, (5, 5, 5, 5), 750),
+    Budget("relu_bwd_nchw<", 48, 2 * KB, (5, 5, 5, 5), 630),
     # A strip's nine or fifteen loads need no company; its windows' maxima and places are 2 x 2 x V registers.
-    Budget("pool_fwd_strips<", 96, 0, (2, 2, 2, 2)),
+    Budget("pool_fwd_strips<", 96, 0, (2, 2, 2, 2), 880),
     # Half of the warps: what this lacked at 111 registers were warps. 1,312 instructions, when elements were floats.
     Budget(r"pool_fwd_packed<\w+, \d, \d, false,", 64, 0, (4, 4, 4, 4), 640),
     Budget("pool_fwd_packed<", 64, 0, (4, 4, 4, 4), 960),
-    Budget("pool_fwd_any<", 72, 0, (3, 3, 3, 3)),
+    Budget("pool_fwd_any<", 72, 0, (3, 3, 3, 3), 820),
     # NCHW planes in shared memory, blocks of 128 threads: two planes of 55 x 55 in 16 bits and what becomes of them.
     # Copies at both ends, which each thread issues once, are most of the instructions; with a ReLU's bias there is the
     # division that finds the channel too, twice where 16 bits may have to go element by element.
@@ -49,40 +49,46 @@ BUDGETS = [
     Budget("pool_fwd_planes<", 64, 18 * KB, (8, 5, 5, 8), 920),
     Budget(r"pool_bwd_planes<\w+, false>", 48, 18 * KB, (8, 5, 5, 10), 450),
     Budget("pool_bwd_planes<", 48, 18 * KB, (8, 5, 5, 10), 650),
-    Budget("pool_bwd_strips<", 64, 1 * KB, (4, 4, 4, 4)),
+    Budget("pool_bwd_strips<", 64, 1 * KB, (4, 4, 4, 4), 570),
     # Sums of 2 x 2 pixels of V channels, and as many loads in flight as they leave room for; with sums for the bias V
     # registers more. The loop has 14 instructions an input of 16 bits; it was 21 in strips, with 920 in all.
     Budget(r"pool_bwd_patches<\w+, \d, false>", 64, 0, (4, 4, 4, 4), 620),
     Budget("pool_bwd_patches<", 80, 9 * KB, (3, 3, 3, 3), 770),
-    Budget("pool_bwd_any<", 80, 9 * KB, (3, 3, 3, 3)),
+    Budget("pool_bwd_any<", 80, 9 * KB, (3, 3, 3, 3), 820),
     # One load and its halo; wide windows read 24 channels for 8.
-    Budget(r"lrn_fwd_nhwc<\w+, \d, 2,", 56, 0, (4, 4, 4, 4)),
-    Budget("lrn_fwd_nhwc<", 64, 0, (4, 4, 4, 4)),
+    Budget(r"lrn_fwd_nhwc<\w+, \d, 2,", 56, 0, (4, 4, 4, 4), 450),
+    Budget("lrn_fwd_nhwc<", 64, 0, (4, 4, 4, 4), 570),
     # The walk keeps 2 Halo + 4 channels of up to 8 pixels, four or eight of them in flight.
-    Budget("lrn_fwd_nchw<", 128, 0, (2, 2, 2, 2)),
+    Budget("lrn_fwd_nchw<", 128, 0, (2, 2, 2, 2), 3250),
     # Tiles of planes in shared memory: warps enough to compute while others' copies come. What bounds them is how many
     # instructions they issue, lrn_fwd.cu and lrn_bwd.cu have the arithmetic; windows that are not AlexNet's have a halo
     # of 8, and code for every power.
-    Budget("lrn_fwd_planes<float, LrnOfFive,", 56, 28 * KB, (4, 3, 3, 4), 560),
-    Budget(r"lrn_fwd_planes<\w+, LrnOfFive,", 56, 28 * KB, (4, 3, 3, 4), 490),
-    Budget("lrn_fwd_planes<", 64, 34 * KB, (4, 2, 2, 4)),
-    Budget("lrn_bwd_planes<float, LrnOfFive>", 80, 40 * KB, (3, 2, 2, 3), 1290),
-    Budget(r"lrn_bwd_planes<\w+, LrnOfFive>", 80, 40 * KB, (3, 2, 2, 3), 1130),
-    Budget("lrn_bwd_planes<", 112, 40 * KB, (2, 2, 2, 2)),
+    Budget("lrn_fwd_planes<float, LrnOfFive, Plain", 56, 28 * KB, (4, 3, 3, 4), 590),
+    Budget(r"lrn_fwd_planes<\w+, LrnOfFive, Plain", 56, 28 * KB, (4, 3, 3, 4), 510),
+    Budget(r"lrn_fwd_planes<\w+, LrnOfFive,", 56, 28 * KB, (4, 3, 3, 4), 840),
+    Budget("lrn_fwd_planes<", 64, 34 * KB, (4, 2, 2, 4), 1190),
+    Budget("lrn_bwd_planes<float, LrnOfFive, false>", 80, 40 * KB, (3, 2, 2, 3), 1290),
+    Budget(r"lrn_bwd_planes<\w+, LrnOfFive, false>", 80, 40 * KB, (3, 2, 2, 3), 1130),
+    # With a mask, and sums for the bias: 32 channels of eight warps. Of 24 channels where they come through a pool.
+    Budget(r"lrn_bwd_planes<\w+, LrnOfFive, true>", 80, 42 * KB, (3, 2, 2, 3), 1750),
+    Budget("lrn_pool_bwd_planes<", 80, 52 * KB, (3, 1, 1, 3), 2080),
+    Budget("lrn_bwd_planes<", 112, 40 * KB, (2, 2, 2, 2), 3600),
     # x, dy and the pool's gather; q of a block's threads in shared memory, twice, and sums for the bias.
-    Budget(r"lrn_bwd_nhwc<\w+, \d, 2,", 72, 24 * KB, (3, 3, 3, 3)),
-    Budget("lrn_bwd_nhwc<", 96, 24 * KB, (2, 2, 2, 2)),
+    Budget(r"lrn_bwd_nhwc<\w+, \d, 2,", 72, 24 * KB, (3, 3, 3, 3), 1290),
+    Budget("lrn_bwd_nhwc<", 96, 24 * KB, (2, 2, 2, 2), 1520),
     # The walk backward, with three rings of channels; a second block where summing for the bias or wide windows take
     # more than 128 registers would be had by spilling some.
-    Budget(r"lrn_bwd_nchw<\w+, \d, 2, false,", 128, 2 * KB, (2, 2, 2, 2)),
-    Budget("lrn_bwd_nchw<", 144, 2 * KB, (1, 1, 1, 1)),
+    Budget(r"lrn_bwd_nchw<\w+, \d, 2, false,", 128, 2 * KB, (2, 2, 2, 2), 1800),
+    Budget("lrn_bwd_nchw<", 144, 2 * KB, (1, 1, 1, 1), 6150),
     # 40 KB of LRN's output a block, which is what bounds it but in NCHW.
-    Budget(r"lrn_pool_fwd<\w+, \d, \d, true>", 80, 40 * KB, (3, 2, 2, 3)),
-    Budget("lrn_pool_fwd<", 112, 40 * KB, (2, 2, 2, 2)),
+    Budget(r"lrn_pool_fwd<\w+, \d, \d, true>", 80, 40 * KB, (3, 2, 2, 3), 1390),
+    Budget("lrn_pool_fwd<", 112, 40 * KB, (2, 2, 2, 2), 3480),
     # AlexNet's stages in 16 bits: a pixel's LRN once a block, in pairs from there on. The first version had 1,136
     # instructions, of which it issued 55 an element; backward 1,168, and 94.
     Budget(r"lrn_pool_fwd_packed<\w+, \d, false>", 64, 40 * KB, (3, 2, 2, 4), 520),
     Budget("lrn_pool_fwd_packed<", 64, 40 * KB, (3, 2, 2, 4), 780),
+    Budget(r"lrn_pool_fwd_planes<\w+, false>", 64, 40 * KB, (4, 2, 2, 4), 900),
+    Budget("lrn_pool_fwd_planes<", 64, 40 * KB, (4, 2, 2, 4), 1190),
     Budget("lrn_pool_bwd_packed<", 96, 12 * KB, (5, 5, 5, 5), 1400),
     # Copies and sums of little data. The fold of whole lines in pairs is AlexNet's first layer: 1,080 instructions at
     # first, when they and not bytes bound it.
@@ -90,13 +96,13 @@ BUDGETS = [
     Budget("conv_fold_image<", 40, 0, (6, 6, 6, 6), 760),
     Budget("(conv_fold_kernel|conv_transpose|conv_sum)", 40, 5 * KB, (6, 6, 6, 6)),
     # A block shares three numbers of 64 pixels for both images, NCHW two for each thread as well.
-    Budget("lpips_fwd<", 64, 6 * KB, (4, 4, 4, 4)),
-    Budget("lpips_bwd<", 80, 7 * KB, (3, 3, 3, 3)),
-    Budget("lpips_weight<", 64, 9 * KB, (4, 4, 4, 4)),
-    Budget("lpips_average<", 48, 0, (6, 6, 6, 5)),
+    Budget("lpips_fwd<", 64, 6 * KB, (4, 4, 4, 4), 910),
+    Budget("lpips_bwd<", 80, 7 * KB, (3, 3, 3, 3), 1480),
+    Budget("lpips_weight<", 64, 9 * KB, (4, 4, 4, 4), 1500),
+    Budget("lpips_average<", 48, 0, (6, 6, 6, 5), 400),
     # Four rows of 16 inputs, their sums, and 16 weights of an output.
     Budget("linear_int8<", 128, 0, (2, 2, 2, 2)),
-    Budget("add_rows<", 32, 4 * KB, (2, 1, 1, 2)),
+    Budget("add_rows<", 32, 4 * KB, (2, 1, 1, 2), 190),
     # The larger tiles: two blocks on cards with the shared memory for it. 128 x 192 has 256 threads, and one block.
     Budget(r"conv_relu_fwd<ConvTile<TensorCores<\w+>, 128, 128,", 224, 99 * KB, (2, 1, 1, 2)),
     Budget(r"conv_relu_fwd<ConvTile<TensorCores<\w+>, 128, 192,", 168, 99 * KB, (1, 1, 1, 1)),
@@ -115,6 +121,127 @@ BUDGETS = [
 
 def budget(kernel: Kernel) -> Budget | None:
     return next((row for row in BUDGETS if re.match(row.kernels, kernel.name)), None)
+
+
+# ---- Bytes or instructions -------------------------------------------------------------------------------------------
+
+# 132 multiprocessors issue four instructions of 32 threads a cycle, 1.7 GHz: 9.6 for each byte that an H100 copies in
+# the meantime, 6.7 for an H200's. The 108 of an A100 at 1.4 GHz and 2.0 TB/s issue 9.7.
+SLOTS = 132 * 4 * 32 * 1.7e9
+COPIES = {"H100": 3.0e12, "H200": 4.3e12}  # bytes a second, both ways together
+
+
+def slots(bytes_moved: float, card: str) -> float:
+    """How many instructions of one thread the card issues in the time of so many bytes."""
+    return bytes_moved * SLOTS / COPIES[card]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What AlexNet's layers ask of a kernel, for each element of the larger of its tensors. ``issued`` are counted on
+    the way that sm_90's code takes for them, as the kernels' files say, in planes of 55 x 55: places and copies too."""
+
+    kernels: str
+    bytes: float
+    issued: int
+    loop: int  # instructions of the loop that does most of it, with all branches, at most on sm_80 and sm_90
+    over: tuple[str, ...] = ()  # cards on which more are issued than bytes leave time for: instructions bind there
+
+
+HALF = "(bf16|f16)"
+BOTH = ("H100", "H200")
+WORK = [
+    Work(f"relu_nhwc<{HALF}, 8", 4, 3, 50),
+    Work("relu_nhwc<float, 4", 8, 8, 60),
+    Work(f"relu_nchw<{HALF}, 8", 4, 13, 484),
+    Work("relu_nchw<float, 4", 8, 25, 456),
+    Work(f"relu_bwd_nhwc<{HALF}, 8", 6, 8, 132),
+    Work("relu_bwd_nhwc<float, 4", 12, 8, 65),
+    Work(f"relu_bwd_nchw<{HALF}, 8", 6, 17, 312),
+    Work("relu_bwd_nchw<float, 4", 12, 29, 424),
+    Work(f"lrn_fwd_nhwc<{HALF}, 8, 2, Plain", 4, 17, 316),
+    Work(f"lrn_fwd_nhwc<{HALF}, 8, 2, Rect", 4, 19, 330),
+    Work("lrn_fwd_nhwc<float, 4, 2", 8, 37, 332),
+    Work(f"lrn_bwd_nhwc<{HALF}, 8, 2, false", 6, 33, 492),
+    Work(f"lrn_bwd_nhwc<{HALF}, 8, 2, true, Plain", 6, 37, 522),
+    Work("lrn_bwd_nhwc<float, 4, 2, (false|true, Plain)", 12, 59, 436),
+    Work(f"lrn_fwd_planes<{HALF}, LrnOfFive, Plain", 4, 27, 112, ("H200",)),
+    Work("lrn_fwd_planes<float, LrnOfFive, Plain", 8, 44, 200),
+    Work(f"lrn_fwd_planes<{HALF}, LrnOfFive, Rect", 4, 32, 112, ("H200",)),
+    Work("lrn_fwd_planes<float, LrnOfFive, Rect", 8, 53, 200),
+    Work(f"lrn_bwd_planes<{HALF}, LrnOfFive, false", 6, 54, 210, ("H200",)),
+    Work("lrn_bwd_planes<float, LrnOfFive, false", 12, 72, 285),
+    Work(f"lrn_bwd_planes<{HALF}, LrnOfFive, true", 6, 64, 286, BOTH),
+    Work("lrn_bwd_planes<float, LrnOfFive, true", 12, 81, 350, ("H200",)),
+    # Windows of 3 with stride 2: of 16 bits 2.5 bytes an input forward, and a quarter of one more for the code.
+    Work(rf"pool_fwd_packed<{HALF}, 8, 2, false", 2.5, 8, 137),
+    Work(rf"pool_fwd_packed<{HALF}, 8, 2, true", 2.75, 10, 217),
+    Work("pool_fwd_strips<float, 4, 3, 2, 2", 5.25, 25, 680),
+    Work(rf"pool_fwd_planes<{HALF}, 3, 2, false", 2.5, 16, 55),
+    Work(rf"pool_fwd_planes<{HALF}, 3, 2, true", 2.75, 22, 79, ("H200",)),
+    Work("pool_fwd_planes<float, 3, 2, false, false", 5.25, 28, 33),
+    Work("pool_fwd_planes<float, 3, 2, false, true", 5.25, 32, 50),
+    Work("pool_fwd_planes<float, 3, 2, true, false", 5.25, 31, 43),
+    Work("pool_fwd_planes<float, 3, 2, true, true", 5.25, 36, 63, ("H200",)),
+    Work(f"pool_bwd_patches<{HALF}, 8, false", 2.75, 14, 456),
+    Work(f"pool_bwd_patches<{HALF}, 8, true", 2.75, 15, 490),
+    Work("pool_bwd_patches<float, 4, false", 5.25, 19, 302),
+    Work("pool_bwd_patches<float, 4, true", 5.25, 20, 322),
+    Work(f"pool_bwd_planes<{HALF}, false", 2.75, 27, 61, BOTH),
+    Work("pool_bwd_planes<float, false", 5.25, 32, 52),
+    Work(f"pool_bwd_planes<{HALF}, true", 2.75, 32, 71, BOTH),
+    Work("pool_bwd_planes<float, true", 5.25, 37, 64, ("H200",)),
+    # With LRN in between, in training r and the codes as well.
+    Work(f"lrn_pool_fwd_packed<{HALF}, 8, false", 2.5, 23, 122, ("H200",)),
+    Work(f"lrn_pool_fwd_packed<{HALF}, 8, true", 4.75, 31, 144),
+    Work(f"lrn_pool_bwd_packed<{HALF}, 8", 4.75, 36, 1160, ("H200",)),
+    Work(f"lrn_pool_fwd_planes<{HALF}, false", 2.5, 38, 119, BOTH),
+    Work(f"lrn_pool_fwd_planes<{HALF}, true", 4.75, 49, 119, BOTH),
+    Work("lrn_pool_fwd_planes<float, false", 5, 76, 212, BOTH),
+    Work("lrn_pool_fwd_planes<float, true", 9.25, 90, 212, BOTH),
+    Work(f"lrn_pool_bwd_planes<{HALF}", 4.75, 95, 275, BOTH),
+    Work("lrn_pool_bwd_planes<float", 9.25, 126, 353, BOTH),
+    # float32 in NHWC takes the kernels for any window, counted roughly.
+    Work("lrn_pool_fwd<float, 4, 2, true", 5, 92, 462, BOTH),
+    Work("lrn_bwd_nhwc<float, 4, 2, true, Pooled", 9.25, 115, 915, BOTH),
+    # x of both images. In NCHW a thread has one pixel, and a turn of its loops is for an element of each image.
+    Work(f"lpips_fwd<{HALF}, 8, true", 2, 13, 117),
+    Work("lpips_fwd<float, 4, true", 4, 17, 72),
+    Work(f"lpips_fwd<{HALF}, 1, false", 2, 57, 68, BOTH),
+    Work("lpips_fwd<float, 1, false", 4, 47, 60, BOTH),
+    Work(f"lpips_bwd<{HALF}, 8, true", 4, 26, 172),
+    Work("lpips_bwd<float, 4, true", 8, 34, 114),
+    Work(f"lpips_bwd<{HALF}, 1, false", 4, 123, 135, BOTH),
+    Work("lpips_bwd<float, 1, false", 8, 105, 114, BOTH),
+]
+
+
+# Kernels for other windows, for what makes no vectors, and for little data.
+GENERAL = (
+    r"pool_(fwd|bwd)_(any|strips)<|lrn_(fwd|bwd)_nchw<|lrn_(fwd|bwd)_planes<\w+, Lrn,|lrn_(fwd|bwd)_nhwc<\w+, \d, 8,"
+    r"|lrn_bwd_nhwc<b?f16, 8, 2, true, Pooled|lrn_pool_fwd<|\w+<\w+, 1[,>]|lpips_(weight|average)<|add_rows<"
+    r"|conv_|linear_|sm90::"
+)
+
+
+def work_faults(built: list[Kernel]) -> list[str]:
+    """Kernels without a row, rows whose kernel is gone or whose loop has grown, and those that say of what binds it
+    what the arithmetic does not give."""
+    known = re.compile("|".join([GENERAL, *(row.kernels for row in WORK)]))
+    found = [f"{kernel.name}: nobody has counted its work" for kernel in built if not known.match(kernel.name)]
+    for row in WORK:
+        over = tuple(card for card in COPIES if row.issued > slots(row.bytes, card))
+        if over != row.over:
+            found.append(f"{row.kernels}: instructions bind on {over}, and the row says {row.over}")
+        some = [k for k in built if k.architecture in (80, 90) and re.match(row.kernels, k.name)]
+        found += [] if some else [f"{row.kernels}: no such kernel"]
+        # A loop that shrinks by more has its row counted anew.
+        found += [
+            f"{k.name}, sm_{k.architecture}: no loop of {row.loop} instructions or a little less"
+            for k in some
+            if not any(0.75 * row.loop <= length <= row.loop for length in k.loops)
+        ]
+    return found
 
 
 # ---- Instructions ----------------------------------------------------------------------------------------------------
@@ -150,8 +277,10 @@ def wanted_instructions(kernel: Kernel) -> list[str]:
         return [r"LDG\.E\.128(\.CONSTANT)?"] if kernel.arguments[1] == "16" else []
     if kernel.family in ("lpips_fwd", "lpips_weight"):  # which write a number a pixel, or a channel
         return [rf"LDG?\.E\.{8 * kernel.vector}(\.CONSTANT)?"] if kernel.vector == 16 else []
-    if kernel.family in ("pool_bwd_planes", "lrn_fwd_planes", "lrn_bwd_planes"):
-        return BY_16_BYTES
+    if kernel.family in ("pool_bwd_planes", "lrn_fwd_planes", "lrn_bwd_planes", "lrn_pool_bwd_planes"):
+        return BY_16_BYTES + ([r"STS\.128"] if "Rectified" in kernel.name else [])
+    if kernel.family == "lrn_pool_fwd_planes":  # in inference what leaves are outputs alone, a quarter of the elements
+        return [*BY_16_BYTES[: 3 if "true" in kernel.name else 1], r"STS\.128"]
     maxima = []
     of_two, of_three = r"HMNMX2(\.BF16_V2)?\.NAN", r"VIMNMX3\.S16x2\.RELU"  # sm_90 has these, where there is no sign
     if kernel.family == "pool_fwd_planes":

@@ -47,6 +47,7 @@ class Kernel:
     stack: int  # bytes of a thread that are not in registers
     shared: int  # bytes, known when compiled
     instructions: Counter[str] = field(repr=False)
+    loops: tuple[int, ...] = field(default=(), repr=False)  # how many instructions each has
 
     @property
     def family(self) -> str:
@@ -76,6 +77,8 @@ class Kernel:
             return (52 if "LrnOfFive" in self.name else 64) * 540
         if self.family == "lrn_bwd_planes":
             return 40 * KB  # PlaneTiles::kTileBytes
+        if self.family == "lrn_pool_bwd_planes":
+            return 50 * KB  # LrnPoolTiles::kMostBytes
         if self.family in ("pool_fwd_planes", "pool_bwd_planes"):
             return 35 * KB // 2  # PlaneBands::kTileBytes
         if self.hopper:  # stages of 128-byte lines, two pieces of 2 KB for each of eight warps, the first one's place
@@ -144,11 +147,28 @@ def short(demangled: str) -> str:
     return re.sub(r"alexnet_fast::cuda::|\(anonymous namespace\)::|^void ", "", demangled).split("(")[0]
 
 
-def disassemble(cubin: Path) -> dict[str, Counter[str]]:
-    """Mangled name -> how often each instruction occurs, with its modifiers."""
+LINE = re.compile(
+    r"^(\.L_x_\d+):|/\*[0-9a-f]{4,}\*/ +(?:@!?U?P[0-9T] +)?([A-Z][A-Z0-9_.x]*)(?:[^\n`]*`\((\.L_x_\d+)\))?",
+    re.MULTILINE,
+)
+
+
+def disassemble(cubin: Path) -> dict[str, tuple[Counter[str], tuple[int, ...]]]:
+    """Mangled name -> how often each instruction occurs, with its modifiers, and the lengths of loops: from where a
+    branch goes back to up to the branch."""
     _, *parts = re.split(r"^//-+ \.text\.(\S+) -+$", output(tool("nvdisasm"), "-c", cubin), flags=re.MULTILINE)
-    instruction = re.compile(r"/\*[0-9a-f]{4,}\*/ +(?:@!?U?P[0-9T] +)?([A-Z][A-Z0-9_.x]*)")
-    return {name: Counter(instruction.findall(code)) for name, code in zip(parts[::2], parts[1::2], strict=True)}
+    found = {}
+    for name, code in zip(parts[::2], parts[1::2], strict=True):
+        instructions, labels, loops = [], {}, []
+        for label, instruction, target in LINE.findall(code):
+            if label:
+                labels[label] = len(instructions)
+                continue
+            instructions.append(instruction)
+            if instruction == "BRA" and target in labels:
+                loops.append(len(instructions) - labels[target])
+        found[name] = Counter(instructions), tuple(loops)
+    return found
 
 
 def kernels_of(cubin: Path) -> Iterator[Kernel]:
@@ -167,7 +187,7 @@ def kernels_of(cubin: Path) -> Iterator[Kernel]:
         # From sm_90 on the report counts what the system reserves.
         shared = max(used["SHARED"] - RESERVED, 0) if architecture >= 90 else used["SHARED"]
         stack = used["STACK"] + used["LOCAL"]
-        yield Kernel(short(name), architecture, x * y * z, used["REG"], stack, shared, instructions[mangled])
+        yield Kernel(short(name), architecture, x * y * z, used["REG"], stack, shared, *instructions[mangled])
 
 
 @cache

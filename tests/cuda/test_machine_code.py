@@ -11,7 +11,7 @@ from alexnet_fast import _C
 from tests.conftest import TABLES
 
 from . import machine_code
-from .budgets import BUDGETS, budget, faults
+from .budgets import BUDGETS, budget, faults, work_faults
 from .limits import KB, MULTIPROCESSORS
 from .machine_code import Kernel, kernels, resident_blocks
 
@@ -47,6 +47,18 @@ def test_every_budget_is_some_kernels(built):
     assert {budget(kernel) for kernel in built} == set(BUDGETS)
 
 
+def test_what_binds_each_kernel_is_said(built):
+    """Bytes on both cards, or on one, or instructions; loops are as long as they were when that was counted."""
+    assert work_faults(built) == []
+
+
+def test_a_longer_loop_is_named(built):
+    (kernel,) = (k for k in built if k.name.startswith("pool_bwd_planes<bf16, false") and k.architecture == 80)
+    longer = replace(kernel, loops=tuple(length + 10 for length in kernel.loops))
+    assert [f for f in work_faults([*(k for k in built if k != kernel), longer]) if "no loop of 61" in f]
+    assert [f for f in work_faults([*built, replace(kernel, name="relu_anew<float, 4>")]) if "nobody" in f]
+
+
 HOPPER = "sm90::conv_relu_fwd<sm90::WgmmaTile<bf16, 4, 2, 192,"
 
 
@@ -73,6 +85,9 @@ def one(built: list[Kernel], name: str) -> Kernel:
         ("pool_bwd_planes<float", {"instructions": "STG"}, "no instruction STG"),
         ("lrn_fwd_planes<bf16, LrnOfFive", {"instructions": "LDGSTS"}, "no instruction LDGSTS"),
         ("lrn_bwd_planes<bf16, LrnOfFive", {"registers": 81}, "81 registers, budget 80"),
+        ("lrn_fwd_planes<bf16, LrnOfFive, Rectified", {"instructions": "STS.128"}, r"no instruction STS\.128"),
+        ("lrn_pool_fwd_planes<float, true", {"instructions": "STG.E.128"}, r"no instruction STG\.E\.128"),
+        ("lrn_pool_bwd_planes<bf16", {"shared": 4 * KB}, "bytes of shared memory, budget 53248"),
         ("pool_fwd_packed<bf16, 8, 2, true", {"registers": 65}, "3 blocks fit a multiprocessor, budget 4"),
         (HOPPER, {"instructions": "HGMMA"}, "no instruction HGMMA"),
         (HOPPER, {"instructions": "UTMALDG"}, "no instruction UTMALDG"),

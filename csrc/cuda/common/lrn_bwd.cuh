@@ -10,7 +10,7 @@
 // channels alone; the threads of a pixel show each other theirs in shared memory, one barrier a pixel. (Computing q of
 // the halo as well needs no barrier, but half as much arithmetic again at V = 8 and size 5, and where dy comes through
 // a pool three gathers for one.) NCHW: as forward, a walk through channels, with x, t^-beta dy and q of the last ones
-// in registers; in shared memory, where neither a mask nor a pool is asked for.
+// in registers. Planes of any size are walked through in shared memory, behind AlexNet's pool too (lrn_pool_bwd.cuh).
 //
 // Gradient: where dy comes from (a tensor, or gathered through a pool). kRectified: x is a ReLU's output, whose
 // gradient is masked, and summed for the bias.
@@ -286,36 +286,49 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // ---------------------------------------------------------------- NCHW, in shared memory
 
+constexpr int kLongestTiledChunk = 32;
+
 // In shared memory: rows of x, channels begin - 2 Halo and on, and of dy from begin - Halo on, which dx takes the place
 // of.
 template <class T, class L>
 struct BackwardTiles : PlaneTiles {
   static constexpr int32_t kHalo = kTiledHalo<L>;
-  int32_t dy_at, bytes_of_both;
+  int32_t channels, dy_at, bytes_of_both;
 
   BackwardTiles(const LrnShape& shape, int64_t groups)
-      : PlaneTiles(shape, groups, sizeof(T), 32, [](int64_t chunk) { return 2 * chunk + 6 * kHalo; }),
+      : PlaneTiles(shape, groups, sizeof(T), kLongestTiledChunk, [](int64_t chunk) { return 2 * chunk + 6 * kHalo; }),
+        channels(static_cast<int32_t>(shape.channels)),
         dy_at(bytes(chunk + 4 * kHalo, sizeof(T))),
         bytes_of_both(dy_at + bytes(chunk + 2 * kHalo, sizeof(T))) {}
 };
 
-template <class T, class L>
-__global__ void __launch_bounds__(kThreads, kTiledBlocks<L>)
-    lrn_bwd_planes(const T* __restrict__ x, const T* __restrict__ dy, T* __restrict__ dx, BackwardTiles<T, L> tiles,
-                   L lrn) {
-  constexpr int Halo = kTiledHalo<L>, kStep = PlaneTiles::kStep;
-  const PlaneTile tile(tiles);
-  const int32_t stride = tiles.stride, channels = ceil_div(tile.channels(), kStep) * kStep;
-  T* const x_rows = place_run(dynamic_shared(), x + tile.offset(tile.begin - 2 * Halo));
-  T* const dy_rows = place_run(dynamic_shared() + tiles.dy_at, dy + tile.offset(tile.begin - Halo));
-  T* const dx_rows = dy_rows + Halo * stride;
-  tile.fetch(x_rows, x, tile.begin - 2 * Halo, channels + 4 * Halo);
-  tile.fetch(dy_rows, dy, tile.begin - Halo, channels + 2 * Halo);
-  await_runs();
-  if (static_cast<int32_t>(threadIdx.x) < tile.width) {
-    T* next_x = x_rows + threadIdx.x;
-    T* next_dy = dy_rows + threadIdx.x;
+// From x and dy in shared memory to dx, as the kernels below lay them there: `dy` may have other elements and another
+// stride than x, and dx takes the place of one of both. `partial`: null, or (items, channels) for sums of dx over the
+// pixels of a tile.
+template <bool kRectified, class T, class D, class L>
+__device__ __forceinline__ void lrn_bwd_of_tile(const PlaneTile& tile, const T* x_rows, const D* dy_rows,
+                                                int32_t dy_stride, T* dx_rows, T* dx, float* partial, int32_t channels,
+                                                const L& lrn) {
+  constexpr int Halo = kTiledHalo<L>, kStep = PlaneTiles::kStep, kWarps = kRectified ? kThreads / 32 : 1;
+  using Sums = float[kWarps][kLongestTiledChunk];
+  ALEXNET_FAST_SHARED(Sums, sums);  // of each channel over a warp's pixels
+  ALEXNET_FAST_SHARED(T[32], beyond);
+  ALEXNET_FAST_SHARED(D[32], zeros);
+  const int32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const bool active = static_cast<int32_t>(threadIdx.x) < tile.width;
+  if (kRectified ? warp * 32 < tile.width : active) {
+    // Lanes beyond the last pixel go along, over zeros: their warp's sums need them.
+    const T* next_x = x_rows + threadIdx.x;
+    const D* next_dy = dy_rows + threadIdx.x;
     T* here = dx_rows + threadIdx.x;
+    int32_t stride = tile.lie.stride;
+    if (kRectified && !active) {
+      from_float(0, beyond[lane]);
+      from_float(0, zeros[lane]);
+      next_x = here = &beyond[lane];
+      next_dy = &zeros[lane];
+      stride = dy_stride = 0;
+    }
     // At channel c: x of channels c and on, q of channels c - Halo and on, a = dy t^-beta of channels c and on.
     float values[2 * Halo + kStep], q[2 * Halo + kStep] = {}, a[Halo + kStep] = {};
     int32_t c = tile.begin - 2 * Halo;
@@ -339,7 +352,7 @@ __global__ void __launch_bounds__(kThreads, kTiledBlocks<L>)
       scales<Halo>(x_of, lrn, t);
       inverse_power<T>(t, lrn, w, reciprocal);
 #pragma unroll
-      for (int i = 0; i < N; ++i, next_dy += stride) {
+      for (int i = 0; i < N; ++i, next_dy += dy_stride) {
         a[Halo + i] = to_float(*next_dy) * w[i];
         q[2 * Halo + i] = a[Halo + i] * x_of[Halo + i] * reciprocal[i];
         // Beyond the group's ends there is no q, whatever its t: a NaN within must not come back from there.
@@ -352,7 +365,17 @@ __global__ void __launch_bounds__(kThreads, kTiledBlocks<L>)
         window_sums<Halo>(q, lrn.after, lrn.before, sum);
 #pragma unroll
         for (int i = 0; i < kStep; ++i, here += stride) {
-          from_float(fmaf(-lrn.slope * values[i], sum[i], a[i]), *here);
+          sum[i] = fmaf(-lrn.slope * values[i], sum[i], a[i]);
+          if (kRectified && values[i] <= 0) {
+            sum[i] = 0;
+          }
+          from_float(sum[i], *here);
+        }
+        if (kRectified && partial != nullptr) {
+          const float total = sum_lanes(sum);
+          if (lane % (32 / kStep) == 0) {
+            sums[warp][c - tile.begin + lane / (32 / kStep)] = total;
+          }
         }
       }
 #pragma unroll
@@ -370,7 +393,7 @@ __global__ void __launch_bounds__(kThreads, kTiledBlocks<L>)
     while (c < tile.begin) {
       step(std::integral_constant<int, kBefore>{}, std::false_type{}, std::false_type{});
     }
-    while (c + kStep + Halo <= tiles.group_channels && c < tile.end) {
+    while (c + kStep + Halo <= tile.lie.group_channels && c < tile.end) {
       step(std::integral_constant<int, kStep>{}, std::true_type{}, std::true_type{});
     }
     while (c < tile.end) {
@@ -379,18 +402,49 @@ __global__ void __launch_bounds__(kThreads, kTiledBlocks<L>)
   }
   __syncthreads();
   tile.put(dx_rows, dx);
+  if (kRectified && partial != nullptr) {
+    for (int32_t i = threadIdx.x; i < tile.channels(); i += blockDim.x) {
+      float total = 0;
+      for (int32_t of = 0; of * 32 < tile.width; ++of) {
+        total += sums[of][i];
+      }
+      partial[int64_t{tile.item} * channels + tile.first_channel + tile.begin + i] = total;
+    }
+  }
+}
+
+template <class T, class L, bool kRectified>
+__global__ void __launch_bounds__(kThreads, kTiledBlocks<L>)
+    lrn_bwd_planes(const T* __restrict__ x, const T* __restrict__ dy, T* __restrict__ dx, float* __restrict__ partial,
+                   BackwardTiles<T, L> tiles, L lrn) {
+  constexpr int Halo = kTiledHalo<L>;
+  const PlaneTile tile(tiles);
+  const int32_t channels = ceil_div(tile.channels(), PlaneTiles::kStep) * PlaneTiles::kStep;
+  T* const x_rows = place_run(dynamic_shared(), x + tile.offset(tile.begin - 2 * Halo));
+  T* const dy_rows = place_run(dynamic_shared() + tiles.dy_at, dy + tile.offset(tile.begin - Halo));
+  tile.fetch(x_rows, x, tile.begin - 2 * Halo, channels + 4 * Halo);
+  tile.fetch(dy_rows, dy, tile.begin - Halo, channels + 2 * Halo);
+  await_runs();
+  lrn_bwd_of_tile<kRectified>(tile, x_rows, dy_rows, tiles.stride, dy_rows + Halo * tiles.stride, dx, partial,
+                              tiles.channels, lrn);
 }
 
 // ---------------------------------------------------------------- launch
 
-template <class T>
-int launch_lrn_bwd_planes(const LrnShape& shape, const LrnWindow& window, const T* x, const T* dy, T* dx,
+// Whether the kernel over tiles takes it, and `partial` then has BackwardTiles::items() rows.
+template <bool kRectified, class T>
+bool lrn_bwd_tiled(const LrnShape& shape, const LrnWindow& window, const T* dy, const T* dx) {
+  return PlaneTiles::take<kRectified>(shape, window) && alike_in_16(dx, dy);
+}
+
+template <bool kRectified, class T>
+int launch_lrn_bwd_planes(const LrnShape& shape, const LrnWindow& window, const LrnBackward<T>& p, const T* dy,
                           void* stream) {
-  return with_tiled_lrn(window, [&](auto lrn) {
+  return with_tiled_lrn<kRectified>(window, [&](auto lrn) {
     using L = decltype(lrn);
     const BackwardTiles<T, L> tiles(shape, window.groups);
-    return launch<lrn_bwd_planes<T, L>>(tiles.grid(), tiles.block(), tiles.bytes_of_both, stream, x, dy, dx, tiles,
-                                        lrn);
+    return launch<lrn_bwd_planes<T, L, kRectified>>(tiles.grid(), tiles.block(), tiles.bytes_of_both, stream, p.x, dy,
+                                                    p.dx, p.partial, tiles, lrn);
   });
 }
 
@@ -445,9 +499,9 @@ int launch_lrn_bwd(const LrnShape& shape, const LrnWindow& window, const LrnBack
       return vector ? launch_lrn_bwd_nhwc<T, kVector<T>, Halo, kRectified>(shape, window, p, gradient, stream)
                     : launch_lrn_bwd_nhwc<T, 1, kWidestHalo, kRectified>(shape, window, p, gradient, stream);
     }
-    if constexpr (!kRectified) {
-      if (PlaneTiles::take(shape) && alike_in_16(p.dx, gradient.dy)) {
-        return launch_lrn_bwd_planes<T>(shape, window, p.x, gradient.dy, p.dx, stream);
+    if constexpr (std::is_same_v<Gradient, PlainGradient<T>>) {
+      if (lrn_bwd_tiled<kRectified>(shape, window, gradient.dy, p.dx)) {
+        return launch_lrn_bwd_planes<kRectified>(shape, window, p, gradient.dy, stream);
       }
     }
     if constexpr (kRectified && Halo == 2 && std::is_same_v<Gradient, PlainGradient<T>>) {

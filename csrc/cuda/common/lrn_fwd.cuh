@@ -136,6 +136,38 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // ---------------------------------------------------------------- NCHW, in shared memory
 
+// From x to y in its place, along one pixel of a tile; `column` begins Halo channels before the tile's.
+template <class T, class L>
+__device__ __forceinline__ void lrn_of_tile(const PlaneTile& tile, T* column, const L& lrn) {
+  constexpr int Halo = kTiledHalo<L>, kStep = PlaneTiles::kStep;
+  const int32_t stride = tile.lie.stride;
+  T* ahead = column;
+  T* here = column + Halo * stride;
+  float window[2 * Halo + kStep];  // channels c - Halo ... c + kStep + Halo - 1
+#pragma unroll
+  for (int i = 0; i < 2 * Halo; ++i, ahead += stride) {
+    window[i] = to_float(*ahead);
+  }
+#pragma unroll 1
+  for (int32_t c = tile.begin; c < tile.end; c += kStep) {
+#pragma unroll
+    for (int i = 0; i < kStep; ++i, ahead += stride) {
+      window[2 * Halo + i] = to_float(*ahead);
+    }
+    float t[kStep], w[kStep];
+    scales<Halo>(window, lrn, t);
+    inverse_power<T>(t, lrn, w);
+#pragma unroll
+    for (int i = 0; i < kStep; ++i, here += stride) {
+      from_float(w[i] * window[Halo + i], *here);
+    }
+#pragma unroll
+    for (int i = 0; i < 2 * Halo; ++i) {
+      window[i] = window[i + kStep];
+    }
+  }
+}
+
 template <class T, class L, class Source>
 __global__ void __launch_bounds__(kThreads, 4)
     lrn_fwd_planes(Source source, T* __restrict__ y, PlaneTiles tiles, L lrn) {
@@ -144,34 +176,20 @@ __global__ void __launch_bounds__(kThreads, 4)
   const int32_t first = tile.begin - Halo, stride = tiles.stride;
   T* const x = place_run(dynamic_shared(), source.tensor() + tile.offset(first));
   T* const own = x + Halo * stride;
-  tile.fetch(x, source.tensor(), first, ceil_div(tile.channels(), kStep) * kStep + 2 * Halo);
-  await_runs();
+  const int32_t rows = ceil_div(tile.channels(), kStep) * kStep + 2 * Halo;
+  tile.fetch(x, source.tensor(), first, rows);
+  if constexpr (Source::kRectified) {
+    tile.rectify(x, source, first, rows);
+    __syncthreads();
+    if (source.kept() != nullptr) {
+      tile.put(own, source.kept());
+      __syncthreads();
+    }
+  } else {
+    await_runs();
+  }
   if (static_cast<int32_t>(threadIdx.x) < tile.width) {
-    T* ahead = x + threadIdx.x;
-    T* here = own + threadIdx.x;
-    float window[2 * Halo + kStep];  // channels c - Halo ... c + kStep + Halo - 1
-#pragma unroll
-    for (int i = 0; i < 2 * Halo; ++i, ahead += stride) {
-      window[i] = to_float(*ahead);
-    }
-#pragma unroll 1
-    for (int32_t c = tile.begin; c < tile.end; c += kStep) {
-#pragma unroll
-      for (int i = 0; i < kStep; ++i, ahead += stride) {
-        window[2 * Halo + i] = to_float(*ahead);
-      }
-      float t[kStep], w[kStep];
-      scales<Halo>(window, lrn, t);
-      inverse_power<T>(t, lrn, w);
-#pragma unroll
-      for (int i = 0; i < kStep; ++i, here += stride) {
-        from_float(w[i] * window[Halo + i], *here);
-      }
-#pragma unroll
-      for (int i = 0; i < 2 * Halo; ++i) {
-        window[i] = window[i + kStep];
-      }
-    }
+    lrn_of_tile(tile, x + threadIdx.x, lrn);
   }
   __syncthreads();
   tile.put(own, y);
@@ -181,7 +199,7 @@ __global__ void __launch_bounds__(kThreads, 4)
 
 template <class T, class Source>
 int launch_lrn_fwd_planes(const LrnShape& shape, const LrnWindow& window, const Source& source, T* y, void* stream) {
-  return with_tiled_lrn(window, [&](auto lrn) {
+  return with_tiled_lrn<Source::kRectified>(window, [&](auto lrn) {
     using L = decltype(lrn);
     const auto rows = [](int64_t chunk) { return chunk + 2 * kTiledHalo<L>; };
     constexpr int kLongestChunk = 48;
@@ -224,8 +242,8 @@ int launch_lrn_fwd(const LrnShape& shape, const LrnWindow& window, const NhwcSou
         return launch_lrn_fwd_nchw<T, V, Halo>(shape, window, nchw, y, stream);
       }
     }
-    if constexpr (!NchwSource::kRectified) {
-      if (PlaneTiles::take(shape) && alike_in_16(nchw.tensor(), y)) {
+    if constexpr (Halo == 2 || !NchwSource::kRectified) {
+      if (PlaneTiles::take<NchwSource::kRectified>(shape, window) && alike_in_16(nchw.tensor(), y, nchw.kept())) {
         return launch_lrn_fwd_planes<T>(shape, window, nchw, y, stream);
       }
     }

@@ -23,13 +23,23 @@ struct PlaneTiles {
   int32_t width, stride;  // of a tile's rows in shared memory: a row lies within 16 bytes as it does in device memory
   Divider in_group, chunks, in_plane;  // chunks of a group and of an image, tiles of a plane
 
-  static bool take(const LrnShape& shape) {
-    return !shape.channels_last && shape.pixels >= kFewestPixels && shape.pixels <= INT32_MAX / 8;
+  // With a ReLU there are kernels for AlexNet's windows alone.
+  template <bool kRectified>
+  static bool take(const LrnShape& shape, const LrnWindow& window) {
+    return !shape.channels_last && shape.pixels >= kFewestPixels && shape.pixels <= INT32_MAX / 8 &&
+           (!kRectified || LrnOfFive::is(window));
   }
 
   // rows(chunk): what is in shared memory for so many channels, each of `element` bytes a pixel.
   template <class Rows>
   PlaneTiles(const LrnShape& shape, int64_t groups, int64_t element, int64_t longest_chunk, const Rows& rows)
+      : PlaneTiles(shape, groups, longest_chunk) {
+    const int64_t V = 16 / element;
+    const int64_t most = std::min(longest_run(element, 32), kTileBytes / (rows(chunk) * element) - 3 * (V - 1));
+    cut(ceil_div<int64_t>(pixels, ceil_div<int64_t>(pixels, most)), element);
+  }
+
+  PlaneTiles(const LrnShape& shape, int64_t groups, int64_t longest_chunk)
       : elements(shape.batch * shape.channels * shape.pixels),
         image(shape.channels * shape.pixels),
         pixels(static_cast<int32_t>(shape.pixels)),
@@ -37,14 +47,18 @@ struct PlaneTiles {
         in_group(ceil_div<int64_t>(group_channels, longest_chunk)),
         chunks(groups * in_group.divisor) {
     chunk = ceil_div(ceil_div(group_channels, static_cast<int32_t>(in_group.divisor)), kStep) * kStep;
-    const int64_t V = 16 / element, beside = 2 * (V - 1);
-    // A warp's 32 vectors have one that is not full where the row begins between two of them.
-    const int64_t most = std::min(32 * V - (V - 1), kTileBytes / (rows(chunk) * element) - beside - (V - 1));
-    in_plane = Divider(ceil_div(shape.pixels, most));
-    width = static_cast<int32_t>(ceil_div(shape.pixels, in_plane.divisor));
-    const int64_t least = width + beside;
+  }
+
+  // Planes into tiles of so many pixels.
+  void cut(int64_t tile_pixels, int64_t element) {
+    const int64_t V = 16 / element, least = tile_pixels + 2 * (V - 1);
+    in_plane = Divider(ceil_div<int64_t>(pixels, tile_pixels));
+    width = static_cast<int32_t>(tile_pixels);
     stride = static_cast<int32_t>(least + ((pixels - least) % V + V) % V);
   }
+
+  // Elements that `lanes` vectors hold wherever they begin: one is not full where that is between two of them.
+  static int64_t longest_run(int64_t element, int64_t lanes) { return lanes * (16 / element) - (16 / element - 1); }
 
   int32_t bytes(int32_t rows, int32_t element) const { return ceil_div(rows * stride * element, 16) * 16; }
   int64_t items() const { return elements / image * in_plane.divisor; }  // tiles, each of all channels
@@ -52,24 +66,25 @@ struct PlaneTiles {
   dim3 block() const { return dim3(ceil_div(width, 32) * 32); }
 };
 
-// Whether tensors begin alike within 16 bytes, so that results may lie where the input was.
+// Whether tensors begin alike within 16 bytes, so that results may lie where the input was. There may be none of them.
 template <class A, class... Others>
 bool alike_in_16(const A* a, const Others*... others) {
-  return ((reinterpret_cast<uintptr_t>(a) % 16 == reinterpret_cast<uintptr_t>(others) % 16) && ...);
+  return ((others == nullptr || reinterpret_cast<uintptr_t>(a) % 16 == reinterpret_cast<uintptr_t>(others) % 16) &&
+          ...);
 }
 
 // What this block takes: channels begin ... end of a group, counted from its first one, first_channel. Consecutive
 // blocks take the chunks of the same pixels, so what two chunks both read comes out of L2.
 struct PlaneTile {
   const PlaneTiles& lie;
-  int64_t origin;  // offset of the tile's first pixel in the group's first channel
-  uint32_t item;
-  int32_t first_channel, begin, end, width;
+  int64_t origin;        // offset of the tile's first pixel in the group's first channel
+  uint32_t item, place;  // of all tiles, and in the plane
+  int32_t image, first_channel, begin, end, width;
 
   __device__ __forceinline__ explicit PlaneTile(const PlaneTiles& lie) : lie(lie) {
-    uint32_t number, place, in_group;
+    uint32_t number, in_group;
     item = lie.chunks.divide_small(blockIdx.x, number);
-    const int32_t image = lie.in_plane.divide_small(item, place);
+    image = lie.in_plane.divide_small(item, place);
     first_channel = lie.in_group.divide_small(number, in_group) * lie.group_channels;
     begin = in_group * lie.chunk;
     end = min(begin + lie.chunk, lie.group_channels);
@@ -77,6 +92,18 @@ struct PlaneTile {
     width = min(lie.width, lie.pixels - first);
     origin = image * lie.image + int64_t{first_channel} * lie.pixels + first;
   }
+
+  // The same channels of that image in another tensor, `width` pixels from `first` on.
+  __device__ __forceinline__ PlaneTile(const PlaneTile& tile, const PlaneTiles& lie, int32_t first, int32_t width)
+      : lie(lie),
+        origin(tile.image * lie.image + int64_t{tile.first_channel} * lie.pixels + first),
+        item(tile.item),
+        place(tile.place),
+        image(tile.image),
+        first_channel(tile.first_channel),
+        begin(tile.begin),
+        end(tile.end),
+        width(width) {}
 
   __device__ __forceinline__ int64_t offset(int32_t channel) const { return origin + int64_t{channel} * lie.pixels; }
   // Whether the group has that channel.
@@ -86,55 +113,50 @@ struct PlaneTile {
   __device__ __forceinline__ int32_t channels() const { return end - begin; }
 
   // Begins to copy rows of channels `first` and on to shared memory, where the first one lies at `to`; zeros where the
-  // group has no such channel.
-  template <class T>
+  // group has no such channel. kLanes threads share a row, which is no longer than longest_run().
+  template <int kLanes = 32, class T>
   __device__ __forceinline__ void fetch(T* to, const T* tensor, int32_t first, int32_t count) const {
-    constexpr int32_t V = kVector<T>;
-    const int32_t lane = threadIdx.x % 32;
     const int32_t there = max(first, 0), beyond = min(first + count, lie.group_channels);
-    const auto copy = [&](auto is_within) {
-      along_rows(to + (there - first) * lie.stride, tensor, there, beyond, [&](T* row, const T* run) {
-        const int32_t pixel = lane * V - lead(run);
-        if (pixel >= width) {
-          return;
-        }
-        const int64_t from = run - tensor + pixel;
-        if constexpr (!decltype(is_within)::value) {
-          if (from < 0 || from + V > lie.elements) {
-#pragma unroll 1
-            for (int32_t i = max(pixel, 0); i < min(pixel + V, width); ++i) {
-              store_shared(row + i, load<1>(run + i));
-            }
-            return;
-          }
-        }
-        async_copy<16>(row + pixel, run + pixel);
-      });
-    };
-    // Vectors that are not in the tensor belong to the first tile or to the last two: the last may be a pixel wide.
-    if (item > 0 && blockIdx.x + 2 * static_cast<uint32_t>(lie.chunks.divisor) < gridDim.x) {
-      copy(std::true_type{});
-    } else {
-      copy(std::false_type{});
-    }
+    along_vectors<kLanes>(
+        to, tensor, first, count, [](T* place, const T* from, int32_t /*channel*/) { async_copy<16>(place, from); },
+        [](T* place, const T* from, int32_t /*channel*/) { store_shared(place, load<1>(from)); });
     const auto clear = [&](int32_t begin, int32_t end) {
-      along_rows(to + (begin - first) * lie.stride, tensor, begin, end, [&](T* row, const T* /*run*/) {
+      along_rows<kLanes>(to + (begin - first) * lie.stride, tensor, begin, end,
+                         [&](T* row, const T* /*run*/, int32_t /*channel*/) {
 #pragma unroll 1
-        for (int32_t i = lane; i < width; i += 32) {
-          store_shared(row + i, Pack<T, 1>{});
-        }
-      });
+                           for (int32_t i = threadIdx.x % kLanes; i < width; i += kLanes) {
+                             store_shared(row + i, Pack<T, 1>{});
+                           }
+                         });
     };
     clear(first, there);
     clear(beyond, first + count);
   }
 
+  // Turns rows that fetch has copied from source.tensor() into what the source makes of them. Each lane does what it
+  // has fetched, so it need not wait for others; nor have others what it did before a barrier.
+  template <int kLanes = 32, class T, class Source>
+  __device__ __forceinline__ void rectify(T* rows, const Source& source, int32_t first, int32_t count) const {
+    constexpr int32_t V = kVector<T>;
+    async_commit();
+    async_wait<0>();
+    const auto over_rows = source.over(rows);
+    along_vectors<kLanes>(
+        rows, source.tensor(), first, count,
+        [&](T* place, const T* /*from*/, int32_t channel) {
+          store_shared_16(place, over_rows.template local<V>(first_channel + channel).at(place - rows));
+        },
+        [&](T* place, const T* /*from*/, int32_t channel) {
+          store_shared(place, over_rows.template local<1>(first_channel + channel).at(place - rows));
+        });
+  }
+
   // Copies rows of channels begin ... end out; the first one lies at `from`.
-  template <class T>
+  template <int kLanes = 32, class T>
   __device__ __forceinline__ void put(T* from, T* tensor) const {
     constexpr int32_t V = kVector<T>;
-    const int32_t lane = threadIdx.x % 32;
-    along_rows(from, tensor, begin, end, [&](const T* row, T* run) {
+    const int32_t lane = threadIdx.x % kLanes;
+    along_rows<kLanes>(from, tensor, begin, end, [&](const T* row, T* run, int32_t /*channel*/) {
       const int32_t head = min(-lead(run) & (V - 1), width), tail = head + ((width - head) & -V);
       if (const int32_t pixel = head + lane * V; pixel < tail) {
         store(run + pixel, load<V>(row + pixel));
@@ -146,12 +168,47 @@ struct PlaneTile {
   }
 
  private:
-  // Calls body(row, run) for this warp's of channels first ... last: where each is in shared memory, the first one at
-  // `row`, and in the tensor.
-  template <class T, class Element, class Body>
+  // Calls vector(place, from, channel) for each vector that this lane has of the rows fetch copies, and single for each
+  // element of those that the tensor has not whole.
+  template <int kLanes, class T, class Vector, class Single>
+  __device__ __forceinline__ void along_vectors(T* to, const T* tensor, int32_t first, int32_t count,
+                                                const Vector& vector, const Single& single) const {
+    constexpr int32_t V = kVector<T>;
+    const int32_t lane = threadIdx.x % kLanes;
+    const int32_t there = max(first, 0), beyond = min(first + count, lie.group_channels);
+    const auto go = [&](auto is_within) {
+      along_rows<kLanes>(to + (there - first) * lie.stride, tensor, there, beyond,
+                         [&](T* row, const T* run, int32_t channel) {
+                           const int32_t pixel = lane * V - lead(run);
+                           if (pixel >= width) {
+                             return;
+                           }
+                           const int64_t from = run - tensor + pixel;
+                           if constexpr (!decltype(is_within)::value) {
+                             if (from < 0 || from + V > lie.elements) {
+#pragma unroll 1
+                               for (int32_t i = max(pixel, 0); i < min(pixel + V, width); ++i) {
+                                 single(row + i, run + i, channel);
+                               }
+                               return;
+                             }
+                           }
+                           vector(row + pixel, run + pixel, channel);
+                         });
+    };
+    if (offset(there) >= V && offset(beyond - 1) + width + V <= lie.elements) {
+      go(std::true_type{});
+    } else {
+      go(std::false_type{});
+    }
+  }
+
+  // Calls body(row, run, channel) for these kLanes threads' of channels first ... last: where each is in shared memory,
+  // the first one at `row`, and in the tensor.
+  template <int kLanes, class T, class Element, class Body>
   __device__ __forceinline__ void along_rows(T* row, Element* run, int32_t first, int32_t last,
                                              const Body& body) const {
-    const int32_t warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    const int32_t warp = threadIdx.x / kLanes, warps = blockDim.x / kLanes;
     row += warp * lie.stride;
     run += offset(first + warp);
     // A compiler that sees where these come from works them out anew in every turn.
@@ -159,7 +216,7 @@ struct PlaneTile {
     const uint32_t run_step = anew(warps * lie.pixels);
 #pragma unroll 1
     for (int32_t channel = first + warp; channel < last; channel += warps) {
-      body(row, run);
+      body(row, run, channel);
       row += row_step;
       run += run_step;
     }
@@ -167,9 +224,14 @@ struct PlaneTile {
 };
 
 // Calls body(Lrn or LrnOfFive): kernels over tiles are for AlexNet's windows or for all.
-template <class Body>
+template <bool kRectified, class Body>
 int with_tiled_lrn(const LrnWindow& window, Body&& body) {
-  return LrnOfFive::is(window) ? body(LrnOfFive(window)) : body(Lrn(window));
+  if constexpr (!kRectified) {
+    if (!LrnOfFive::is(window)) {
+      return body(Lrn(window));
+    }
+  }
+  return body(LrnOfFive(window));
 }
 
 template <class L>

@@ -4,6 +4,9 @@
 //
 // The ReLU's output, kept for backward, is written by the tile that owns the pixel: of an overlap, the later one; of
 // pixels that no window holds, the last one.
+//
+// NCHW, AlexNet's windows: a tile is whole rows of planes, as common/lrn_planes.cuh has them, whose LRN takes its place
+// in shared memory.
 #pragma once
 
 #include "cuda/common/lrn_fwd.cuh"
@@ -148,19 +151,6 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 // ---------------------------------------------------------------- AlexNet's stages in 16 bits
-
-// store_shared of 16 bytes, spelled out as store() is: nvcc 13.0 makes four stores of it here.
-template <class T, int N>
-__device__ __forceinline__ void store_shared_16(T* to, const Pack<T, N>& pack) {
-  static_assert(sizeof(pack) == 16);
-#ifdef ALEXNET_FAST_HOST_SIMT
-  store_shared(to, pack);
-#else
-  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))),
-               "r"(pack.words[0]), "r"(pack.words[1]), "r"(pack.words[2]), "r"(pack.words[3])
-               : "memory");
-#endif
-}
 
 // The largest of a window's nine, and its place: the nine are gone through backwards, so that of equals the first one's
 // is left. Rows and columns beyond the image are the nearest one within, at its place.
@@ -322,6 +312,110 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
 }
 
+// ---------------------------------------------------------------- NCHW, in shared memory
+
+// For windows of 3 with stride 2 within the image, and LrnOfFive. A tile is the rows of the image under some rows of
+// outputs, and a chunk of channels.
+template <class T>
+struct LrnPoolPlanes {
+  static constexpr int32_t kHalo = 2, kLongestChunk = 64 / sizeof(T), kLanes = 32 * sizeof(T);  // of a row of the tile
+
+  PlaneTiles x;
+  int32_t rows;  // of outputs
+  Divider columns;
+  int32_t bytes;
+  bool fit;
+
+  template <class Params>
+  explicit LrnPoolPlanes(const Params& p)
+      : x({p.dtype, false, p.batch, p.channels, p.height * p.width}, p.lrn.groups, kLongestChunk),
+        columns(p.out_width),
+        fit(false) {
+    for (int64_t bands = 1; bands <= p.out_height && !fit; ++bands) {
+      rows = static_cast<int32_t>(ceil_div<int64_t>(p.out_height, bands));
+      const int64_t pixels = std::min<int64_t>(2 * rows + 2, p.height) * p.width;  // with a last row in no window
+      if (pixels > PlaneTiles::longest_run(sizeof(T), kLanes)) {
+        continue;
+      }
+      x.cut(pixels, sizeof(T));
+      x.in_plane = Divider(ceil_div<int64_t>(p.out_height, rows));
+      bytes = x.bytes(x.chunk + 2 * kHalo, sizeof(T));
+      fit = bytes <= PlaneTiles::kTileBytes && x.image <= INT32_MAX;
+    }
+  }
+
+  // Whether the kernel takes that stage.
+  template <class Params>
+  static bool take(const Params& p) {
+    const LrnShape shape{p.dtype, p.channels_last, p.batch, p.channels, p.height * p.width};
+    return PlaneTiles::take<true>(shape, p.lrn) && overlapping_3_by_2(p.window) && windows_inside(p) &&
+           (p.code == nullptr) == (p.r == nullptr) &&
+           alike_in_16(static_cast<const T*>(p.z), static_cast<const T*>(p.r)) && LrnPoolPlanes(p).fit;
+  }
+};
+
+template <class T, bool kTraining>
+__global__ void __launch_bounds__(kThreads, 4)
+    lrn_pool_fwd_planes(Rectified<T, false> source, T* __restrict__ y, uint8_t* __restrict__ code, PoolShape shape,
+                        LrnPoolPlanes<T> tiles, LrnOfFive lrn) {
+  constexpr int K = 3, S = 2, Halo = LrnPoolPlanes<T>::kHalo, kStep = PlaneTiles::kStep;
+  constexpr int kLanes = LrnPoolPlanes<T>::kLanes;
+  const PlaneTile place(tiles.x);
+  const int32_t first_out = place.place * tiles.rows, rows = min(tiles.rows, shape.out_height - first_out);
+  const bool last = first_out + rows == shape.out_height;
+  const int32_t first = first_out * S * shape.width, kept = last ? tiles.x.pixels - first : rows * S * shape.width;
+  const int32_t read = (rows * S + 1) * shape.width;
+  const PlaneTile tile(place, tiles.x, first, kTraining ? max(read, kept) : read), own(place, tiles.x, first, kept);
+  const int32_t begin = tile.begin - Halo, stride = tiles.x.stride;
+  const int32_t channels = ceil_div(tile.channels(), kStep) * kStep + 2 * Halo;
+  T* const x = place_run(dynamic_shared(), source.z + tile.offset(begin));
+  T* const own_x = x + Halo * stride;
+  tile.template fetch<kLanes>(x, source.z, begin, channels);
+  tile.template rectify<kLanes>(x, source, begin, channels);
+  __syncthreads();
+  if constexpr (kTraining) {
+    own.template put<kLanes>(own_x, source.r);
+    __syncthreads();
+  }
+#pragma unroll 1
+  for (int32_t pixel = threadIdx.x; pixel < read; pixel += kThreads) {
+    lrn_of_tile(tile, x + pixel, lrn);
+  }
+  __syncthreads();
+
+  // A thread goes down a column of outputs, in 16 bits of two channels at once; one that is left over goes with itself.
+  constexpr int32_t kAtOnce = sizeof(T) == 2 ? 2 : 1;
+  const int32_t out_plane = shape.out_height * shape.out_width;
+  const int64_t out = (int64_t{tile.image} * shape.out.image) + int64_t{tile.first_channel + tile.begin} * out_plane +
+                      first_out * shape.out_width;
+  const uint32_t units = ceil_div(tile.channels(), kAtOnce) * shape.out_width;
+#pragma unroll 1
+  for (uint32_t unit = threadIdx.x; unit < units; unit += kThreads) {
+    uint32_t column;
+    const int32_t channel = tiles.columns.divide_small(unit, column) * kAtOnce;
+    const auto by_elements = [&](int32_t channel) {
+      pool_column<K, S, kTraining, false>(Plain<T>{own_x}.template local<1>(0), channel * stride + column * S,
+                                          shape.width, y + out, kTraining ? code + out : nullptr,
+                                          channel * out_plane + column, shape.out_width, rows);
+    };
+    if constexpr (kAtOnce == 1) {
+      by_elements(channel);
+    } else {
+      const int32_t second = min(channel + 1, tile.channels() - 1), beside = (second - channel) * stride;
+      const auto pair = [&](int32_t at) {
+        return own_x[at].bits | static_cast<uint32_t>(own_x[at + beside].bits) << 16;
+      };
+      const uint32_t undecided = pool_column_of_pairs<T, K, S, true, kTraining, false>(
+          pair, channel * stride + column * S, shape.width, y + out, kTraining ? code + out : nullptr,
+          channel * out_plane + column, (second - channel) * out_plane, shape.out_width, rows);
+      if (undecided != 0) {  // rare
+        by_elements(channel);
+        by_elements(second);
+      }
+    }
+  }
+}
+
 // ---------------------------------------------------------------- launch
 
 // The tile that reads least for what it makes, among those that fit. Reading: the overlap of windows, and LRN's halo of
@@ -364,6 +458,17 @@ Tiling choose_tiling(const Params& p, int V, int element_bytes, int halo) {
   best.blocks_of_row = Divider(channel_tiles * best.columns.tiles);
   best.blocks_of_image = Divider(channel_tiles * best.columns.tiles * best.rows.tiles);
   return best;
+}
+
+template <class T, class Params>
+int launch_lrn_pool_fwd_planes(const Params& p, const Rectified<T, false>& source, void* stream) {
+  const LrnPoolPlanes<T> tiles(p);
+  constexpr auto training =
+      launch<lrn_pool_fwd_planes<T, true>, Rectified<T, false>, T*, uint8_t*, PoolShape, LrnPoolPlanes<T>, LrnOfFive>;
+  constexpr auto inference =
+      launch<lrn_pool_fwd_planes<T, false>, Rectified<T, false>, T*, uint8_t*, PoolShape, LrnPoolPlanes<T>, LrnOfFive>;
+  return (p.r != nullptr ? training : inference)(tiles.x.grid(), dim3(kThreads), tiles.bytes, stream, source,
+                                                 static_cast<T*>(p.y), p.code, PoolShape(p), tiles, LrnOfFive(p.lrn));
 }
 
 template <class T, int V, int Halo, bool kChannelsLast, class Params>

@@ -50,7 +50,7 @@ __device__ __forceinline__ Pack<T, 1> first(const Pack<T, N>& pack) {
 
 // A Source reads N neighbours in memory at an offset: source.local<N>(channel).at(offset). What depends on the channel
 // alone is read by local(), once however many offsets follow. over(copy) reads a copy of the tensor, or of a part of
-// it, and tensor() is where the tensor begins.
+// it, tensor() is where the tensor begins, and kept() where keep() writes, or null.
 template <class T>
 struct Plain {
   static constexpr bool kRectified = false;
@@ -70,7 +70,8 @@ struct Plain {
   template <int N>
   __device__ __forceinline__ void keep(int64_t /*offset*/, const Pack<T, N>& /*value*/) const {}
 
-  __device__ __forceinline__ const T* tensor() const { return x; }
+  __host__ __device__ __forceinline__ const T* tensor() const { return x; }
+  __host__ __device__ __forceinline__ T* kept() const { return nullptr; }
   __device__ __forceinline__ Plain over(const T* copy) const { return {copy}; }
 };
 
@@ -108,7 +109,8 @@ struct Rectified {
     }
   }
 
-  __device__ __forceinline__ const T* tensor() const { return z; }
+  __host__ __device__ __forceinline__ const T* tensor() const { return z; }
+  __host__ __device__ __forceinline__ T* kept() const { return r; }
   __device__ __forceinline__ Rectified over(const T* copy) const { return {copy, bias, r}; }
 };
 
