@@ -307,9 +307,7 @@ def test_alexnets_stages():
 
 def test_stages_sanitizers_and_schedules():
     """And the same bits whatever lands first and runs first."""
-    check(
-        "address", [hopper_stage(one, (BF16, F16)[n % 2]) for n, one in enumerate([*LISTED_STAGES, ALEXNET_STAGES[2]])]
-    )
+    check("address", [hopper_stage(one, (BF16, F16)[n % 2]) for n, one in enumerate(LISTED_STAGES[::3])])
     for one in LISTED_STAGES[1], LISTED_STAGES[6]:
         (result,) = host_build.run("threads", [hopper_stage(one, BF16, schedules=4)[0]])
         assert result.error == 0
