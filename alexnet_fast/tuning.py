@@ -5,8 +5,8 @@ A candidate computes an operator from its arguments. By operator, the first is t
 - ``conv_relu``: ``cudnn_epilogue``, cuDNN's convolution, then this package's epilogue; ``cudnn_bias_relu``, cuDNN's
   convolution, bias and ReLU in one; ``cuda`` and ``triton``, this package's kernels; ``cuda_sm90``, its kernels for
   compute capability 9.0
-- ``conv_stage``: ``cudnn_epilogue``, ``cuda``, ``triton``; ``cuda_epilogue`` and ``cuda_sm90_epilogue``, this package's
-  conv_relu, then its epilogue
+- ``conv_stage``: ``cudnn_epilogue``, ``cuda``, ``cuda_sm90``, ``triton``; ``cuda_epilogue`` and ``cuda_sm90_epilogue``,
+  this package's conv_relu, then its epilogue
 - ``conv_backward_input``, ``conv_backward_weight``: ``cudnn``, ``cuda``, ``cuda_sm90``, ``triton``
 
 ``cuda`` and ``cuda_epilogue`` estimate which tile of the output each block had best compute; a name of ``TILES`` behind

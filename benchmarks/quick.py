@@ -164,7 +164,9 @@ def sm90(place: Place) -> Iterator[Case]:
         for sample in CONVOLUTIONS:
             yield f"{sample}, batch {batch}", partial(layer_row, place, sample, batch, "cuda_sm90")
         for sample in STAGES:
-            yield f"{sample}, batch {batch}", partial(layer_row, place, sample, batch, "cuda_sm90_epilogue")
+            names = ["cuda_sm90_epilogue"] + ["cuda_sm90"] * (sample.arguments.get("lrn") is None)
+            for name in names:
+                yield f"{sample}, batch {batch}", partial(layer_row, place, sample, batch, name)
     yield from gradients(place, "cuda_sm90")
 
 

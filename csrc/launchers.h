@@ -73,7 +73,8 @@ ALEXNET_FAST_CUDA_LAUNCHERS(X)
 // the backward one may have enqueued work on its workspace.
 #define ALEXNET_FAST_CUDA_SM90_LAUNCHERS(X) \
   X(conv_relu_fwd, ConvParams)              \
-  X(conv_relu_bwd, ConvParams)
+  X(conv_relu_bwd, ConvParams)              \
+  X(conv_stage_fwd, StageParams)
 
 namespace sm90 {
 #define X(name, Params)                         \

@@ -79,12 +79,8 @@ define(
 )
 convolution.define_own_kernel("conv_relu", FORWARD)
 convolution.define_own_kernel("conv_relu_backward", BACKWARD)
-# csrc/cuda/sm90's kernels, by names of their own: for 16-bit tensors on GPUs of compute capability 9.0, an error
-# elsewhere and for the bias's gradient. No GPU has run them yet: they are taken only where they were measured, and
-# their results compared with cuDNN's.
-for _name, _schema, _shapes in ("conv_relu", FORWARD, _fake), ("conv_relu_backward", BACKWARD, _fake_backward):
-    LIBRARY.define(f"{_name}_sm90{_schema}", tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.register_fake(f"alexnet_fast::{_name}_sm90", _shapes, lib=LIBRARY)
+convolution.define_sm90("conv_relu", FORWARD, _fake)
+convolution.define_sm90("conv_relu_backward", BACKWARD, _fake_backward)  # an error for the bias's gradient
 
 
 # ---- What auto chooses from on a GPU ---------------------------------------------------------------------------------

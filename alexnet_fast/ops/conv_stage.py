@@ -77,6 +77,7 @@ define(
     families=(NATIVE, TRITON, CUDA, TUNED),
 )
 convolution.define_own_kernel("conv_stage", SCHEMA)
+convolution.define_sm90("conv_stage", SCHEMA, _fake)
 
 
 def _then_epilogue(conv_relu, x, weight, bias, stride, padding, dilation, groups, *windows, **tile):
@@ -89,6 +90,7 @@ FORWARDS = {
     "cuda_epilogue": partial(_then_epilogue, CUDA.conv_relu),
     **convolution.by_tile("conv_stage", "cuda_epilogue", partial(_then_epilogue, convolution.own_kernel("conv_relu"))),
     "cuda_sm90_epilogue": partial(_then_epilogue, SM90.conv_relu),
+    "cuda_sm90": SM90.conv_stage,
     "cuda": CUDA.conv_stage,
     **convolution.by_tile("conv_stage", "cuda", convolution.own_kernel("conv_stage")),
     "triton": lambda *arguments: family("triton").conv_stage(*arguments),

@@ -131,3 +131,11 @@ def define_own_kernel(name: str, schema: str) -> None:
     arguments, returns = schema.split(") ->")
     LIBRARY.define(f"{name}_kernel{arguments}, bool allow_tf32, int tile) ->{returns}")
     LIBRARY.impl(f"{name}_cuda", own_kernel(name), "CUDA")
+
+
+def define_sm90(name: str, schema: str, fake: Callable) -> None:
+    """csrc/cuda/sm90's kernel, by a name of its own: for 16-bit tensors on GPUs of compute capability 9.0, an error
+    elsewhere and for what it does not cover. No GPU has run these yet: they are taken only where they were measured,
+    and their results compared with cuDNN's."""
+    LIBRARY.define(f"{name}_sm90{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.register_fake(f"alexnet_fast::{name}_sm90", fake, lib=LIBRARY)

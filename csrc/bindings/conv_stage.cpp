@@ -8,14 +8,14 @@ namespace {
 
 // By this package's own kernel.
 // As epilogue(): code and r come back empty unless training asks for them.
-std::tuple<Tensor, Tensor, Tensor> conv_stage(const Tensor& input, const Tensor& kernel,
-                                              const std::optional<Tensor>& bias, const Ints& stride,
-                                              const Ints& padding, const Ints& dilation, int64_t groups,
-                                              int64_t lrn_size, double alpha, double beta, double k, int64_t lrn_groups,
-                                              const Ints& pool_kernel, const Ints& pool_stride,
-                                              const Ints& pool_padding, bool ceil_mode, bool training, bool allow_tf32,
-                                              int64_t tile) {
-  constexpr const char* op = "conv_stage";
+std::tuple<Tensor, Tensor, Tensor> run_conv_stage(const char* op, int64_t (*workspace_bytes)(const StageParams&),
+                                                  CudaLauncher<StageParams> launcher, const Tensor& input,
+                                                  const Tensor& kernel, const std::optional<Tensor>& bias,
+                                                  const Ints& stride, const Ints& padding, const Ints& dilation,
+                                                  int64_t groups, int64_t lrn_size, double alpha, double beta, double k,
+                                                  int64_t lrn_groups, const Ints& pool_kernel, const Ints& pool_stride,
+                                                  const Ints& pool_padding, bool ceil_mode, bool training,
+                                                  bool allow_tf32, int64_t tile) {
   StageParams params{};
   ConvParams& conv = params.conv;
   conv = conv_params(input, kernel, stride, padding, dilation, groups, allow_tf32, tile, op);
@@ -49,17 +49,41 @@ std::tuple<Tensor, Tensor, Tensor> conv_stage(const Tensor& input, const Tensor&
   params.code = keep_code ? static_cast<uint8_t*>(code.mutable_data_ptr()) : nullptr;
   params.r = keep_r ? r.mutable_data_ptr() : nullptr;
   if (y.numel() > 0) {
-    launch_with_workspace(op, x, params, conv.workspace, &cuda::conv_stage_fwd_workspace_bytes, &cuda::conv_stage_fwd);
+    launch_with_workspace(op, x, params, conv.workspace, workspace_bytes, launcher);
   }
   const bool channels_last = result_is_channels_last(input, kernel);
   return {in_layout(y, channels_last), keep_code ? in_layout(code, channels_last) : code,
           keep_r ? in_layout(r, channels_last) : r};
 }
 
+std::tuple<Tensor, Tensor, Tensor> conv_stage(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                                              const Ints& stride, const Ints& padding, const Ints& dilation,
+                                              int64_t groups, int64_t lrn_size, double alpha, double beta, double k,
+                                              int64_t lrn_groups, const Ints& pool_kernel, const Ints& pool_stride,
+                                              const Ints& pool_padding, bool ceil_mode, bool training, bool allow_tf32,
+                                              int64_t tile) {
+  return run_conv_stage("conv_stage", &cuda::conv_stage_fwd_workspace_bytes, &cuda::conv_stage_fwd, x, weight, bias,
+                        stride, padding, dilation, groups, lrn_size, alpha, beta, k, lrn_groups, pool_kernel,
+                        pool_stride, pool_padding, ceil_mode, training, allow_tf32, tile);
+}
+
+// Refuses what it does not take, and every card but those of compute capability 9.0.
+std::tuple<Tensor, Tensor, Tensor> conv_stage_sm90(const Tensor& x, const Tensor& weight,
+                                                   const std::optional<Tensor>& bias, const Ints& stride,
+                                                   const Ints& padding, const Ints& dilation, int64_t groups,
+                                                   int64_t lrn_size, double alpha, double beta, double k,
+                                                   int64_t lrn_groups, const Ints& pool_kernel, const Ints& pool_stride,
+                                                   const Ints& pool_padding, bool ceil_mode, bool training) {
+  return run_conv_stage("conv_stage_sm90", &cuda::sm90::conv_stage_fwd_workspace_bytes, &cuda::sm90::conv_stage_fwd, x,
+                        weight, bias, stride, padding, dilation, groups, lrn_size, alpha, beta, k, lrn_groups,
+                        pool_kernel, pool_stride, pool_padding, ceil_mode, training, false, 0);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(alexnet_fast, ALEXNET_FAST_CUDA_KEY, m) {
   m.impl("conv_stage_kernel", TORCH_BOX(&conv_stage));
+  m.impl("conv_stage_sm90", TORCH_BOX(&conv_stage_sm90));
 }
 #endif
 

@@ -11,13 +11,14 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <utility>
 
 #include "host_simt/state.h"
 
 namespace host_simt {
 namespace {
 
-constexpr uint16_t kMany = 0xffff;
+constexpr uint16_t kMany = 0xffff, kSeveral = 0xfffe;
 
 // ---------------------------------------------------------------- the record of a byte
 
@@ -41,6 +42,38 @@ bool ordered(const Region& region, uint32_t epoch, uint32_t warp_epoch, uint16_t
          (thread / 32 == running.warp && warp_epoch < running.warp_epoch) || knows(thread, time);
 }
 
+// Where clocks run: the reads of a byte of shared memory since the last barrier that no later one knew of, each a
+// thread and its time. If they are several, the record's reader is kSeveral and its read_time their number here.
+using Reads = std::vector<std::pair<uint16_t, uint32_t>>;
+std::vector<Reads> several;
+
+bool is_known(const Reads::value_type& read) { return read.first == running.thread || knows(read.first, read.second); }
+
+void add_read(Record& record) {
+  static uint32_t block = 0;
+  if (block != clock_now.block_begin) {
+    block = clock_now.block_begin;
+    several.clear();
+  }
+  static Reads reads;
+  reads.clear();
+  if (record.read_epoch == clock_now.epoch) {
+    reads = record.reader == kSeveral ? several[record.read_time] : Reads{{record.reader, record.read_time}};
+    reads.erase(std::remove_if(reads.begin(), reads.end(), is_known), reads.end());
+  }
+  record.reader = running.thread;
+  record.read_time = now();
+  if (!reads.empty()) {
+    reads.push_back({record.reader, record.read_time});
+    if (several.empty() || several.back() != reads) {  // else as the byte beside it
+      several.push_back(reads);
+    }
+    record.reader = kSeveral;
+    record.read_time = several.size() - 1;
+  }
+  record.read_epoch = clock_now.epoch;
+}
+
 bool reads_ordered(const Region& region, const Record& record) {
   if (record.read_epoch < begin_of(region)) {
     return true;
@@ -51,6 +84,13 @@ bool reads_ordered(const Region& region, const Record& record) {
   if (record.read_epoch < clock_now.epoch) {
     return true;
   }
+  if (clocks_run && region.shared) {
+    if (record.reader != kSeveral) {
+      return is_known({record.reader, record.read_time});
+    }
+    const Reads& reads = several[record.read_time];
+    return std::all_of(reads.begin(), reads.end(), is_known);
+  }
   if (record.reader_warp != running.warp) {
     return record.reader_warp != kMany && record.reader != kMany && knows(record.reader, record.read_time);
   }
@@ -58,6 +98,10 @@ bool reads_ordered(const Region& region, const Record& record) {
 }
 
 void remember_read(const Region& region, Record& record) {
+  if (clocks_run && region.shared) {
+    add_read(record);
+    return;
+  }
   if (record.read_epoch != clock_now.epoch) {
     const bool this_launch = record.read_epoch >= begin_of(region);
     record.read_by_other_block =
@@ -151,10 +195,10 @@ const char* verb(Access access) {
   const size_t length = std::strlen(fault.what);
   if (length > 2 && std::strcmp(fault.what + length - 2, "by") == 0) {
     const uint16_t thread = fault.what[0] == 'r' ? record.reader : record.writer;
-    if (thread != kMany && thread >= kThreadAgents) {
-      std::snprintf(other, sizeof other, " a bulk copy whose barrier it has not waited for");
-    } else if (thread == kMany) {
+    if (thread >= kSeveral) {
       std::snprintf(other, sizeof other, " several threads");
+    } else if (thread >= kThreadAgents) {
+      std::snprintf(other, sizeof other, " a bulk copy whose barrier it has not waited for");
     } else {
       const uint3 index = thread_index(thread);
       std::snprintf(other, sizeof other, " thread (%u,%u,%u)", index.x, index.y, index.z);

@@ -59,7 +59,7 @@ struct Record {
   uint32_t read_epoch, read_warp_epoch;
   uint32_t write_time, read_time;  // as clocks.cpp has it
   uint16_t writer;                 // a thread, or what else has a time
-  uint16_t reader;                 // the last one, or kMany in its warp since its last __syncwarp()
+  uint16_t reader;                 // the last one, or kMany in its warp since its last __syncwarp(), or kSeveral
   uint16_t reader_warp;            // kMany: of several warps since the last barrier
   bool written_atomically;
   uint8_t flying;            // 1: a cp.async to this byte has not landed; 2: a bulk copy has not

@@ -77,9 +77,8 @@ def place(monkeypatch) -> Iterator[Place]:
     torch.set_num_threads(1)
     with torch.library._scoped_library("alexnet_fast", "IMPL") as library:
         for name in ("conv_relu", "conv_relu_backward", "conv_stage"):
-            library.impl(f"{name}_cuda", getattr(NATIVE, name), "CPU")
-            if name != "conv_stage":
-                library.impl(f"{name}_sm90", getattr(NATIVE, name), "CPU")
+            for family in ("cuda", "sm90"):
+                library.impl(f"{name}_{family}", getattr(NATIVE, name), "CPU")
         yield Place(Clock(), "cpu", "cpu", batches=(2,), net_batches=(1,))
     torch.set_num_threads(before)
 

@@ -65,6 +65,11 @@ def check_sm90() -> None:
         assert dweight[0, 0, 1, 1] == 2 * 5 * 6
     with pytest.raises(RuntimeError, match="conv_relu_sm90: "):
         kernel(x, weight, bias, [2, 2], [1, 1], [1, 1], 1)
+    geometry = [1, 1], [1, 1], [1, 1], 1
+    with pytest.raises(RuntimeError, match="conv_stage_sm90: operation not supported"):
+        torch.ops.alexnet_fast.conv_stage_sm90(
+            *(x, weight, bias, *geometry, 5, 1e-4, 0.75, 1.0, 1, [3, 3], [2, 2], [0, 0], False, True)
+        )
 
 
 def check_candidates() -> None:

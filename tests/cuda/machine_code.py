@@ -84,7 +84,9 @@ class Kernel:
         if self.hopper:  # stages of 128-byte lines, two pieces of 2 KB for each of eight warps, the first one's place
             if self.family == "sm90::conv_weight_gradient":
                 return 5 * 5 * 8 * KB + KB  # five stages of five boxes
-            _, height, columns, stages = map(int, re.findall(r"\d+(?=[,>])", self.name)[-4:])
+            if self.family == "sm90::conv_stage_fwd":
+                return 226 * KB  # kSharedLimit
+            height, columns, stages = map(int, self.arguments[-4:-1])
             return stages * 128 * (128 * height + columns) + 8 * 2 * 2 * KB + KB
         if not self.family.startswith("conv_") or "Tile" not in self.name:
             return 0

@@ -392,24 +392,25 @@ MUTANTS = [
     ),
 ]
 
-FWD, BWD, WALK = "sm90/conv_relu_fwd.cu", "sm90/conv_relu_bwd.cu", "common/conv_sm90.cuh"
+FWD, BWD, STAGE = "sm90/conv_relu_fwd.cu", "sm90/conv_relu_bwd.cu", "sm90/conv_stage_fwd.cu"
+SHARED, WALK = "common/conv_sm90_fwd.cuh", "common/conv_sm90.cuh"
 SM90_MUTANTS = [
-    Mutant("sm90::conv_relu_fwd", "a stage is given back while products read it", FWD, "wgmma_wait<1>();", ""),
+    Mutant("sm90::conv_relu_fwd", "a stage is given back while products read it", SHARED, "wgmma_wait<1>();", ""),
     Mutant(
         "sm90::conv_relu_fwd",
         "the last sixteen of a slab's depth are left out",
-        FWD,
+        SHARED,
         "step < Tile::kSteps;",
         "step < Tile::kSteps - 1;",
     ),
     Mutant(
         "sm90::conv_relu_fwd",
         "a consumer's second 64 rows are its first",
-        FWD,
+        SHARED,
         "rows + (j * 64 * kLine >> 4)",
         "rows",
     ),
-    Mutant("sm90::conv_relu_fwd", "a pair of columns has one bias", FWD, "+ e % 2;", ";"),
+    Mutant("sm90::conv_relu_fwd", "a pair of columns has one bias", SHARED, "+ e % 2;", ";"),
     Mutant("sm90::conv_relu_fwd", "no proxy fence before the bulk store", FWD, "async_proxy_fence();\n", "\n"),
     Mutant(
         "sm90::conv_relu_fwd",
@@ -417,6 +418,41 @@ SM90_MUTANTS = [
         FWD,
         "bulk_wait_read<kPieces - 1>();",
         "bulk_wait_read<kPieces>();",
+    ),
+    Mutant(
+        "sm90::conv_stage_fwd",
+        "the ring is a row too short",
+        STAGE,
+        "(Tile::kRows - 2) / width + 4",
+        "(Tile::kRows - 2) / width + 3",
+    ),
+    Mutant(
+        "sm90::conv_stage_fwd",
+        "rows are pooled before all warps have written them",
+        STAGE,
+        "mbarrier_wait(&barriers.written, parity);",
+        "",
+    ),
+    Mutant(
+        "sm90::conv_stage_fwd",
+        "a tile is written over rows that are being pooled",
+        STAGE,
+        "mbarrier_wait(&barriers.pooled, parity ^ 1);",
+        "",
+    ),
+    Mutant(
+        "sm90::conv_stage_fwd",
+        "a row is pooled before its window is there",
+        STAGE,
+        "(whole - K + S) / S",
+        "(whole - K + S + 1) / S",
+    ),
+    Mutant(
+        "sm90::conv_stage_fwd",
+        "a band lacks the row that the next one begins with",
+        STAGE,
+        "((at.rows - 1) * S + K) * width",
+        "at.rows * S * width",
     ),
     Mutant(
         "sm90::conv_relu_fwd",

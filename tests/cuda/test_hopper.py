@@ -18,11 +18,12 @@ import torch.nn.functional as F
 
 from ..ops.compare import as_exact, error
 from . import host_build
-from .conv import BF16, EDGES, F16, F32, Mode, Shape, backward, forward, gradients
+from .conv import BF16, EDGES, F16, F32, Mode, Shape, Stage, backward, forward, gradients, stage
 from .host_build import HostFaultError, run_program
+from .params import LrnWindow
 from .test_conv_relu import CUDA_ERROR_INVALID_VALUE, CUDA_ERROR_NOT_SUPPORTED, TYPICAL, Expected, check
 
-GROUPS, TILES = 4, 9  # kMaxGroups, rows of kTiles
+GROUPS, TILES, STAGE_TILES = 4, 9, 4  # kMaxGroups, rows of kTiles in either file
 
 # ---- Words -----------------------------------------------------------------------------------------------------------
 
@@ -253,6 +254,123 @@ def test_misaligned():
     assert result.error == CUDA_ERROR_NOT_SUPPORTED
 
 
+# ---- Stages that pool ------------------------------------------------------------------------------------------------
+
+
+def hopper_stage(one: Stage, mode: Mode, **case) -> Expected:
+    """As :func:`stage`, of Hopper's launcher."""
+    general, exact = stage(one, mode, **case)
+    return replace(general, launcher="sm90::conv_stage_fwd"), exact
+
+
+def pooled(shape: Shape, codes: bool = True) -> Stage:
+    return Stage(shape, (3, 3), (2, 2), codes=codes)
+
+
+def pooled_shapes(count: int, seed: int, **limits: int) -> list[Stage]:
+    some = [shape for shape in shapes(4 * count, seed, side=16, **limits) if min(shape.out) >= 3][:count]
+    assert len(some) == count
+    return [pooled(shape, codes=n % 4 != 0) for n, shape in enumerate(some)]
+
+
+# With fewer channels, but whole images.
+ALEXNET_STAGES = [
+    pooled(Shape("torchvision's first", 1, 3, 224, 224, 24, (11, 11), (4, 4), (2, 2))),
+    pooled(Shape("torchvision's second", 1, 24, 27, 27, 72, (5, 5), padding=(2, 2), tile=2)),
+    pooled(Shape("torchvision's fifth", 2, 72, 13, 13, 136, (3, 3), padding=(1, 1), tile=3)),
+    pooled(Shape("2012's fifth, two towers", 1, 80, 13, 13, 80, (3, 3), padding=(1, 1), groups=2)),
+]
+# Three multiprocessors, host_simt has no more: few images are cut into bands, and of many each block takes several.
+LISTED_STAGES = [
+    pooled(shape)
+    for tile, widest in zip(range(1, STAGE_TILES + 1), (67, 36, 61, 131), strict=True)
+    for shape in (
+        Shape(f"bands, tile {tile}", 1, 8, 27, 27, 72, (3, 3), padding=(1, 1), tile=tile),
+        Shape(f"an image a block, tile {tile}", 3, 8, 19, 19, 24, (2, 2), tile=tile),
+        Shape(f"several images a block, tile {tile}", 7, 8, 14, 12, 8, (1, 1), bias=False, tile=tile),
+        Shape(f"rows as long as shared memory takes them, tile {tile}", 2, 8, 9, widest, 8, (1, 2), tile=tile),
+        Shape(f"a window, tile {tile}", 1, 8, 4, 4, 8, (2, 2), tile=tile),
+    )
+]
+
+
+@pytest.mark.parametrize("mode", [BF16, F16], ids=str)
+def test_stages(mode):
+    """Outputs and codes equal to the last bit; whole numbers, so that windows are full of equal ones."""
+    some = [*LISTED_STAGES, *pooled_shapes(20, seed={BF16: 51, F16: 52}[mode])]
+    check("threads", [hopper_stage(one, mode, seed=number) for number, one in enumerate(some)])
+
+
+def test_alexnets_stages():
+    check("threads", [hopper_stage(one, BF16) for one in ALEXNET_STAGES])
+
+
+def test_stages_sanitizers_and_schedules():
+    """And the same bits whatever lands first and runs first."""
+    check("address", [hopper_stage(one, (BF16, F16)[n % 2]) for n, one in enumerate(LISTED_STAGES[::3])])
+    for one in LISTED_STAGES[1], LISTED_STAGES[6]:
+        (result,) = host_build.run("threads", [hopper_stage(one, BF16, schedules=4)[0]])
+        assert result.error == 0
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", host_build.BUILDS)
+def test_two_hundred_random_stages(kind):
+    some = pooled_shapes(200, seed=61, depth=72)
+    assert len({replace(one.shape, reason="") for one in some}) == 200
+    check(kind, [hopper_stage(one, (BF16, F16)[n % 2], seed=n) for n, one in enumerate(some)])
+
+
+@pytest.mark.parametrize("mode", [BF16, F16], ids=str)
+def test_nan_wins_its_windows(mode):
+    """The last one of a window, as in PyTorch; beside it an infinity, and a 0 for which the ReLU had -0."""
+    one = pooled(Shape("27 x 27", 1, 8, 27, 27, 24, (1, 1), bias=False))
+    case, _ = hopper_stage(one, mode)
+    case.inputs["weight"].abs_()
+    x = case.inputs["x"].copy_(torch.where(case.inputs["x"] < 0, -0.0, case.inputs["x"]))
+    x[..., :6] = -0.0
+    x[0, 3, 6, 6] = x[0, 2, 7, 7] = x[0, 5, 20, 3] = float("nan")
+    x[0, 1, 6, 5] = x[0, 0, 13, 2] = float("inf")
+    (result,) = host_build.run("threads", [case])
+    r = F.relu(one.shape.convolution(case.inputs["x"].double(), case.inputs["weight"].double()))
+    y, code = one.pool(r)
+    assert y.isnan().any()
+    assert y.isinf().any()
+    assert (code == 255).any()
+    actual = result.outputs["pooled"].double()
+    assert torch.equal(actual.isnan(), y.isnan())
+    assert torch.equal(actual.nan_to_num(-1), y.nan_to_num(-1))
+    assert not actual.signbit().any()
+    assert torch.equal(result.outputs["code"], code)
+
+
+def test_stages_write_their_results_alone():
+    case, _ = hopper_stage(LISTED_STAGES[1], BF16)
+    (result,) = host_build.run("threads", [case])
+    assert result.written == sum(tensor.numel() * tensor.itemsize for tensor in case.outputs.values())
+
+
+def test_what_stages_refuse():
+    fits = Shape("13 x 13", 1, 8, 13, 13, 8, (1, 1))
+    wrong = [
+        Stage(fits, (2, 2), (2, 2)),
+        Stage(fits, (3, 3), (1, 1)),
+        Stage(fits, (3, 3), (2, 2), (1, 1)),
+        Stage(replace(fits, height=14), (3, 3), (2, 2), ceil_mode=True),
+        pooled(replace(fits, out_channels=12)),
+        pooled(replace(fits, width=900)),
+    ]
+    cases = [hopper_stage(one, BF16)[0] for one in wrong]
+    cases += [hopper_stage(pooled(fits), BF16, offsets={name: 8})[0] for name in ("pooled", "code")]
+    cases += [hopper_stage(pooled(fits), F32)[0], hopper_stage(pooled(fits), BF16)[0]]
+    cases[-1].params.lrn = LrnWindow(groups=1, size=5, alpha=0.02, beta=0.75, k=1.0)
+    errors = [result.error for result in host_build.run("threads", cases)]
+    assert errors == [CUDA_ERROR_NOT_SUPPORTED] * len(cases)
+    (beyond,) = host_build.run("threads", [hopper_stage(pooled(replace(fits, tile=STAGE_TILES + 1)), BF16)[0]])
+    assert beyond.error == CUDA_ERROR_INVALID_VALUE
+    check("threads", [hopper_stage(pooled(replace(fits, batch=0)), BF16)])
+
+
 # ---- Refusals --------------------------------------------------------------------------------------------------------
 
 REFUSED = [
@@ -285,6 +403,6 @@ def test_refused_dtype_and_tile():
 @pytest.mark.parametrize("architecture", ["80", "86", "89"])
 def test_other_cards_never_launch_it(architecture, monkeypatch):
     monkeypatch.setenv("HOST_SIMT_ARCHITECTURE", architecture)
-    for case, _ in (hopper(TYPICAL[0], BF16), hopper_backward(TYPICAL[0], BF16)):
+    for case, _ in (hopper(TYPICAL[0], BF16), hopper_backward(TYPICAL[0], BF16), hopper_stage(LISTED_STAGES[1], BF16)):
         (result,) = host_build.run("threads", [case])
         assert result.error == CUDA_ERROR_NOT_SUPPORTED

@@ -59,7 +59,7 @@ def test_a_longer_loop_is_named(built):
     assert [f for f in work_faults([*built, replace(kernel, name="relu_anew<float, 4>")]) if "nobody" in f]
 
 
-HOPPER = "sm90::conv_relu_fwd<sm90::WgmmaTile<bf16, 4, 2, 192,"
+HOPPER, HOPPER_STAGE = (f"sm90::{name}<sm90::WgmmaTile<bf16, 4, " for name in ("conv_relu_fwd", "conv_stage_fwd"))
 
 
 def one(built: list[Kernel], name: str) -> Kernel:
@@ -96,6 +96,9 @@ def one(built: list[Kernel], name: str) -> Kernel:
         (HOPPER, {"instructions": "USETMAXREG"}, "no instruction USETMAXREG"),
         (HOPPER, {"stack": 8}, "8 bytes of a thread are in local memory"),
         (HOPPER, {"shared": 32 * KB}, "of shared memory, budget 232448"),
+        (HOPPER_STAGE, {"instructions": "LDS"}, "no instruction LDS"),
+        (HOPPER_STAGE, {"instructions": "VIMNMX3"}, "no instruction VIMNMX3"),
+        (HOPPER_STAGE, {"shared": 2 * KB}, "of shared memory, budget 232448"),
         ("nothing<float>", {}, "has no budget"),
     ],
 )

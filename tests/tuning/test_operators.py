@@ -67,7 +67,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch):
     with torch.library._scoped_library("alexnet_fast", "IMPL") as library:
         for name, tuned in TUNED.items():
             library.impl(f"{name}_tuned", tuned, "CPU")
-            for family in ("cuda", "kernel", *(["sm90"] if name != "conv_stage" else [])):
+            for family in ("cuda", "kernel", "sm90"):
                 library.impl(f"{name}_{family}", partial(_native, name, family), "CPU")
         monkeypatch.setattr(torch, "cudnn_convolution_relu", lambda *arguments: F.relu(F.conv2d(*arguments)))
         monkeypatch.setitem(backends._build, "cuda", "on a CPU")

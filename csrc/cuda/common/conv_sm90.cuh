@@ -10,7 +10,7 @@ namespace alexnet_fast::cuda::sm90 {
 
 constexpr int kSlab = 64;         // channels that a copy brings
 constexpr int kLine = kSlab * 2;  // bytes of a pixel, or of an output channel, in it
-constexpr int kConsumers = 2;     // warpgroups that multiply, beside one that asks for copies
+constexpr int kConsumers = 2;     // warpgroups that multiply, beside one that asks for copies, unless a tile says more
 constexpr int kThreads = 128 * (1 + kConsumers);
 constexpr int kAlignment = 1024;  // of a box that is swizzled
 constexpr int kMaxGroups = 4;     // each has a map of its own, so that a slab ends where the group does
@@ -25,12 +25,12 @@ struct Ring {
 };
 
 template <int kStages>
-__device__ __forceinline__ void begin_ring(Ring<kStages>& ring) {
+__device__ __forceinline__ void begin_ring(Ring<kStages>& ring, int consumers = kConsumers) {
   if (threadIdx.x == 0) {
 #pragma unroll
     for (int stage = 0; stage < kStages; ++stage) {
       mbarrier_init(ring.full + stage, 1);
-      mbarrier_init(ring.empty + stage, 4 * kConsumers);
+      mbarrier_init(ring.empty + stage, 4 * consumers);
     }
     mbarrier_init_fence();
   }

@@ -172,6 +172,35 @@ __device__ __forceinline__ uint32_t store_packed(const PackedBest<V>& best, uint
   return undecided;
 }
 
+// The largest of a window's nine, and its place: the nine are gone through backwards, so that of equals the first one's
+// is left. Rows and columns beyond the image are the nearest one within, at its place.
+template <class T, int V, bool kCodes>
+__device__ __forceinline__ PackedBest<V> best_of_nine(const Pack<T, V> (&x)[3][3], const uint32_t (&row_place)[3],
+                                                      const uint32_t (&column_place)[3]) {
+  PackedBest<V> best;
+#pragma unroll
+  for (int n = 0; n < V / 2; ++n) {
+    uint32_t rows[3];
+#pragma unroll
+    for (int i = 0; i < 3; ++i) {
+      rows[i] = max_of_rectified<T>(x[i][0].words[n], x[i][1].words[n], x[i][2].words[n]);
+    }
+    best.values[n] = max_of_rectified<T>(rows[0], rows[1], rows[2]);
+  }
+  if constexpr (kCodes) {
+#pragma unroll
+    for (int n = 0; n < V / 4; ++n) {
+      best.places[n] = row_place[2] + column_place[2];
+#pragma unroll
+      for (int k = 7; k >= 0; --k) {
+        best.places[n] = select_bits(equal_four(x[k / 3][k % 3].words, best.values, n),
+                                     row_place[k / 3] + column_place[k % 3], best.places[n]);
+      }
+    }
+  }
+  return best;
+}
+
 // One output of V channels, element by element as PyTorch's rule says.
 template <bool kClosing, int kUnroll, class T, int V, class Local>
 __device__ __forceinline__ void pool_window(const Local& local, const PoolShape& shape, int32_t top, int32_t left,

@@ -47,8 +47,7 @@
 // 2012. Where this falls short of it, at the two waves of conv4 and conv5, the last wave's tiles should be split in
 // depth; then a cluster's two blocks could share the weights (multicast: 29 bytes a cycle for 256 x 192), and a second
 // set of sums could hide the end of a tile.
-#include "cuda/common/conv_sm90.cuh"
-#include "cuda/common/mma.cuh"
+#include "cuda/common/conv_sm90_fwd.cuh"
 #include "launchers.h"
 
 namespace alexnet_fast::cuda::sm90 {
@@ -57,124 +56,44 @@ namespace {
 constexpr int kPieceRows = 16, kPiece = kPieceRows * kLine;  // what a warp stores at once
 constexpr int kPieces = 2;                                   // of a warp, one being written while the other is read
 
-// kSteps: sixteens of depth of a stage that are multiplied. kHeight: sums of 64 rows that a consumer keeps.
-template <class T_, int kSteps_, int kHeight_, int kColumns_, int kStages_>
-struct WgmmaTile {
-  using T = T_;
-  static constexpr int kSteps = kSteps_, kHeight = kHeight_, kColumns = kColumns_, kStages = kStages_;
-  static constexpr int kDepth = 16 * kSteps;  // channels of a stage
-  static constexpr int kRows = 64 * kHeight * kConsumers;
-  static constexpr int kWeightsAt = kRows * kLine, kStageBytes = kWeightsAt + kColumns * kLine;
-  static constexpr int kStagingAt = kStages * kStageBytes;
-  static constexpr int kSharedBytes = kStagingAt + 4 * kConsumers * kPieces * kPiece + kAlignment;
-};
-
 // ---------------------------------------------------------------- kernel
 
-struct Arguments {
-  TensorMap x[kMaxGroups];       // (channels, width, height, images), of each group
-  TensorMap weight;              // (channels, taps, columns, groups)
-  TensorMap y;                   // (columns, groups, pixels)
-  Divider column_tiles, groups;  // a tile's axes, fastest first; then row tiles
-  Walk walk;
+struct ReluArguments : Arguments {
+  TensorMap y;  // (columns, groups, pixels)
   int64_t tiles;
-  int32_t pixels, columns, kernel_h, kernel_w;
-  int32_t slabs;     // of a tap
-  const void* bias;  // (groups * columns) or null
+  int32_t pixels;
   bool relu;
-};
 
-struct TilePlace {
-  int32_t group, column, pixel;  // the first ones
-
-  template <class Tile>
-  static __device__ __forceinline__ TilePlace of(const Arguments& args, int64_t tile) {
-    int64_t column_tile, group;
-    const int64_t rest = args.column_tiles.divide(tile, column_tile);
-    const int64_t row_tile = args.groups.divide(rest, group);
-    return {static_cast<int32_t>(group), static_cast<int32_t>(column_tile) * Tile::kColumns,
-            static_cast<int32_t>(row_tile) * Tile::kRows};
-  }
-};
-
-template <class Tile>
-__device__ __forceinline__ void produce(const Arguments& args, unsigned char* stages, Ring<Tile::kStages>& ring) {
-  RingPlace<Tile::kStages> place;
-  for (int64_t tile = blockIdx.x; tile < args.tiles; tile += gridDim.x) {
-    const TilePlace at = TilePlace::of<Tile>(args, tile);
-    const FirstPixel first = args.walk.first(at.pixel);
-    for (int32_t r = 0; r < args.kernel_h; ++r) {
-      for (int32_t s = 0; s < args.kernel_w; ++s) {
-        for (int32_t slab = 0; slab < args.slabs; ++slab) {
-          mbarrier_wait(ring.empty + place.stage, place.parity ^ 1);
-          Mbarrier* const barrier = ring.full + place.stage;
-          mbarrier_expect(barrier, Tile::kStageBytes);
-          unsigned char* stage = stages + place.stage * Tile::kStageBytes;
-          args.walk.load(stage, args.x[at.group], barrier, slab * Tile::kDepth, first, r, s);
-          bulk_load(stage + Tile::kWeightsAt, args.weight, barrier,
-                    {slab * Tile::kDepth, r * args.kernel_w + s, at.column, at.group});
-          place.advance();
-        }
-      }
+  // Every gridDim-th tile: column tiles first, then groups, then rows.
+  template <class Tile, class Body>
+  __device__ __forceinline__ void for_tiles(Body&& body) const {
+    for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+      int64_t column_tile, group;
+      const int64_t rest = column_tiles.divide(tile, column_tile);
+      const int64_t row_tile = groups.divide(rest, group);
+      body(TilePlace{static_cast<int32_t>(group), static_cast<int32_t>(column_tile) * Tile::kColumns,
+                     static_cast<int32_t>(row_tile) * Tile::kRows});
     }
   }
-}
+};
 
 template <class Tile>
-__device__ __forceinline__ void consume(const Arguments& args, unsigned char* stages, Ring<Tile::kStages>& ring) {
+__device__ __forceinline__ void consume(const ReluArguments& args, unsigned char* stages, Ring<Tile::kStages>& ring) {
   using T = typename Tile::T;
   const int consumer = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
-  unsigned char* const pieces = stages + Tile::kStagingAt + (4 * consumer + warp) * kPieces * kPiece;
-  const int32_t count = args.kernel_h * args.kernel_w * args.slabs;
-  const T* bias = static_cast<const T*>(args.bias);
+  unsigned char* const pieces = stages + Tile::kStagesBytes + (4 * consumer + warp) * kPieces * kPiece;
   RingPlace<Tile::kStages> place;
   int piece = 0;
   float sums[Tile::kHeight][Tile::kColumns / 2];
-  for (int64_t tile = blockIdx.x; tile < args.tiles; tile += gridDim.x) {
-    const TilePlace at = TilePlace::of<Tile>(args, tile);
-    uint32_t read = 0;  // the stage before
-    for (int32_t i = 0; i < count; ++i) {
-      mbarrier_wait(ring.full + place.stage, place.parity);
-      const unsigned char* stage = stages + place.stage * Tile::kStageBytes;
-      const uint64_t rows = matrix_descriptor(stage + consumer * 64 * Tile::kHeight * kLine);
-      const uint64_t columns = matrix_descriptor(stage + Tile::kWeightsAt);
-      wgmma_fence();
-#pragma unroll
-      for (int step = 0; step < Tile::kSteps; ++step) {
-#pragma unroll
-        for (int j = 0; j < Tile::kHeight; ++j) {
-          wgmma<T, Tile::kColumns>(sums[j], rows + (j * 64 * kLine >> 4) + step * kDepthStep<Major::depth>,
-                                   columns + step * kDepthStep<Major::depth>, (i | step) != 0);
-        }
-      }
-      wgmma_commit();
-      wgmma_wait<1>();
-      if (i != 0 && lane == 0) {
-        mbarrier_arrive(ring.empty + read);
-      }
-      read = place.stage;
-      place.advance();
-    }
-    wgmma_wait<0>();
-    if (lane == 0) {
-      mbarrier_arrive(ring.empty + read);
-    }
-#pragma unroll
-    for (int i = 0; i < Tile::kHeight; ++i) {
-      wgmma_done(sums[i]);
-    }
-
+  args.template for_tiles<Tile>([&](const TilePlace& at) {
+    multiply<Tile>(args, stages, ring, place, sums);
 #pragma unroll
     for (int j = 0; j < Tile::kColumns; j += kSlab) {
       if (at.column + j >= args.columns) {
         break;
       }
       float added[kSlab / 4];
-#pragma unroll
-      for (int e = 0; e < kSlab / 4; ++e) {
-        const int32_t column = at.column + j + 8 * (e / 2) + 2 * (lane % 4) + e % 2;
-        added[e] = bias != nullptr && column < args.columns ? to_float(bias[at.group * args.columns + column]) : 0;
-      }
+      load_bias<T>(args, at.group, at.column + j, added);
 #pragma unroll
       for (int i = 0; i < Tile::kHeight; ++i) {
         const int32_t pixel = at.pixel + (consumer * Tile::kHeight + i) * 64 + warp * kPieceRows;
@@ -187,24 +106,9 @@ __device__ __forceinline__ void consume(const Arguments& args, unsigned char* st
           bulk_wait_read<kPieces - 1>();
         }
         __syncwarp();
-        // Four matrices of 8 x 8 at a time: rows 0 to 7 and 8 to 15 of one chunk of 8 columns, and of the next one.
         const int row = lane % 16, swizzle = lane / 16 ^ lane % 8;  // as the bulk store wants it
-#pragma unroll
-        for (int chunk = 0; chunk < kSlab / 8; chunk += 2) {
-          uint32_t four[4];
-#pragma unroll
-          for (int matrix = 0; matrix < 4; ++matrix) {
-            const int e = 2 * (chunk + matrix / 2);
-            float pair[2];
-#pragma unroll
-            for (int k = 0; k < 2; ++k) {
-              const float sum = sums[i][j / 2 + 2 * e + 2 * (matrix % 2) + k] + added[e + k];
-              pair[k] = args.relu && sum <= 0 ? 0 : sum;
-            }
-            four[matrix] = pack_pair<T>(pair[0], pair[1]);
-          }
-          store_matrix(four, to + row * kLine + (chunk ^ swizzle) * 16);
-        }
+        store_sums<T>(sums[i], j, added, args.relu,
+                      [&](int chunk) { return to + row * kLine + (chunk ^ swizzle) * 16; });
         async_proxy_fence();
         __syncwarp();
         if (lane == 0) {
@@ -213,14 +117,15 @@ __device__ __forceinline__ void consume(const Arguments& args, unsigned char* st
         }
       }
     }
-  }
+  });
   if (lane == 0) {
     bulk_wait_read<0>();  // shared memory is the block's until then
   }
 }
 
 template <class Tile>
-__global__ void __launch_bounds__(kThreads, 1) conv_relu_fwd(const ALEXNET_FAST_GRID_CONSTANT Arguments args) {
+__global__ void __launch_bounds__(Tile::kThreads, 1)
+    conv_relu_fwd(const ALEXNET_FAST_GRID_CONSTANT ReluArguments args) {
   unsigned char* const stages = dynamic_shared_at<kAlignment>();
   ALEXNET_FAST_SHARED(Ring<Tile::kStages>, ring);
   begin_ring(ring);
@@ -237,42 +142,24 @@ __global__ void __launch_bounds__(kThreads, 1) conv_relu_fwd(const ALEXNET_FAST_
 
 // ---------------------------------------------------------------- tiles
 
-int encode(const Convolution& c, int rows, int columns, Arguments& args) {
-  const Gather& g = c.gather;
-  if (const int error = encode_image(args.x, g, c.groups, c.x, rows)) {
-    return error;
-  }
-  const uint64_t channels = channels_of(g), taps = uint64_t(g.kernel_h) * g.kernel_w;
-  const uint64_t k = c.columns, groups = c.groups;
-  if (const int error = encode_tiled<4>(args.weight, c.weight, {channels, taps, k, groups},
-                                        {channels * 2, taps * channels * 2, k * taps * channels * 2},
-                                        {kSlab, 1, uint32_t(columns), 1})) {
-    return error;
-  }
-  return encode_tiled<3>(args.y, c.y, {k, groups, uint64_t(g.pixels)}, {k * 2, k * groups * 2}, {kSlab, 1, kPieceRows});
-}
-
 template <class Tile>
 int launch_tile(const Convolution& c, int multiprocessors, void* stream) {
   const Gather& g = c.gather;
-  Arguments args{};
-  if (const int error = encode(c, Tile::kRows, Tile::kColumns, args)) {
+  ReluArguments args{};
+  if (const int error = set_arguments<Tile>(c, args)) {
     return error;
   }
-  const int64_t column_tiles = ceil_div(c.columns, int64_t{Tile::kColumns});
-  args.column_tiles = Divider(column_tiles);
-  args.groups = Divider(c.groups);
-  args.walk = Walk(g);
-  args.tiles = ceil_div(g.pixels, int64_t{Tile::kRows}) * column_tiles * c.groups;
+  const uint64_t k = c.columns, groups = c.groups;
+  if (const int error = encode_tiled<3>(args.y, c.y, {k, groups, uint64_t(g.pixels)}, {k * 2, k * groups * 2},
+                                        {kSlab, 1, kPieceRows})) {
+    return error;
+  }
+  args.tiles = ceil_div(g.pixels, int64_t{Tile::kRows}) * args.column_tiles.divisor * c.groups;
   args.pixels = static_cast<int32_t>(g.pixels);
-  args.columns = static_cast<int32_t>(c.columns);
-  args.kernel_h = g.kernel_h;
-  args.kernel_w = g.kernel_w;
-  args.slabs = ceil_div(channels_of(g), Tile::kDepth);
-  args.bias = c.bias;
   args.relu = c.relu;
   const int64_t blocks = args.tiles < multiprocessors ? args.tiles : multiprocessors;
-  return launch_on<90, conv_relu_fwd<Tile>>(dim3(blocks), dim3(kThreads), Tile::kSharedBytes, stream, args);
+  constexpr size_t kShared = Tile::kStagesBytes + 4 * Tile::kConsumers * kPieces * kPiece + kAlignment;
+  return launch_on<90, conv_relu_fwd<Tile>>(dim3(blocks), dim3(Tile::kThreads), kShared, stream, args);
 }
 
 struct TileChoice {
@@ -294,23 +181,12 @@ constexpr TileChoice kTiles[] = {
     choice<WgmmaTile<T, 3, 2, 128, 4>>(), choice<WgmmaTile<T, 3, 1, 128, 6>>(), choice<WgmmaTile<T, 3, 2, 64, 4>>(),
 };
 
-// The tile with the least estimated time: whole waves of tiles, each as long as its products or its bytes out of L2
-// take. No GPU has measured the estimate.
-constexpr double kL2Bytes = 40;  // a cycle and multiprocessor
-
-double cycles(const TileChoice& tile, const Convolution& c, int multiprocessors) {
-  const Gather& g = c.gather;
-  const int64_t tiles = ceil_div(g.pixels, int64_t{tile.rows}) * ceil_div(c.columns, int64_t{tile.columns}) * c.groups;
-  const double waves = static_cast<double>(ceil_div(tiles, int64_t{multiprocessors}));
-  const int channels = channels_of(g);
-  const double slabs = ceil_div(channels, tile.depth);
-  const double products = slabs * tile.depth * tile.rows * tile.columns / 2048;
-  const double bytes = channels * (tile.rows + tile.columns) * 2 / kL2Bytes;
-  return waves * (products > bytes ? products : bytes);
-}
-
-bool takes(DType dtype, const Gather& g, int64_t columns, int32_t groups, const void* y) {
-  return dtype != DType::f32 && columns % 8 == 0 && columns <= INT32_MAX / groups && aligned_16(y) && walks(g, groups);
+// The tile with the least estimated time, in whole waves of tiles.
+double waves_cycles(const TileChoice& tile, const Convolution& c, int multiprocessors) {
+  const int64_t tiles =
+      ceil_div(c.gather.pixels, int64_t{tile.rows}) * ceil_div(c.columns, int64_t{tile.columns}) * c.groups;
+  return static_cast<double>(ceil_div(tiles, int64_t{multiprocessors})) *
+         cycles(c.gather, tile.depth, tile.rows, tile.columns);
 }
 
 }  // namespace
@@ -334,7 +210,7 @@ int convolve(const Convolution& c, void* stream) {
   }
   const TileChoice* best = c.tile != 0 ? &tiles[c.tile - 1] : &tiles[0];
   for (const TileChoice& tile : tiles) {
-    if (c.tile == 0 && cycles(tile, c, multiprocessors) < cycles(*best, c, multiprocessors)) {
+    if (c.tile == 0 && waves_cycles(tile, c, multiprocessors) < waves_cycles(*best, c, multiprocessors)) {
       best = &tile;
     }
   }
