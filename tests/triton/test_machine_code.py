@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 import triton
@@ -61,20 +62,13 @@ INSTRUCTIONS = {
 }
 
 
-@pytest.fixture(scope="module")
-def compiled() -> dict[int, list[dict]]:
-    """Architecture -> a row for each kernel, as machine_code.py describes it."""
+@cache
+def compiled(architecture: int) -> list[dict]:
+    """A row for each kernel, as machine_code.py describes it."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "ALEXNET_FAST_TUNE": "0"}
-    command = [sys.executable, "-m", "tests.triton.machine_code"]
-    running = {
-        architecture: subprocess.Popen(
-            [*command, str(architecture)], env=environment, stdout=subprocess.PIPE, text=True
-        )
-        for architecture in SHARED
-    }
-    output = {architecture: process.communicate()[0] for architecture, process in running.items()}
-    assert all(process.returncode == 0 for process in running.values())
-    return {architecture: [json.loads(line) for line in lines.splitlines()] for architecture, lines in output.items()}
+    command = [sys.executable, "-m", "tests.triton.machine_code", str(architecture)]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def names(rows: list[dict]) -> list[str]:
@@ -82,37 +76,37 @@ def names(rows: list[dict]) -> list[str]:
 
 
 @pytest.mark.parametrize("architecture", SHARED)
-def test_every_kernel_is_compiled(architecture, compiled):
-    kernels = {row["kernel"] for row in compiled[architecture]}
+def test_every_kernel_is_compiled(architecture):
+    kernels = {row["kernel"] for row in compiled(architecture)}
     strided = {"lrn.forward_kernel", "lrn.backward_kernel"}
     others = {"augment.forward_kernel", "linear_int8.forward_kernel", "sgd.kernel"}
     assert kernels == {*NARROW, *strided, *others, "conv_relu.conv_kernel", "conv_relu.weight_kernel"}
 
 
 @pytest.mark.parametrize("architecture", SHARED)
-def test_nothing_is_spilled(architecture, compiled):
+def test_nothing_is_spilled(architecture):
     known = KNOWN_SPILLS.get((".".join(triton.__version__.split(".")[:2]), architecture), [])
-    assert sorted(set(names([row for row in compiled[architecture] if row["stack"] > 0]))) == known
-    assert all(row["stack"] <= 8 for row in compiled[architecture])
+    assert sorted(set(names([row for row in compiled(architecture) if row["stack"] > 0]))) == known
+    assert all(row["stack"] <= 8 for row in compiled(architecture))
 
 
 @pytest.mark.parametrize("architecture", SHARED)
-def test_shared_memory_is_in_budget(architecture, compiled):
-    rows = compiled[architecture]
+def test_shared_memory_is_in_budget(architecture):
+    rows = compiled(architecture)
     assert names([row for row in rows if row["shared"] > SHARED[architecture]]) == []
     assert names([row for row in rows if "configuration" not in row["case"] and row["shared"] > SMALLEST]) == []
 
 
 @pytest.mark.parametrize("architecture", SHARED)
-def test_two_blocks_of_a_pointwise_kernel_fit(architecture, compiled):
+def test_two_blocks_of_a_pointwise_kernel_fit(architecture):
     """65,536 registers a multiprocessor: with fewer blocks, too few loads are under way to fill the bus."""
-    rows = [row for row in compiled[architecture] if not row["kernel"].startswith("conv")]
+    rows = [row for row in compiled(architecture) if not row["kernel"].startswith("conv")]
     assert names([row for row in rows if 2 * row["registers"] * row["threads"] > 65536]) == []
 
 
 @pytest.mark.parametrize("architecture", SHARED)
-def test_convolutions_run_on_tensor_cores(architecture, compiled):
-    for row in compiled[architecture]:
+def test_convolutions_run_on_tensor_cores(architecture):
+    for row in compiled(architecture):
         if row["kernel"].startswith("conv"):
             wanted = MATRIX[architecture, row["case"].split()[0]]
             first = "configuration" not in row["case"]
@@ -120,21 +114,21 @@ def test_convolutions_run_on_tensor_cores(architecture, compiled):
 
 
 @pytest.mark.parametrize("architecture", SHARED)
-def test_loads_are_of_whole_words(architecture, compiled):
+def test_loads_are_of_whole_words(architecture):
     """16 bytes a load in convolutions and the optimizer. Not the crops of augment, whose pixels are bytes, and not
     TF32's weight gradient, whose operands the loads have to transpose."""
-    for row in compiled[architecture]:
+    for row in compiled(architecture):
         case, (stem, kernel) = row["case"], row["kernel"].split(".")
         if stem in ("conv_relu", "sgd") and not (kernel == "weight_kernel" and case.startswith("float32")):
             assert row["load"] == 16, row
 
 
 @pytest.mark.parametrize("architecture", SHARED)
-def test_pointwise_kernels_move_16_bytes(architecture, compiled):
+def test_pointwise_kernels_move_16_bytes(architecture):
     """In both layouts, planes being odd: the tensors themselves by 16 bytes, and no more accesses of less than NARROW
     tells the reason of. One such tensor more is four accesses."""
-    rows = [row for row in compiled[architecture] if "_format" in row["case"] or "channels_last" in row["case"]]
-    rows += [row for row in compiled[architecture] if "classifier" in row["case"]]
+    rows = [row for row in compiled(architecture) if "_format" in row["case"] or "channels_last" in row["case"]]
+    rows += [row for row in compiled(architecture) if "classifier" in row["case"]]
     assert {row["kernel"] for row in rows} == NARROW.keys()
     for row in rows:
         loads, stores = NARROW[row["kernel"]]
@@ -147,11 +141,11 @@ def test_pointwise_kernels_move_16_bytes(architecture, compiled):
 
 
 @pytest.mark.parametrize("architecture", SHARED)
-def test_instructions_an_element(architecture, compiled):
+def test_instructions_an_element(architecture):
     """Of NCHW's kernels, a thread of which has 16 bytes of results: of the variant with bias or its sums, a tenth above
     what ptxas makes today."""
     most: dict[tuple[str, str], float] = {}
-    for row in compiled[architecture]:
+    for row in compiled(architecture):
         dtype, kernel = row["case"].split()[0], row["kernel"]
         if kernel.endswith("_rows"):
             count = row["instructions"] / {"float32": 4, "bfloat16": 8}[dtype]
