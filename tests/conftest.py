@@ -39,6 +39,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         "slow": pytest.mark.skip(reason="slow: takes minutes or downloads; --slow runs it"),
         "soak": pytest.mark.skip(reason="soak: minutes of kills or draws; make soak runs it"),
     }
+    # What takes minutes begins first, so that no process of several has one left when the others have ended.
+    items.sort(key=lambda item: "slow" not in item.keywords)
     for item in items:
         if "gpu" in item.keywords and (interpreted or not torch.cuda.is_available()):
             item.add_marker(no_gpu)

@@ -319,7 +319,7 @@ def test_the_sdist_holds_what_git_holds(build_tools, tmp_path):
 SDIST = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # a minute of compilers; what the sdist holds is the test above
 def test_sdist_wheel_import(isolated, build_tools, tmp_path):
     """`python -m build` makes the wheel from the sdist; without isolation, that torch need not be downloaded twice, and
     without the optimizer, which takes six of seven seconds."""
