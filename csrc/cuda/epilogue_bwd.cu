@@ -14,9 +14,9 @@
 // pool, 4.75 with both. Instructions that 132 multiprocessors at 1.7 GHz issue in the time 4.3 TB/s take for them: 40,
 // 40, 18 and 32. Predictions, not measurements, of the fraction of copy bandwidth in NHWC:
 //   bias + ReLU   90%: 8 instructions with db
-//   LRN           80%: lrn_bwd.cu's 33, and 4 for mask and db
+//   LRN           80%: lrn_bwd.cu's 28, and 4 for mask and db
 //   pool          85%: max_pool_bwd.cu's 14, and 1 for db
-//   LRN + pool    80%: see below; 45% where windows are others, or elements float32
+//   LRN + pool    80%: see below; 45% where windows are others
 // Measured of the first version, GB/s of 55 x 55 pixels where a copy has 2,844 (bfloat16, batch 128, one H100 80GB
 // HBM3, 2026-11-27): bias + ReLU 2,357, pool 1,912, LRN + pool 917. Of these the pool's kernel is another one since.
 //
@@ -26,20 +26,24 @@
 // which the gather takes 12. 3.0 TB/s leave 46 for 4.75 bytes, 4.3 TB/s leave 32: bytes bind on an H100, and
 // instructions on an H200. 96 registers and 12 KB of shared memory a block of 128 threads: five blocks, 31% of the
 // warps, with the next pixel's 512 bytes a warp always under way: 10 KB a multiprocessor, beside up to 48 KB of
-// windows. Predicted, not measured: 2.3 TB/s.
+// windows. Predicted, not measured: 2.3 TB/s. float32: 860 for 16 elements, 54 each, of the 88 that 3.0 TB/s leave for
+// 9.25 bytes and the 61 of 4.3; the kernel for any window, which it took before, has 115.
 //
-// NCHW with LRN, AlexNet's windows: lrn_bwd.cu's tiles of planes. The mask is 3 instructions an element, and sums for
-// the bias 6, over a warp's pixels by shuffles. In bfloat16 and 55 x 55 planes 57 an element, 64 with db, of the 57
-// that 3.0 TB/s leave for 6 bytes: with db instructions bind, by an eighth; in float32 81 of 115, and bytes do. One
-// pixel a thread took 90 in its loop alone. Predicted for an H100, not measured: 2.1 TB/s, 1.9 with db; 2.5 in float32.
+// NCHW with LRN, AlexNet's windows: lrn_bwd.cu's tiles of planes. The mask is 2 instructions an element, and sums for
+// the bias 6, over a warp's pixels by shuffles. In bfloat16 and 55 x 55 planes 54 an element with db, of the 57 that
+// 3.0 TB/s leave for 6 bytes and the 40 of 4.3; in float32 76 of 115 and 80: bytes bind, in 16 bits on an H100 alone.
+// Shallower tiles took 64 and 81, one pixel a thread 90 in its loop alone. Sums of the results in shared memory, once
+// they are there, would be fewer instructions, of elements rounded to 16 bits. Predicted for an H100, not measured: 2.2
+// TB/s, 2.5 in float32.
 //
 // NCHW with LRN and pool, windows of 3 with stride 2 within the image (common/lrn_pool_bwd.cuh): tiles of four rows of
-// 55 pixels and 24 channels, 220 pixels, in float32 of two rows. In bfloat16 sm_90's walk issues 273 for 8 elements and
-// 125 before the first, 40 an element; the gather through the pool 62 for a patch of four, 21 with the channels beside
-// the chunk; copies 12, and a thread's place some 530, 22 an element: 95 of the 45 that 3.0 TB/s leave for 4.75 bytes,
-// so instructions bind, twofold; in float32 126 of 88. The first version went through a pixel's windows in loops, of
-// which a warp issues the longest: some 500 an element, and 574 GB/s were measured in float32. Three blocks or more a
-// multiprocessor. Predicted for an H100, not measured: 1.3 TB/s, 1.9 in float32.
+// 55 pixels and 24 channels, 220 pixels, in float32 of two rows. In bfloat16 sm_90's walk issues 264 for 8 elements and
+// 125 before the first, 39 an element; the gather through the pool 62 for a patch of four, 21 with the channels beside
+// the chunk; copies 7, and a thread's place some 580, 24 an element: 91 of the 45 that 3.0 TB/s leave for 4.75 bytes,
+// so instructions bind, twofold; in float32 121 of 88. The walk alone has nearly all that there is. The first version
+// went through a pixel's windows in loops, of which a warp issues the longest: some 500 an element, and 574 GB/s were
+// measured in float32. Three blocks or more a multiprocessor. Predicted for an H100, not measured: 1.3 TB/s, 1.9 in
+// float32.
 #include "cuda/common/lrn_bwd.cuh"
 #include "cuda/common/lrn_pool_bwd.cuh"
 #include "cuda/common/pool_bwd.cuh"
@@ -185,16 +189,14 @@ int launch_dz(const EpilogueParams& p, const Stage& stage, void* stream) {
   const T* dy = static_cast<const T*>(p.dy);
   T* dz = static_cast<T*>(p.dz);
   float* partial = static_cast<float*>(p.db_partial);
-  if constexpr (sizeof(T) == 2) {
-    if (stage.packs<T>(p)) {
-      return launch_lrn_pool_bwd<T>(p, stream);
-    }
+  if (stage.packs<T>(p)) {
+    return launch_lrn_pool_bwd<T>(p, stream);
   }
   if (stage.pooling && stage.normalizing && LrnPoolTiles<T>::take(p, stage.shape)) {
     return launch_lrn_pool_bwd_planes<T>(p, stream);
   }
   if (stage.normalizing) {
-    const LrnBackward<T> backward{r, dz, partial, Lrn(p.lrn)};
+    const LrnBackward<T> backward{r, dz, partial};
     if (stage.pooling) {
       const PooledGradient<T> gradient(dy, p.code, PoolShape(p));
       return launch_lrn_bwd<true>(stage.shape, p.lrn, backward, gradient, stage.aligned, stream);

@@ -13,7 +13,7 @@
 // at 1.7 GHz issue in the time 4.3 TB/s take for them: 27, 27, 18 and 17 (32 in training). Predictions, not
 // measurements, of the fraction of copy bandwidth in NHWC:
 //   bias + ReLU   90%: 3 instructions
-//   LRN           85%: lrn_fwd.cu's 17, and 2 for bias and ReLU
+//   LRN           85%: lrn_fwd.cu's 13, and 2 for bias and ReLU
 //   pool          75%: 8 to 13 instructions in 16 bits, max_pool_fwd.cu has the arithmetic
 //
 // LRN + pool. The first version took 55 instructions an element (profiler: 62% of the issue slots of 115 us, DRAM at
@@ -27,21 +27,27 @@
 // bytes leave. So in training bytes bind, and in inference instructions as much as bytes. Predicted, not measured: 2.2
 // TB/s in inference, 2.5 in training.
 //
+// float32 in NHWC takes the same kernel: 132 in the loop for 4 elements, in training 151; some 100 and 200 for an
+// output of 4 channels, whose floats are compared as integers; and 290 for a place, which 40 KB spread over fewer
+// elements: 54 and 66, where the kernel for any window took 92. 3.0 TB/s leave 48 and 88, 4.3 TB/s 33 and 61:
+// instructions bind in inference, by an eighth, and in training on an H200.
+//
 // NCHW with LRN, AlexNet's windows: lrn_fwd.cu's tiles of planes. The lanes that have fetched a vector of a row add the
 // bias to it, once for 8 elements, and where r is kept it is copied out as y is. In bfloat16 and 55 x 55 planes that is
-// 31 instructions a row of 233 elements, 5 an element, and 5 more for r: 32 in inference and 37 in training, where one
-// pixel a thread took 60 in its loop alone. 3.0 TB/s leave 38 for 4 bytes and 57 for 6, 4.3 TB/s 27 and 40: bytes bind,
-// but in inference on an H200. float32: 53 and 63 of 77 and 115. Predicted for an H100, not measured: 2.4 TB/s.
+// 25 instructions a row of 121 elements: 26 an element of 96 channels in inference, and 29 in training, where one pixel
+// a thread took 60 in its loop alone. 3.0 TB/s leave 38 for 4 bytes and 57 for 6, 4.3 TB/s 27 and 40: bytes bind, on an
+// H200 by little. float32: 49 and 53 of 77 and 115. Predicted for an H100, not measured: 2.4 TB/s.
 //
 // NCHW with LRN and pool, windows within the image: tiles of the rows under four rows of outputs, and 32 channels, 16
-// in float32 (common/lrn_pool_fwd.cuh). In bfloat16 and 55 x 55 planes sm_90's walk issues 118 for 8 elements, 18 each
+// in float32 (common/lrn_pool_fwd.cuh). In bfloat16 and 55 x 55 planes sm_90's walk issues 116 for 8 elements, 18 each
 // with the row that tiles share; the pool 59 a column of a tile and 36 for two of its outputs, in training 130 and 69,
-// 6 and 12 an element; copies, bias and ReLU 8, or 13 with r; and a thread's place 6. Together 38 in inference, of the
-// 24 that 3.0 TB/s leave, and 49 in training, of 45: instructions bind, by 1.6 and by 1.1; in float32 76 of 48 and 90
-// of 88. One pixel a thread took 64 in the walk alone and some 80 in the pool; 558 and 939 GB/s were measured of it in
-// float32 (same card and day). Outputs leave by single elements: they are a quarter of the tensor, and copies of such
-// short runs would be more instructions. 37 KB of shared memory and up to 63 registers, four blocks. Predicted for an
-// H100, not measured: 1.7 TB/s in inference, 2.3 in training.
+// 6 and 12 an element; copies, bias and ReLU 6, or 10 with r; and a thread's place 7. Together 37 in inference, of the
+// 24 that 3.0 TB/s leave, and 49 in training, of 45: instructions bind, by 1.5 and by 1.1; in float32 70 of 48, and 80
+// of 88, where bytes do. LRN alone would have to become a third shorter. One pixel a thread took 64 in the walk alone
+// and some 80 in the pool; 558 and 939 GB/s were measured of it in float32 (same card and day). Outputs leave by single
+// elements: they are a quarter of the tensor, and copies of such short runs would be more instructions. 37 KB of shared
+// memory and up to 63 registers, four blocks. Predicted for an H100, not measured: 1.7 TB/s in inference, 2.3 in
+// training.
 #include "cuda/common/lrn_fwd.cuh"
 #include "cuda/common/lrn_pool_fwd.cuh"
 #include "cuda/common/pool_fwd.cuh"

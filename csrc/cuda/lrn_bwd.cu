@@ -2,20 +2,22 @@
 //
 // Bytes: x and dy once, dx once, 6 a bfloat16 element: 40 instructions and 5 special functions of 132 multiprocessors
 // at 1.7 GHz in the time that 4.3 TB/s take for them. In NHWC a thread computes t and q of its 8 channels and reads 2
-// on either side from shared memory: at size 5 and beta 3/4, sm_90's loop issues 266 instructions for 8 elements, 33
-// and 2 special functions each; it was 302 when every window was added up by itself, and measured were 2,634 GB/s where
-// a copy has 2,844 (55 x 55 pixels, batch 128, one H100 80GB HBM3, 2026-11-27). float32 has twice the bytes.
+// on either side from shared memory: at size 5 and beta 3/4, sm_90's loop has 222 instructions for 8 elements, 28 and 2
+// special functions each; it had 302 when every window was added up by itself, and measured were 2,634 GB/s where a
+// copy has 2,844 (55 x 55 pixels, batch 128, one H100 80GB HBM3, 2026-11-27); then 266 where it asks for the window and
+// its power, as the kernel for other windows does. float32 has twice the bytes.
 // Predictions, not measurements: 75% of copy bandwidth in bfloat16, 90% in float32.
 //
 // NCHW with one pixel a thread had 1,762 GB/s in float32: two blocks a multiprocessor, each thread with eight loads of
 // 4 bytes on its way, are 16 KB, where 3.0 TB/s at 0.7 us want 16 and more. Now tiles go through shared memory
-// (common/lrn_planes.cuh): 40 rows of x and 36 of dy for 32 channels of dx, 40 KB a block, and three blocks of up to 80
-// registers. Every t and q is computed once, but for those of 4 channels more a chunk. In a tile of 233 pixels of 55 x
-// 55 planes sm_90's walk issues 212 for 8 elements and 125 before the first, a row that a warp fetches 18, a row that
-// it puts back 33, and a thread some 290 for its place: 54 an element, 72 in float32 with tiles of 121, where one pixel
-// a thread took 54 and 65. 3.0 TB/s leave 57 and 114, 4.3 TB/s leave 40 and 80: bytes bind on an H100, in 16 bits by
-// little, where instructions bind on an H200. Predicted for an H100, not measured: 2.1 TB/s in bfloat16, 2.5 in
-// float32.
+// (common/lrn_planes.cuh), 121 pixels wide and up to 64 channels deep in 16 bits, 32 in float32: rows of x and dy with
+// those of the halo, up to 40 KB a block of 128 threads, and five blocks. Every t and q is computed once, but for those
+// of 4 channels more a chunk. Of AlexNet's first 96 channels, in chunks of 48 and 55 x 55 planes, sm_90's walk issues
+// 209 for 8 elements and 125 before the first, a row that 16 threads fetch 10, a row that they put back 15, and a
+// thread some 380 for its place: 44 an element, 66 in float32 with chunks of 32, where one pixel a thread took 54 and
+// 65. 3.0 TB/s leave 57 and 114, 4.3 TB/s leave 40 and 80: bytes bind on an H100, and instructions on an H200 in 16
+// bits. There the walk alone is 26, of which 21 are arithmetic, conversions, loads and stores. Tiles of 233 pixels and
+// 32 channels took 54 and 72. Predicted for an H100, not measured: 2.3 TB/s in bfloat16, 2.5 in float32.
 //
 // Considered: saving t forward instead of computing it again. It would cost 2 or 4 more bytes an element each way.
 #include "cuda/common/lrn_bwd.cuh"
@@ -31,7 +33,7 @@ int lrn_bwd(const LrnParams& p, void* stream) {
   const bool aligned = aligned_16(p.x) && aligned_16(p.dy) && aligned_16(p.dx);
   return with_dtype(p.dtype, [&](auto type) {
     using T = decltype(type);
-    const LrnBackward<T> backward{static_cast<const T*>(p.x), static_cast<T*>(p.dx), nullptr, Lrn(p.lrn)};
+    const LrnBackward<T> backward{static_cast<const T*>(p.x), static_cast<T*>(p.dx), nullptr};
     const PlainGradient<T> gradient{static_cast<const T*>(p.dy)};
     return launch_lrn_bwd<false>(shape, p.lrn, backward, gradient, aligned, stream);
   });

@@ -11,20 +11,23 @@
 // Bytes: x once, y once, 4 a bfloat16 element. Arithmetic at size 5 in 16 bits, an element: 2 conversions, 1.5 squares
 // (those of the halo are shared by 8 channels) and 1.3 additions, which share parts of sums, a fused multiply-add for
 // t, 2 special functions and 2 multiplications for t^-3/4 x. With addresses, loads and branches sm_90's loop in NHWC
-// issues 134 for 8 elements, 17 each; it was 156 when every window was added up by itself. In the time that 4.3 TB/s
+// has 102 for 8 elements, 13 each, and in float32 106 for 4; it had 156 when every window was added up by itself, and
+// 134 where it asks for the window and its power, as the kernel for other windows does. In the time that 4.3 TB/s
 // take for 4 bytes, 132 multiprocessors at 1.7 GHz issue 27, and 3.3 special functions: bound by memory. A k so small
 // that t may be subnormal costs 4 more each. Bytes in flight: 16 a thread and 1,500 threads a multiprocessor are 24
 // KB; 4.3 TB/s at 0.7 us latency want 11 KB of reads. Prediction, not a measurement: 90% of copy bandwidth.
 //
 // Tiles of planes: a warp's load of one bfloat16 a thread moves 64 bytes, of which both ends are parts of sectors, and
-// a store as little. In a tile of 233 pixels and 48 channels of 55 x 55 planes, sm_90's walk issues 110 for 8 elements,
-// a row that a warp fetches 18, a row that it puts back 32, and a thread some 210 for its place: 27 an element, 44 in
-// float32 with tiles of 121. One pixel a thread took 27 and 37, so what is gained is not instructions. 3.0 TB/s leave
-// 38 and 76, 4.3 TB/s leave 27 and 53: bytes bind on an H100, in 16 bits instructions as much on an H200. 52 rows of up
-// to 540 bytes are 27 KB a block of 256 threads in 16 bits, of 128 in float32; by 46 and 56 registers a thread five and
-// eight blocks, 135 KB and more on their way or at work. Neighbouring chunks read 4 channels of 52 twice, out of L2.
-// Predicted for an H100, not measured: 2.5 TB/s. Considered: vectors of pixels in registers, shifted by each plane's
-// place. That is two loads a vector, or shuffles, and backward 168 registers for the walk.
+// a store as little. Tiles are 121 pixels wide and a chunk of channels deep, 96 in 16 bits. Of AlexNet's first 96
+// channels, in one group and 55 x 55 planes, sm_90's walk issues 110 for 8 elements, a row that 16 threads fetch 10, a
+// row that they put back 17, and a thread some 260 for its place: 21 an element, 39 in float32. 3.0 TB/s leave 38 and
+// 76, 4.3 TB/s leave 27 and 53, so bytes bind; with 48 channels a group the place counts twice, and it is 24. The first
+// tiles were 233 pixels and 48 channels, and found out for every row anew how it lies within 16 bytes, 18 and 33
+// instructions a row: 27 an element, and 44. One pixel a thread took 27 and 37. What the depth costs is that a row in
+// device memory is 242 bytes long and not 466, of which sectors at both ends come out of L2 a second time. 100 rows of
+// up to 270 bytes are 27 KB a block of 128 threads; by 45 and 61 registers a thread eight blocks, 210 KB on their way
+// or at work. Predicted for an H100, not measured: 2.5 TB/s. Considered: vectors of pixels in registers, shifted by
+// each plane's place. That is two loads a vector, or shuffles, and backward 168 registers for the walk.
 //
 // float32: the fast root instructions err by 2 ulp; one Newton step (5 instructions of 54 affordable) makes it less
 // than 1.

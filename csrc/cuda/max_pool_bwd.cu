@@ -4,10 +4,10 @@
 //
 // Windows of 3 with stride 2 in NHWC: a thread owns 16 bytes of channels of a patch of 2 x 2 input pixels. Four windows
 // reach into it, and name one of their own nine places: 9 comparisons for 4 inputs. NCHW, where windows lie within the
-// image: the same patches of planes in shared memory (common/planes.cuh), where stores of every other pixel cost
-// nothing; a thread goes down 7 of a column. Elsewhere a thread owns a strip of one column of input pixels, 4 of them,
-// and goes through the 3 x 2 windows that reach into it: neighbours in memory are stored by neighbouring threads. Other
-// windows take the gather of common/pool.cuh, pixel by pixel.
+// image: planes in shared memory (common/planes.cuh), and there windows scatter, to floats, which are rounded as they
+// are copied out. Elsewhere a thread owns a strip of one column of input pixels, 4 of them, and goes through the 3 x 2
+// windows that reach into it: neighbours in memory are stored by neighbouring threads. Other windows take the gather of
+// common/pool.cuh, pixel by pixel.
 //
 // Bytes, an input of 16 bits: dx (2), and a quarter of dy (2) and of a code (1): 2.75, for which 132 multiprocessors at
 // 1.7 GHz have 26 instructions a lane at 3.0 TB/s, and 18 at 4.3.
@@ -24,11 +24,16 @@
 //
 // NCHW: the first version had strips there too, 3 loads and a store an input, each an instruction of its own: 81 an
 // input of bfloat16. Measured were 1,339 GB/s of 55 x 55 pixels in float32, and 132 us in bfloat16, where 67 MB take 22
-// (batch 128, cold, same card and day). Now the loop has 58 for 4 inputs, a strip of 28 inputs 71 more, and a thread
-// 340 for its copies and places, all branches counted: 27 an input of 16 bits at 55 x 55, in blocks of two planes, of
-// the 26 that 3.0 TB/s leave, and 32 of 52 in float32. So in float32 bytes bind, and in 16 bits instructions do, by
-// little; with sums for the bias more: 32. 44 registers, and 8 blocks or more with up to 17 KB each of shared memory.
-// Predicted, not measured: 2.5 TB/s in float32, 2.0 in 16 bits, 1.7 with sums.
+// (batch 128, cold, same card and day). The second gathered patches in shared memory: 58 in the loop for 4 inputs, 27
+// an input of 16 bits in all, 32 with sums for the bias, and 32 and 37 in float32. (Two patches side by side, which
+// share a window, had 103 for 8 inputs in the loop: no gain worth its registers.) Now a window of 16 bits takes 20
+// instructions for 4 inputs, 25 with sums: it reads its dy and code, and adds to one of its nine places, and nothing is
+// compared. In blocks of two planes of 55 x 55 one warp of the four does that, 27 windows after each other; the sums
+// are cleared in 59, copied out and rounded in 89, and a thread has some 330 for its copies and places: 16 an input, 17
+// with sums, in float32 17 and 18. 3.0 TB/s leave 26 for 2.75 bytes and 50 for 5.25, 4.3 TB/s leave 18.4 and 35: bytes
+// bind. Windows of a warp are 4 words apart, so banks conflict threefold, fourfold at most: 4 accesses of shared memory
+// an input, at most 5, of the 6.6 and 4.6 that the cycles leave. 40 registers, and up to 32 KB of shared memory: six or
+// seven blocks of 128 threads, 44% of the warps. Predicted, not measured: 2.5 TB/s in float32, 2.4 in 16 bits.
 #include "cuda/common/planes.cuh"
 #include "cuda/common/pool_bwd.cuh"
 #include "cuda/common/sums.cuh"
@@ -162,37 +167,40 @@ __global__ void __launch_bounds__(kThreads, 1) pool_bwd_strips(PoolBackward<T> p
   }
 }
 
-// Patches in NCHW, with the block's planes in shared memory, where windows are 3 x 3 with stride 2 and within the
-// image.
-struct PatchPlanes {
-  PlaneBands lie;         // over rows of patches
-  StripsInPlanes strips;  // of patches
+// NCHW, with the block's planes in shared memory, where windows are 3 x 3 with stride 2 and within the image.
+struct WindowPlanes {
+  static constexpr int64_t kTileBytes = 32 * 1024;  // two planes of 55 x 55, whose sums are float32
+
+  PlaneBands lie;   // over pairs of rows, in each of which a row of windows begins
+  Divider columns;  // every other one of windows
   Divider channels;
   int32_t code_at, dx_at, sums_at, bytes;  // in the block's shared memory
 
-  PatchPlanes(const PoolParams& p, int64_t element, bool summing)
-      : lie(p.batch * p.channels, ceil_div<int64_t>(p.height, 2),
+  WindowPlanes(const PoolParams& p, int64_t element, bool summing)
+      : lie(
+            p.batch * p.channels, ceil_div<int64_t>(p.height, 2),
             [&](int64_t planes, int64_t rows) {
-              return dy_bytes(p, element, planes, rows) + dy_bytes(p, 1, planes, rows) +
-                     dx_bytes(p, element, planes, rows) + (summing ? sums_bytes(p, planes, rows) : 0);
-            }),
-        strips(lie, ceil_div<int64_t>(p.width, 2)),
+              return dy_bytes(p, element, planes, rows) + dy_bytes(p, 1, planes, rows) + dx_bytes(p, planes, rows) +
+                     (summing ? sums_bytes(p, planes) : 0);
+            },
+            kTileBytes),
+        columns(ceil_div<int64_t>(p.out_width, 2)),
         channels(p.channels) {
     code_at = static_cast<int32_t>(dy_bytes(p, element, lie.whole, lie.rows));
     dx_at = code_at + static_cast<int32_t>(dy_bytes(p, 1, lie.whole, lie.rows));
-    sums_at = dx_at + static_cast<int32_t>(dx_bytes(p, element, lie.whole, lie.rows));
-    bytes = sums_at + (summing ? static_cast<int32_t>(sums_bytes(p, lie.whole, lie.rows)) : 0);
+    sums_at = dx_at + static_cast<int32_t>(dx_bytes(p, lie.whole, lie.rows));
+    bytes = sums_at + (summing ? static_cast<int32_t>(sums_bytes(p, lie.whole)) : 0);
   }
 
   static int64_t dy_bytes(const PoolParams& p, int64_t element, int64_t planes, int64_t rows) {
     return run_bytes(((planes - 1) * p.out_height + std::min(rows + 1, p.out_height)) * p.out_width, element);
   }
-  static int64_t dx_bytes(const PoolParams& p, int64_t element, int64_t planes, int64_t rows) {
-    return run_bytes(((planes - 1) * p.height + std::min(2 * rows, p.height)) * p.width, element);
+  // A band's windows, and those of the row above it, reach over two rows before it and one behind. Up to 3 elements
+  // more make the former a multiple of 16 bytes, and up to 7 are before the run.
+  static int64_t dx_bytes(const PoolParams& p, int64_t planes, int64_t rows) {
+    return ceil_div<int64_t>(((planes - 1) * p.height + std::min(2 * rows + 3, p.height)) * p.width + 3 + 7, 4) * 16;
   }
-  static int64_t sums_bytes(const PoolParams& p, int64_t planes, int64_t rows) {
-    return planes * ceil_div<int64_t>(rows, StripsInPlanes::kRows) * ceil_div<int64_t>(p.width, 2) * sizeof(float);
-  }
+  static int64_t sums_bytes(const PoolParams& p, int64_t planes) { return planes * p.out_width * sizeof(float); }
 
   // Whether the kernel takes what `p` asks for, and rows of `partial` then: one for each band of an image.
   bool take(const PoolParams& p) const {
@@ -202,108 +210,94 @@ struct PatchPlanes {
   int64_t partial_rows(const PoolParams& p) const { return p.batch * lie.bands.divisor; }
 };
 
-// A thread goes down a column of patches. gather_patch has the arithmetic; here the windows above are kept from the
-// patch above.
+// Windows scatter: each adds its dy to the pixel that its code names. Of every other column no two windows hold the
+// same pixel, and a thread goes down a column; the columns in between follow behind a barrier. So sums have one order.
 template <class T, bool kSumming>
-__global__ void __launch_bounds__(kPlaneThreads, 8) pool_bwd_planes(PoolBackward<T> p, PatchPlanes planes) {
-  constexpr int K = 3, S = 2;
+__global__ void __launch_bounds__(kPlaneThreads, 6) pool_bwd_planes(PoolBackward<T> p, WindowPlanes planes) {
+  constexpr int K = 3, S = 2, V = kVector<T>;
   unsigned char* const room = dynamic_shared();
   const PoolShape& shape = p.gradient.shape;
   const PlaneBand band(planes.lie);
   const int32_t width = shape.width, out_width = shape.out_width;
   const int32_t plane = shape.height * width, out_plane = shape.out_height * out_width;
-  // Rows of windows: those that begin in the band's patches, and one above.
-  const int32_t out_begin = max(band.begin - 1, 0), out_end = min(band.end, shape.out_height);
+  // Rows of windows: those that begin in the band, and one above.
+  const int32_t out_begin = max(band.begin - 1, 0), out_rows = min(band.end, shape.out_height) - out_begin;
   const int32_t in_rows = min(band.end * S, shape.height) - band.begin * S;
   const int64_t out = band.first * out_plane + out_begin * out_width;
-  const int32_t outputs = (band.number - 1) * out_plane + (out_end - out_begin) * out_width;
+  const int32_t outputs = (band.number - 1) * out_plane + out_rows * out_width;
   const T* const dy = fetch_run(room, p.gradient.dy + out, outputs);
   const uint8_t* const code = fetch_run(room + planes.code_at, p.gradient.code + out, outputs);
   T* const to = p.dx + band.first * plane + band.begin * S * width;
-  T* const dx = place_run(room + planes.dx_at, to);
-  float* const sums = reinterpret_cast<float*>(room + planes.sums_at);  // of each strip
+  // Sums, which lie within vectors of V as dx does.
+  const int32_t before = (band.begin - out_begin) * S * width;
+  float* const dx = reinterpret_cast<float*>(room + planes.dx_at) + (before + 3) / 4 * 4 + lead(to);
+  float* const sums = reinterpret_cast<float*>(room + planes.sums_at);  // of each column of windows
+#pragma unroll 1
+  for (int32_t at = planes.dx_at + 16 * threadIdx.x; at < planes.sums_at; at += 16 * kPlaneThreads) {
+    store_shared_16(reinterpret_cast<float*>(room + at), Pack<float, 4>{});
+  }
   await_runs();
 
+  const uint32_t skip = anew(width - K);  // from a row of a window to the next one
 #pragma unroll 1
-  for (StripInPlanes strip(planes.strips, band, band.number); strip.there(); strip.next()) {
-    const bool left = strip.column > 0, right = strip.column < out_width;  // whether there are such windows
-    const bool wide = strip.column * S + 1 < width;                        // or the patch ends with the row
-    struct Windows {
-      float own, left;  // dy of the one that begins in the patch, and of the one on its left
-      int32_t own_code, left_code;
-    };
-    const auto windows = [&](int32_t from, bool there) {
-      Windows w{0, 0, kClosed, kClosed};  // which names no pixel
-      if (there && right) {
-        w.own = to_float(dy[from]);
-        w.own_code = code[from];
-      }
-      if (there && left) {
-        w.left = to_float(dy[from - 1]);
-        w.left_code = code[from - 1];
-      }
-      return w;
-    };
-    const int32_t first = band.begin + strip.row;
-    int32_t from = strip.plane * out_plane + (first - out_begin) * out_width + strip.column;
-    int32_t in = strip.plane * plane + strip.row * S * width + strip.column * S;
-    float total = 0;
-    Windows above = windows(from - out_width, first > 0);
+  for (int32_t odd = 0; odd < 2; ++odd) {
 #pragma unroll 1
-    for (int32_t row = first; row < first + strip.rows; ++row) {
-      const Windows here = windows(from, row < shape.out_height);
-      float sums_of[S][S] = {};
-#pragma unroll
-      for (int h = 0; h < S; ++h) {
-#pragma unroll
-        for (int w = 0; w < S; ++w) {
-          float& sum = sums_of[h][w];
-          const auto take = [&](float value, int32_t code, int32_t place) {
-            if (code == place) {
-              sum += value;
-            }
-          };
-          take(here.own, here.own_code, K * h + w);
-          if (w == 0) {
-            take(here.left, here.left_code, K * h + S);
-          }
-          if (h == 0) {
-            take(above.own, above.own_code, K * S + w);
-          }
-          if (h == 0 && w == 0) {
-            take(above.left, above.left_code, K * S + S);
-          }
-        }
+    for (uint32_t unit = threadIdx.x; unit < static_cast<uint32_t>(band.number * planes.columns.divisor);
+         unit += kPlaneThreads) {
+      uint32_t pair;
+      const int32_t number = planes.columns.divide_small(unit, pair), column = 2 * pair + odd;
+      if (column >= out_width) {
+        continue;
       }
-      const bool tall = row * S + 1 < shape.height;
-#pragma unroll
-      for (int h = 0; h < S; ++h) {
-#pragma unroll
-        for (int w = 0; w < S; ++w) {
-          total += sums_of[h][w];  // 0 where there is no such pixel: no window has it
-          if ((h == 0 || tall) && (w == 0 || wide)) {
-            from_float(sums_of[h][w], dx[in + h * width + w]);
-          }
+      const uint8_t* next_code = code + number * out_plane + column;
+      const T* next_dy = dy + number * out_plane + column;
+      float* window = dx - before + number * plane + column * S;
+      uint32_t its_place = *next_code;  // asked for while the window before is at work
+      T its_dy = *next_dy;
+      float total = 0;
+#pragma unroll 2
+      for (int32_t row = 0; row < out_rows; ++row) {
+        const bool open = its_place < K * K;
+        const uint32_t place = anew(min(its_place, K * K - 1u));
+        const float value = open ? to_float(its_dy) : 0.0f;
+        next_code += out_width;
+        next_dy += out_width;
+        if (row + 1 < out_rows) {
+          its_place = *next_code;
+          its_dy = *next_dy;
         }
+        const uint32_t in_window = static_cast<uint32_t>(uint64_t{place} * 0x55555556 >> 32);  // place / K
+        window[place + in_window * skip] += value;
+        if (kSumming && out_begin + row >= band.begin) {
+          total += value;
+        }
+        window += S * width;
       }
-      above = here;
-      from += out_width;
-      in += S * width;
+      if (kSumming) {
+        sums[number * out_width + column] = total;
+      }
     }
-    if (kSumming) {
-      sums[strip.unit] = total;
-    }
+    __syncthreads();
   }
-  __syncthreads();
-  put_run(dx, to, (band.number - 1) * plane + in_rows * width);
-  if constexpr (kSumming) {  // a warp adds up a plane's strips
-    const int32_t strips = static_cast<int32_t>(planes.strips.in_column.divisor * planes.strips.columns.divisor);
+  along_run(
+      to, (band.number - 1) * plane + in_rows * width,
+      [&](int32_t i) {
+        float values[V];
+#pragma unroll
+        for (int32_t v = 0; v < V; v += 4) {
+          float (&part)[4] = reinterpret_cast<float (&)[4]>(values[v]);
+          unpack(load<4>(dx + i + v), part);
+        }
+        store(to + i, pack<T>(values));
+      },
+      [&](int32_t i) { from_float(dx[i], to[i]); });
+  if constexpr (kSumming) {  // a warp adds up a plane's columns
 #pragma unroll 1
     for (int32_t number = threadIdx.x / 32; number < band.number; number += kPlaneThreads / 32) {
       float total = 0;
 #pragma unroll 1
-      for (int32_t i = threadIdx.x % 32; i < strips; i += 32) {
-        total += sums[number * strips + i];
+      for (int32_t i = threadIdx.x % 32; i < out_width; i += 32) {
+        total += sums[number * out_width + i];
       }
 #pragma unroll
       for (int distance = 16; distance >= 1; distance /= 2) {
@@ -377,9 +371,9 @@ int launch_pool_bwd(const PoolParams& p, float* partial, void* stream) {
   const int32_t channels = static_cast<int32_t>(p.channels);
   T* dx = static_cast<T*>(p.dx);
   if constexpr (V == 1) {
-    if (const PatchPlanes planes(p, sizeof(T), partial != nullptr); planes.take(p)) {
-      constexpr auto summing = launch<pool_bwd_planes<T, true>, PoolBackward<T>, PatchPlanes>;
-      constexpr auto plain = launch<pool_bwd_planes<T, false>, PoolBackward<T>, PatchPlanes>;
+    if (const WindowPlanes planes(p, sizeof(T), partial != nullptr); planes.take(p)) {
+      constexpr auto summing = launch<pool_bwd_planes<T, true>, PoolBackward<T>, WindowPlanes>;
+      constexpr auto plain = launch<pool_bwd_planes<T, false>, PoolBackward<T>, WindowPlanes>;
       return (partial != nullptr ? summing : plain)(planes.lie.grid(), dim3(kPlaneThreads), planes.bytes, stream,
                                                     PoolBackward<T>{gradient, dx, partial, {}, {}}, planes);
     }
@@ -405,7 +399,7 @@ int launch_pool_bwd(const PoolParams& p, float* partial, void* stream) {
 // ---------------------------------------------------------------- launchers
 
 int64_t pool_bwd_rows(const PoolParams& p) {
-  if (const PatchPlanes planes(p, p.dtype == DType::f32 ? 4 : 2, true); planes.take(p)) {
+  if (const WindowPlanes planes(p, p.dtype == DType::f32 ? 4 : 2, true); planes.take(p)) {
     return planes.partial_rows(p);
   }
   const int V = p.dtype == DType::f32 ? pool_bwd_vector<float>(p) : pool_bwd_vector<bf16>(p);

@@ -47,8 +47,9 @@ BUDGETS = [
     Budget(r"pool_fwd_planes<\w+, 3, 2, false, false,", 64, 18 * KB, (8, 5, 5, 8), 480),
     Budget(r"pool_fwd_planes<\w+, 3, 2, true, false,", 64, 18 * KB, (8, 5, 5, 8), 600),
     Budget("pool_fwd_planes<", 64, 18 * KB, (8, 5, 5, 8), 920),
-    Budget(r"pool_bwd_planes<\w+, false>", 48, 18 * KB, (8, 5, 5, 10), 450),
-    Budget("pool_bwd_planes<", 48, 18 * KB, (8, 5, 5, 10), 650),
+    # Two planes of float32 sums backward.
+    Budget(r"pool_bwd_planes<\w+, false>", 48, 32 * KB, (4, 2, 2, 6), 450),
+    Budget("pool_bwd_planes<", 48, 32 * KB, (4, 2, 2, 6), 650),
     Budget("pool_bwd_strips<", 64, 1 * KB, (4, 4, 4, 4), 570),
     # Sums of 2 x 2 pixels of V channels, and as many loads in flight as they leave room for; with sums for the bias V
     # registers more. The loop has 14 instructions an input of 16 bits; it was 21 in strips, with 920 in all.
@@ -56,6 +57,7 @@ BUDGETS = [
     Budget("pool_bwd_patches<", 80, 9 * KB, (3, 3, 3, 3), 770),
     Budget("pool_bwd_any<", 80, 9 * KB, (3, 3, 3, 3), 820),
     # One load and its halo; wide windows read 24 channels for 8.
+    Budget(r"lrn_fwd_nhwc<\w+, \d, 2, LrnOfFive,", 48, 0, (5, 5, 5, 5), 230),
     Budget(r"lrn_fwd_nhwc<\w+, \d, 2,", 56, 0, (4, 4, 4, 4), 450),
     Budget("lrn_fwd_nhwc<", 64, 0, (4, 4, 4, 4), 570),
     # The walk keeps 2 Halo + 4 channels of up to 8 pixels, four or eight of them in flight.
@@ -74,6 +76,7 @@ BUDGETS = [
     Budget("lrn_pool_bwd_planes<", 80, 52 * KB, (3, 1, 1, 3), 2080),
     Budget("lrn_bwd_planes<", 112, 40 * KB, (2, 2, 2, 2), 3600),
     # x, dy and the pool's gather; q of a block's threads in shared memory, twice, and sums for the bias.
+    Budget(r"lrn_bwd_nhwc<\w+, \d, 2, LrnOfFive,", 64, 24 * KB, (4, 4, 4, 4), 470),
     Budget(r"lrn_bwd_nhwc<\w+, \d, 2,", 72, 24 * KB, (3, 3, 3, 3), 1290),
     Budget("lrn_bwd_nhwc<", 96, 24 * KB, (2, 2, 2, 2), 1520),
     # The walk backward, with three rings of channels; a second block where summing for the bias or wide windows take
@@ -85,7 +88,8 @@ BUDGETS = [
     Budget("lrn_pool_fwd<", 112, 40 * KB, (2, 2, 2, 2), 3480),
     # AlexNet's stages in 16 bits: a pixel's LRN once a block, in pairs from there on. The first version had 1,136
     # instructions, of which it issued 55 an element; backward 1,168, and 94.
-    Budget(r"lrn_pool_fwd_packed<\w+, \d, false>", 64, 40 * KB, (3, 2, 2, 4), 520),
+    Budget(r"lrn_pool_fwd_packed<b?f16, \d, false>", 64, 40 * KB, (3, 2, 2, 4), 520),
+    Budget("lrn_pool_fwd_packed<float, 4, false>", 64, 40 * KB, (3, 2, 2, 4), 600),
     Budget("lrn_pool_fwd_packed<", 64, 40 * KB, (3, 2, 2, 4), 780),
     Budget(r"lrn_pool_fwd_planes<\w+, false>", 64, 40 * KB, (4, 2, 2, 4), 900),
     Budget("lrn_pool_fwd_planes<", 64, 40 * KB, (4, 2, 2, 4), 1190),
@@ -162,20 +166,21 @@ WORK = [
     Work("relu_bwd_nhwc<float, 4", 12, 8, 65),
     Work(f"relu_bwd_nchw<{HALF}, 8", 6, 17, 312),
     Work("relu_bwd_nchw<float, 4", 12, 29, 424),
-    Work(f"lrn_fwd_nhwc<{HALF}, 8, 2, Plain", 4, 17, 316),
-    Work(f"lrn_fwd_nhwc<{HALF}, 8, 2, Rect", 4, 19, 330),
-    Work("lrn_fwd_nhwc<float, 4, 2", 8, 37, 332),
-    Work(f"lrn_bwd_nhwc<{HALF}, 8, 2, false", 6, 33, 492),
-    Work(f"lrn_bwd_nhwc<{HALF}, 8, 2, true, Plain", 6, 37, 522),
-    Work("lrn_bwd_nhwc<float, 4, 2, (false|true, Plain)", 12, 59, 436),
-    Work(f"lrn_fwd_planes<{HALF}, LrnOfFive, Plain", 4, 27, 112, ("H200",)),
-    Work("lrn_fwd_planes<float, LrnOfFive, Plain", 8, 44, 200),
-    Work(f"lrn_fwd_planes<{HALF}, LrnOfFive, Rect", 4, 32, 112, ("H200",)),
-    Work("lrn_fwd_planes<float, LrnOfFive, Rect", 8, 53, 200),
-    Work(f"lrn_bwd_planes<{HALF}, LrnOfFive, false", 6, 54, 210, ("H200",)),
-    Work("lrn_bwd_planes<float, LrnOfFive, false", 12, 72, 285),
-    Work(f"lrn_bwd_planes<{HALF}, LrnOfFive, true", 6, 64, 286, BOTH),
-    Work("lrn_bwd_planes<float, LrnOfFive, true", 12, 81, 350, ("H200",)),
+    Work(f"lrn_fwd_nhwc<{HALF}, 8, 2, LrnOfFive, Plain", 4, 13, 106),
+    Work(f"lrn_fwd_nhwc<{HALF}, 8, 2, LrnOfFive, Rect", 4, 15, 120),
+    Work("lrn_fwd_nhwc<float, 4, 2, LrnOfFive", 8, 31, 126),
+    Work(f"lrn_bwd_nhwc<{HALF}, 8, 2, LrnOfFive, false", 6, 28, 230),
+    Work(f"lrn_bwd_nhwc<{HALF}, 8, 2, LrnOfFive, true", 6, 32, 262),
+    Work("lrn_bwd_nhwc<float, 4, 2, LrnOfFive", 12, 48, 195),
+    # Of AlexNet's first 96 channels in one group.
+    Work(f"lrn_fwd_planes<{HALF}, LrnOfFive, Plain", 4, 21, 112),
+    Work("lrn_fwd_planes<float, LrnOfFive, Plain", 8, 39, 200),
+    Work(f"lrn_fwd_planes<{HALF}, LrnOfFive, Rect", 4, 26, 112),
+    Work("lrn_fwd_planes<float, LrnOfFive, Rect", 8, 49, 200),
+    Work(f"lrn_bwd_planes<{HALF}, LrnOfFive, false", 6, 44, 210, ("H200",)),
+    Work("lrn_bwd_planes<float, LrnOfFive, false", 12, 66, 290),
+    Work(f"lrn_bwd_planes<{HALF}, LrnOfFive, true", 6, 54, 286, ("H200",)),
+    Work("lrn_bwd_planes<float, LrnOfFive, true", 12, 76, 350),
     # Windows of 3 with stride 2: of 16 bits 2.5 bytes an input forward, and a quarter of one more for the code.
     Work(rf"pool_fwd_packed<{HALF}, 8, 2, false", 2.5, 8, 137),
     Work(rf"pool_fwd_packed<{HALF}, 8, 2, true", 2.75, 10, 217),
@@ -190,23 +195,23 @@ WORK = [
     Work(f"pool_bwd_patches<{HALF}, 8, true", 2.75, 15, 490),
     Work("pool_bwd_patches<float, 4, false", 5.25, 19, 302),
     Work("pool_bwd_patches<float, 4, true", 5.25, 20, 322),
-    Work(f"pool_bwd_planes<{HALF}, false", 2.75, 27, 61, BOTH),
-    Work("pool_bwd_planes<float, false", 5.25, 32, 52),
-    Work(f"pool_bwd_planes<{HALF}, true", 2.75, 32, 71, BOTH),
-    Work("pool_bwd_planes<float, true", 5.25, 37, 64, ("H200",)),
+    Work(f"pool_bwd_planes<{HALF}, false", 2.75, 16, 45),
+    Work("pool_bwd_planes<float, false", 5.25, 17, 45),
+    Work(f"pool_bwd_planes<{HALF}, true", 2.75, 17, 52),
+    Work("pool_bwd_planes<float, true", 5.25, 18, 52),
     # With LRN in between, in training r and the codes as well.
     Work(f"lrn_pool_fwd_packed<{HALF}, 8, false", 2.5, 23, 122, ("H200",)),
     Work(f"lrn_pool_fwd_packed<{HALF}, 8, true", 4.75, 31, 144),
     Work(f"lrn_pool_bwd_packed<{HALF}, 8", 4.75, 36, 1160, ("H200",)),
-    Work(f"lrn_pool_fwd_planes<{HALF}, false", 2.5, 38, 119, BOTH),
+    Work("lrn_pool_fwd_packed<float, 4, false", 5, 54, 140, BOTH),
+    Work("lrn_pool_fwd_packed<float, 4, true", 9.25, 66, 160, ("H200",)),
+    Work("lrn_pool_bwd_packed<float, 4", 9.25, 54, 870),
+    Work(f"lrn_pool_fwd_planes<{HALF}, false", 2.5, 37, 119, BOTH),
     Work(f"lrn_pool_fwd_planes<{HALF}, true", 4.75, 49, 119, BOTH),
-    Work("lrn_pool_fwd_planes<float, false", 5, 76, 212, BOTH),
-    Work("lrn_pool_fwd_planes<float, true", 9.25, 90, 212, BOTH),
-    Work(f"lrn_pool_bwd_planes<{HALF}", 4.75, 95, 275, BOTH),
-    Work("lrn_pool_bwd_planes<float", 9.25, 126, 353, BOTH),
-    # float32 in NHWC takes the kernels for any window, counted roughly.
-    Work("lrn_pool_fwd<float, 4, 2, true", 5, 92, 462, BOTH),
-    Work("lrn_bwd_nhwc<float, 4, 2, true, Pooled", 9.25, 115, 915, BOTH),
+    Work("lrn_pool_fwd_planes<float, false", 5, 70, 212, BOTH),
+    Work("lrn_pool_fwd_planes<float, true", 9.25, 80, 212, ("H200",)),
+    Work(f"lrn_pool_bwd_planes<{HALF}", 4.75, 91, 275, BOTH),
+    Work("lrn_pool_bwd_planes<float", 9.25, 121, 353, BOTH),
     # x of both images. In NCHW a thread has one pixel, and a turn of its loops is for an element of each image.
     Work(f"lpips_fwd<{HALF}, 8, true", 2, 13, 117),
     Work("lpips_fwd<float, 4, true", 4, 17, 72),
@@ -221,8 +226,8 @@ WORK = [
 
 # Kernels for other windows, for what makes no vectors, and for little data.
 GENERAL = (
-    r"pool_(fwd|bwd)_(any|strips)<|lrn_(fwd|bwd)_nchw<|lrn_(fwd|bwd)_planes<\w+, Lrn,|lrn_(fwd|bwd)_nhwc<\w+, \d, 8,"
-    r"|lrn_bwd_nhwc<b?f16, 8, 2, true, Pooled|lrn_pool_fwd<|\w+<\w+, 1[,>]|lpips_(weight|average)<|add_rows<"
+    r"pool_(fwd|bwd)_(any|strips)<|lrn_(fwd|bwd)_nchw<|lrn_(fwd|bwd)_planes<\w+, Lrn,"
+    r"|lrn_(fwd|bwd)_nhwc<\w+, \d, \d, Lrn,|lrn_pool_fwd<|\w+<\w+, 1[,>]|lpips_(weight|average)<|add_rows<"
     r"|conv_|linear_|sm90::"
 )
 
@@ -295,7 +300,8 @@ def wanted_instructions(kernel: Kernel) -> list[str]:
     if kernel.family == "pool_fwd_packed":
         maxima = [of_two, of_three] if "Rectified" in kernel.name and kernel.architecture == 90 else [of_two]
     if kernel.family == "lrn_pool_fwd_packed":
-        maxima = [of_three if kernel.architecture == 90 else of_two, r"STS\.128"]
+        half = of_three if kernel.architecture == 90 else of_two
+        maxima = [r"V?IMNMX3?" if kernel.arguments[0] == "float" else half, r"STS\.128"]
     if kernel.vector in (8, 16):  # LD: where the compiler has lost that a pointer is to global memory
         bits = 8 * kernel.vector
         return [*maxima, rf"LDG?\.E\.{bits}(\.CONSTANT)?", rf"STG\.E\.{bits}"]

@@ -73,14 +73,17 @@ class Kernel:
         """Bytes of shared memory that a launch asks for: the most there is, but for convolutions without ``mask``."""
         if self.family.startswith("lrn_pool_fwd"):
             return 40 * KB  # kTileBytes
-        if self.family == "lrn_fwd_planes":  # rows of a tile, of up to 540 bytes: 48 channels and what lies beside them
-            return (52 if "LrnOfFive" in self.name else 64) * 540
+        if self.family == "lrn_fwd_planes":  # rows of a tile: up to 96 channels of 16 bits, and what lies beside them
+            beside = 4 if "LrnOfFive" in self.name else 16
+            return (48 + beside) * 540 if self.arguments[0] == "float" else (96 + beside) * 270
         if self.family == "lrn_bwd_planes":
             return 40 * KB  # PlaneTiles::kTileBytes
         if self.family == "lrn_pool_bwd_planes":
             return 50 * KB  # LrnPoolTiles::kMostBytes
-        if self.family in ("pool_fwd_planes", "pool_bwd_planes"):
+        if self.family == "pool_fwd_planes":
             return 35 * KB // 2  # PlaneBands::kTileBytes
+        if self.family == "pool_bwd_planes":
+            return 32 * KB  # WindowPlanes::kTileBytes
         if self.hopper:  # stages of 128-byte lines, two pieces of 2 KB for each of eight warps, the first one's place
             if self.family == "sm90::conv_weight_gradient":
                 return 5 * 5 * 8 * KB + KB  # five stages of five boxes

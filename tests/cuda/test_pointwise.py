@@ -109,7 +109,7 @@ FIVE = LRN(5, 0.02, 0.75, 2.0)
 
 
 def pairs(dtype: torch.dtype) -> list[Task]:
-    """What the 16-bit kernels for AlexNet's stages alone take: edges of tiles, patches and groups."""
+    """What the kernels for AlexNet's stages alone take: edges of tiles, patches and groups."""
     some = []
     for shape, norm, pool in (
         ((2, 16, 13, 13), FIVE, Pool(3, 2)),
@@ -124,7 +124,7 @@ def pairs(dtype: torch.dtype) -> list[Task]:
     return some
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_lrn_and_pool_in_pairs(dtype):
     run_and_check("threads", pairs(dtype))
 
@@ -338,7 +338,7 @@ def test_every_bit_of_pooling(dtype, channels_last, shape, numbers):
         assert torch.equal(inferred.outputs["y"].view(torch.int16), y.view(torch.int16))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_nan_through_lrn_and_pool(dtype):
     """Of a window's NaN the last one is named, and numbers that pairs cannot tell from NaN are numbers."""
     sample = epilogue("", (1, 16, 9, 9), lrn=LRN(5, 1e-30, 0.75, 1.0), pool=Pool(3, 2))

@@ -40,7 +40,6 @@ struct LrnBackward {
   const T* x;
   T* dx;
   float* partial;  // (blocks along units, channels): sums of dx for the bias, or null
-  Lrn lrn;
 };
 
 // ---------------------------------------------------------------- NHWC
@@ -55,9 +54,10 @@ struct Tile {
   int64_t owned() const { return threads - 2 * edge; }
 };
 
-template <class T, int V, int Halo, bool kRectified, class Gradient>
-__global__ void __launch_bounds__(kThreads, 1) lrn_bwd_nhwc(LrnBackward<T> p, Gradient gradient, int64_t pixels,
-                                                            int32_t channels, int32_t group_channels, Tile tile) {
+template <class T, int V, int Halo, class L, bool kRectified, class Gradient>
+__global__ void __launch_bounds__(kThreads, 1)
+    lrn_bwd_nhwc(LrnBackward<T> p, Gradient gradient, int64_t pixels, int32_t channels, int32_t group_channels,
+                 Tile tile, L lrn) {
   ALEXNET_FAST_SHARED(float[2][kThreads * V], shown);  // in turns: a barrier later everybody has read the other one
   const int32_t lane = threadIdx.x;
   const int32_t vector = static_cast<int32_t>(blockIdx.y) * (tile.threads - 2 * tile.edge) - tile.edge + lane;
@@ -78,8 +78,8 @@ __global__ void __launch_bounds__(kThreads, 1) lrn_bwd_nhwc(LrnBackward<T> p, Gr
       float dy[V], t[V], w[V], reciprocal[V];
       gradient.at(gradient.place(pixel), offset, channel, dy);
       values.unpack(x);
-      scales<Halo>(x, p.lrn, t);
-      inverse_power<T>(t, p.lrn, w, reciprocal);
+      scales<Halo>(x, lrn, t);
+      inverse_power<T>(t, lrn, w, reciprocal);
 #pragma unroll
       for (int i = 0; i < V; ++i) {
         a[i] = dy[i] * w[i];
@@ -116,10 +116,10 @@ __global__ void __launch_bounds__(kThreads, 1) lrn_bwd_nhwc(LrnBackward<T> p, Gr
         }
       }
       float sum[V], dx[V];
-      window_sums<Halo>(q, p.lrn.after, p.lrn.before, sum);
+      window_sums<Halo>(q, lrn.after, lrn.before, sum);
 #pragma unroll
       for (int i = 0; i < V; ++i) {
-        dx[i] = fmaf(-p.lrn.slope * x[Halo + i], sum[i], a[i]);
+        dx[i] = fmaf(-lrn.slope * x[Halo + i], sum[i], a[i]);
         if (kRectified && x[Halo + i] <= 0) {
           dx[i] = 0;
         }
@@ -140,7 +140,7 @@ constexpr int kLongestChunk = 64;  // of channels: the halo on either side costs
 
 template <class T, int V, int Halo, bool kRectified, class Gradient>
 __global__ void __launch_bounds__(kThreads, 1)
-    lrn_bwd_nchw(LrnBackward<T> p, Gradient gradient, Columns columns, int64_t items) {
+    lrn_bwd_nchw(LrnBackward<T> p, Gradient gradient, Columns columns, int64_t items, Lrn lrn) {
   constexpr int kStep = 4;
   constexpr int kWarps = kThreads / 32;
   ALEXNET_FAST_SHARED(float[kWarps][kLongestChunk], sums);
@@ -201,8 +201,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         for (int i = 0; i < 2 * Halo + kStep; ++i) {
           values[i] = element(x[2 * Halo + i], v);
         }
-        scales<Halo>(values, p.lrn, t);
-        inverse_power<T>(t, p.lrn, w, reciprocal);
+        scales<Halo>(values, lrn, t);
+        inverse_power<T>(t, lrn, w, reciprocal);
 #pragma unroll
         for (int i = 0; i < kStep; ++i) {
           // Beyond the group's ends there is no q, whatever its t: a NaN within must not come back from there.
@@ -214,11 +214,11 @@ __global__ void __launch_bounds__(kThreads, 1)
         for (int i = 0; i < 2 * Halo + kStep; ++i) {
           products[i] = q[i][v];
         }
-        window_sums<Halo>(products, p.lrn.after, p.lrn.before, sum);
+        window_sums<Halo>(products, lrn.after, lrn.before, sum);
 #pragma unroll
         for (int i = 0; i < kStep; ++i) {
           const float own = element(x[2 * Halo + i], v);
-          dx[i][v] = fmaf(-p.lrn.slope * own, sum[i], a[i][v]);
+          dx[i][v] = fmaf(-lrn.slope * own, sum[i], a[i][v]);
           if (kRectified && own <= 0) {
             dx[i][v] = 0;
           }
@@ -286,7 +286,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // ---------------------------------------------------------------- NCHW, in shared memory
 
-constexpr int kLongestTiledChunk = 32;
+template <class T>
+constexpr int kLongestTiledChunk = 128 / sizeof(T);
 
 // In shared memory: rows of x, channels begin - 2 Halo and on, and of dy from begin - Halo on, which dx takes the place
 // of.
@@ -296,7 +297,8 @@ struct BackwardTiles : PlaneTiles {
   int32_t channels, dy_at, bytes_of_both;
 
   BackwardTiles(const LrnShape& shape, int64_t groups)
-      : PlaneTiles(shape, groups, sizeof(T), kLongestTiledChunk, [](int64_t chunk) { return 2 * chunk + 6 * kHalo; }),
+      : PlaneTiles(shape, groups, sizeof(T), kLongestTiledChunk<T>,
+                   [](int64_t chunk) { return 2 * chunk + 6 * kHalo; }),
         channels(static_cast<int32_t>(shape.channels)),
         dy_at(bytes(chunk + 4 * kHalo, sizeof(T))),
         bytes_of_both(dy_at + bytes(chunk + 2 * kHalo, sizeof(T))) {}
@@ -305,12 +307,13 @@ struct BackwardTiles : PlaneTiles {
 // From x and dy in shared memory to dx, as the kernels below lay them there: `dy` may have other elements and another
 // stride than x, and dx takes the place of one of both. `partial`: null, or (items, channels) for sums of dx over the
 // pixels of a tile.
-template <bool kRectified, class T, class D, class L>
+template <bool kRectified, int kLanes, class T, class D, class L>
 __device__ __forceinline__ void lrn_bwd_of_tile(const PlaneTile& tile, const T* x_rows, const D* dy_rows,
                                                 int32_t dy_stride, T* dx_rows, T* dx, float* partial, int32_t channels,
                                                 const L& lrn) {
   constexpr int Halo = kTiledHalo<L>, kStep = PlaneTiles::kStep, kWarps = kRectified ? kThreads / 32 : 1;
-  using Sums = float[kWarps][kLongestTiledChunk];
+  constexpr int kChunk = kLongestTiledChunk<T>;
+  using Sums = float[kWarps][kChunk];
   ALEXNET_FAST_SHARED(Sums, sums);  // of each channel over a warp's pixels
   ALEXNET_FAST_SHARED(T[32], beyond);
   ALEXNET_FAST_SHARED(D[32], zeros);
@@ -331,6 +334,7 @@ __device__ __forceinline__ void lrn_bwd_of_tile(const PlaneTile& tile, const T* 
     }
     // At channel c: x of channels c and on, q of channels c - Halo and on, a = dy t^-beta of channels c and on.
     float values[2 * Halo + kStep], q[2 * Halo + kStep] = {}, a[Halo + kStep] = {};
+    float* next_sum = &sums[warp][lane / (32 / kStep)];
     int32_t c = tile.begin - 2 * Halo;
 #pragma unroll
     for (int i = 0; i < 2 * Halo; ++i, next_x += stride) {
@@ -374,8 +378,9 @@ __device__ __forceinline__ void lrn_bwd_of_tile(const PlaneTile& tile, const T* 
         if (kRectified && partial != nullptr) {
           const float total = sum_lanes(sum);
           if (lane % (32 / kStep) == 0) {
-            sums[warp][c - tile.begin + lane / (32 / kStep)] = total;
+            *next_sum = total;
           }
+          next_sum += kStep;
         }
       }
 #pragma unroll
@@ -401,7 +406,7 @@ __device__ __forceinline__ void lrn_bwd_of_tile(const PlaneTile& tile, const T* 
     }
   }
   __syncthreads();
-  tile.put(dx_rows, dx);
+  tile.template put<kLanes>(dx_rows, dx);
   if (kRectified && partial != nullptr) {
     for (int32_t i = threadIdx.x; i < tile.channels(); i += blockDim.x) {
       float total = 0;
@@ -414,7 +419,7 @@ __device__ __forceinline__ void lrn_bwd_of_tile(const PlaneTile& tile, const T* 
 }
 
 template <class T, class L, bool kRectified>
-__global__ void __launch_bounds__(kThreads, kTiledBlocks<L>)
+__global__ void __launch_bounds__(kPlaneThreads, kTiledBlocks<L>)
     lrn_bwd_planes(const T* __restrict__ x, const T* __restrict__ dy, T* __restrict__ dx, float* __restrict__ partial,
                    BackwardTiles<T, L> tiles, L lrn) {
   constexpr int Halo = kTiledHalo<L>;
@@ -422,11 +427,11 @@ __global__ void __launch_bounds__(kThreads, kTiledBlocks<L>)
   const int32_t channels = ceil_div(tile.channels(), PlaneTiles::kStep) * PlaneTiles::kStep;
   T* const x_rows = place_run(dynamic_shared(), x + tile.offset(tile.begin - 2 * Halo));
   T* const dy_rows = place_run(dynamic_shared() + tiles.dy_at, dy + tile.offset(tile.begin - Halo));
-  tile.fetch(x_rows, x, tile.begin - 2 * Halo, channels + 4 * Halo);
-  tile.fetch(dy_rows, dy, tile.begin - Halo, channels + 2 * Halo);
+  tile.template fetch<kRowLanes<T>>(x_rows, x, tile.begin - 2 * Halo, channels + 4 * Halo);
+  tile.template fetch<kRowLanes<T>>(dy_rows, dy, tile.begin - Halo, channels + 2 * Halo);
   await_runs();
-  lrn_bwd_of_tile<kRectified>(tile, x_rows, dy_rows, tiles.stride, dy_rows + Halo * tiles.stride, dx, partial,
-                              tiles.channels, lrn);
+  lrn_bwd_of_tile<kRectified, kRowLanes<T>>(tile, x_rows, dy_rows, tiles.stride, dy_rows + Halo * tiles.stride, dx,
+                                            partial, tiles.channels, lrn);
 }
 
 // ---------------------------------------------------------------- launch
@@ -440,7 +445,7 @@ bool lrn_bwd_tiled(const LrnShape& shape, const LrnWindow& window, const T* dy, 
 template <bool kRectified, class T>
 int launch_lrn_bwd_planes(const LrnShape& shape, const LrnWindow& window, const LrnBackward<T>& p, const T* dy,
                           void* stream) {
-  return with_tiled_lrn<kRectified>(window, [&](auto lrn) {
+  return with_lrn<true, !kRectified>(window, [&](auto lrn) {
     using L = decltype(lrn);
     const BackwardTiles<T, L> tiles(shape, window.groups);
     return launch<lrn_bwd_planes<T, L, kRectified>>(tiles.grid(), tiles.block(), tiles.bytes_of_both, stream, p.x, dy,
@@ -474,9 +479,13 @@ int launch_lrn_bwd_nhwc(const LrnShape& shape, const LrnWindow& window, const Lr
   const Tile tile(shape.channels / V, V, Halo);
   const dim3 grid(lrn_bwd_items(shape, window, V, p.partial != nullptr), ceil_div(shape.channels / V, tile.owned()));
   const dim3 block(tile.threads, kThreads / tile.threads);
-  return launch<lrn_bwd_nhwc<T, V, Halo, kRectified, Gradient>>(
-      grid, block, 0, stream, p, gradient, shape.batch * shape.pixels, static_cast<int32_t>(shape.channels),
-      static_cast<int32_t>(shape.channels / window.groups), tile);
+  // AlexNet's window behind AlexNet's pool is lrn_pool_bwd.cuh's.
+  constexpr bool kFive = V != 1 && Halo == 2 && std::is_same_v<Gradient, PlainGradient<T>>;
+  return with_lrn<kFive>(window, [&](auto lrn) {
+    return launch<lrn_bwd_nhwc<T, V, Halo, decltype(lrn), kRectified, Gradient>>(
+        grid, block, 0, stream, p, gradient, shape.batch * shape.pixels, static_cast<int32_t>(shape.channels),
+        static_cast<int32_t>(shape.channels / window.groups), tile, lrn);
+  });
 }
 
 template <class T, int V, int Halo, bool kRectified, class Gradient>
@@ -485,7 +494,7 @@ int launch_lrn_bwd_nchw(const LrnShape& shape, const LrnWindow& window, const Lr
   const Columns columns(shape, window.groups, V, kLongestChunk);
   const int64_t items = lrn_bwd_items(shape, window, V, p.partial != nullptr);
   return launch<lrn_bwd_nchw<T, V, Halo, kRectified, Gradient>>(columns.grid(items), dim3(kThreads), 0, stream, p,
-                                                                gradient, columns, items);
+                                                                gradient, columns, items, Lrn(window));
 }
 
 // `aligned`: all tensors begin at multiples of 16 bytes.

@@ -35,9 +35,9 @@ __device__ __forceinline__ Pack<T, V> lrn_of_vector(const Neighbourhood<Source, 
   return pack<T>(w);
 }
 
-template <class T, int V, int Halo, class Source>
+template <class T, int V, int Halo, class L, class Source>
 __global__ void __launch_bounds__(kThreads, 1)
-    lrn_fwd_nhwc(Source source, T* __restrict__ y, Units units, int32_t channels, int32_t group_channels, Lrn lrn) {
+    lrn_fwd_nhwc(Source source, T* __restrict__ y, Units units, int32_t channels, int32_t group_channels, L lrn) {
   const int32_t channel = units.vector() * V;
   if (channel >= channels) {
     return;
@@ -169,7 +169,7 @@ __device__ __forceinline__ void lrn_of_tile(const PlaneTile& tile, T* column, co
 }
 
 template <class T, class L, class Source>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kPlaneThreads, 8)
     lrn_fwd_planes(Source source, T* __restrict__ y, PlaneTiles tiles, L lrn) {
   constexpr int Halo = kTiledHalo<L>, kStep = PlaneTiles::kStep;
   const PlaneTile tile(tiles);
@@ -177,12 +177,12 @@ __global__ void __launch_bounds__(kThreads, 4)
   T* const x = place_run(dynamic_shared(), source.tensor() + tile.offset(first));
   T* const own = x + Halo * stride;
   const int32_t rows = ceil_div(tile.channels(), kStep) * kStep + 2 * Halo;
-  tile.fetch(x, source.tensor(), first, rows);
+  tile.template fetch<kRowLanes<T>>(x, source.tensor(), first, rows);
   if constexpr (Source::kRectified) {
-    tile.rectify(x, source, first, rows);
+    tile.template rectify<kRowLanes<T>>(x, source, first, rows);
     __syncthreads();
     if (source.kept() != nullptr) {
-      tile.put(own, source.kept());
+      tile.template put<kRowLanes<T>>(own, source.kept());
       __syncthreads();
     }
   } else {
@@ -192,17 +192,17 @@ __global__ void __launch_bounds__(kThreads, 4)
     lrn_of_tile(tile, x + threadIdx.x, lrn);
   }
   __syncthreads();
-  tile.put(own, y);
+  tile.template put<kRowLanes<T>>(own, y);
 }
 
 // ---------------------------------------------------------------- launch
 
 template <class T, class Source>
 int launch_lrn_fwd_planes(const LrnShape& shape, const LrnWindow& window, const Source& source, T* y, void* stream) {
-  return with_tiled_lrn<Source::kRectified>(window, [&](auto lrn) {
+  return with_lrn<true, !Source::kRectified>(window, [&](auto lrn) {
     using L = decltype(lrn);
     const auto rows = [](int64_t chunk) { return chunk + 2 * kTiledHalo<L>; };
-    constexpr int kLongestChunk = 48;
+    constexpr int kLongestChunk = 192 / sizeof(T);
     const PlaneTiles tiles(shape, window.groups, sizeof(T), kLongestChunk, rows);
     return launch<lrn_fwd_planes<T, L, Source>>(tiles.grid(), tiles.block(), tiles.bytes(rows(tiles.chunk), sizeof(T)),
                                                 stream, source, y, tiles, lrn);
@@ -212,9 +212,12 @@ int launch_lrn_fwd_planes(const LrnShape& shape, const LrnWindow& window, const 
 template <class T, int V, int Halo, class Source>
 int launch_lrn_fwd_nhwc(const LrnShape& shape, const LrnWindow& window, const Source& source, T* y, void* stream) {
   const UnitGrid grid(shape.batch * shape.pixels, shape.channels / V, true);
-  return launch<lrn_fwd_nhwc<T, V, Halo, Source>>(grid.grid, grid.block, 0, stream, source, y, grid.units,
-                                                  static_cast<int32_t>(shape.channels),
-                                                  static_cast<int32_t>(shape.channels / window.groups), Lrn(window));
+  constexpr bool kFive = V != 1 && Halo == 2;
+  return with_lrn<kFive>(window, [&](auto lrn) {
+    return launch<lrn_fwd_nhwc<T, V, Halo, decltype(lrn), Source>>(
+        grid.grid, grid.block, 0, stream, source, y, grid.units, static_cast<int32_t>(shape.channels),
+        static_cast<int32_t>(shape.channels / window.groups), lrn);
+  });
 }
 
 template <class T, int V, int Halo, class Source>

@@ -13,6 +13,11 @@
 
 namespace alexnet_fast::cuda {
 
+// Threads that share a row of a tile, each with 16 bytes of it. Tiles are some 120 pixels wide, for kPlaneThreads, and
+// deep.
+template <class T>
+constexpr int kRowLanes = 8 * sizeof(T);
+
 struct PlaneTiles {
   static constexpr int64_t kTileBytes = 40 * 1024;  // two blocks on sm_86, four on sm_80, five on sm_90
   static constexpr int32_t kStep = 8;               // of channels, that a thread goes
@@ -35,7 +40,8 @@ struct PlaneTiles {
   PlaneTiles(const LrnShape& shape, int64_t groups, int64_t element, int64_t longest_chunk, const Rows& rows)
       : PlaneTiles(shape, groups, longest_chunk) {
     const int64_t V = 16 / element;
-    const int64_t most = std::min(longest_run(element, 32), kTileBytes / (rows(chunk) * element) - 3 * (V - 1));
+    const int64_t most =
+        std::min(longest_run(element, 8 * element), kTileBytes / (rows(chunk) * element) - 3 * (V - 1));
     cut(ceil_div<int64_t>(pixels, ceil_div<int64_t>(pixels, most)), element);
   }
 
@@ -114,20 +120,18 @@ struct PlaneTile {
 
   // Begins to copy rows of channels `first` and on to shared memory, where the first one lies at `to`; zeros where the
   // group has no such channel. kLanes threads share a row, which is no longer than longest_run().
-  template <int kLanes = 32, class T>
+  template <int kLanes, class T>
   __device__ __forceinline__ void fetch(T* to, const T* tensor, int32_t first, int32_t count) const {
     const int32_t there = max(first, 0), beyond = min(first + count, lie.group_channels);
     along_vectors<kLanes>(
         to, tensor, first, count, [](T* place, const T* from, int32_t /*channel*/) { async_copy<16>(place, from); },
         [](T* place, const T* from, int32_t /*channel*/) { store_shared(place, load<1>(from)); });
     const auto clear = [&](int32_t begin, int32_t end) {
-      along_rows<kLanes>(to + (begin - first) * lie.stride, tensor, begin, end,
-                         [&](T* row, const T* /*run*/, int32_t /*channel*/) {
+      T* const rows = to + (begin - first) * lie.stride;
 #pragma unroll 1
-                           for (int32_t i = threadIdx.x % kLanes; i < width; i += kLanes) {
-                             store_shared(row + i, Pack<T, 1>{});
-                           }
-                         });
+      for (int32_t i = threadIdx.x; i < (end - begin - 1) * lie.stride + width; i += blockDim.x) {
+        store_shared(rows + i, Pack<T, 1>{});
+      }
     };
     clear(first, there);
     clear(beyond, first + count);
@@ -135,35 +139,43 @@ struct PlaneTile {
 
   // Turns rows that fetch has copied from source.tensor() into what the source makes of them. Each lane does what it
   // has fetched, so it need not wait for others; nor have others what it did before a barrier.
-  template <int kLanes = 32, class T, class Source>
+  template <int kLanes, class T, class Source>
   __device__ __forceinline__ void rectify(T* rows, const Source& source, int32_t first, int32_t count) const {
     constexpr int32_t V = kVector<T>;
     async_commit();
     async_wait<0>();
-    const auto over_rows = source.over(rows);
     along_vectors<kLanes>(
         rows, source.tensor(), first, count,
         [&](T* place, const T* /*from*/, int32_t channel) {
-          store_shared_16(place, over_rows.template local<V>(first_channel + channel).at(place - rows));
+          store_shared_16(place, source.over(place).template local<V>(first_channel + channel).at(0));
         },
         [&](T* place, const T* /*from*/, int32_t channel) {
-          store_shared(place, over_rows.template local<1>(first_channel + channel).at(place - rows));
+          store_shared(place, source.over(place).template local<1>(first_channel + channel).at(0));
         });
   }
 
   // Copies rows of channels begin ... end out; the first one lies at `from`.
-  template <int kLanes = 32, class T>
+  template <int kLanes, class T>
   __device__ __forceinline__ void put(T* from, T* tensor) const {
     constexpr int32_t V = kVector<T>;
     const int32_t lane = threadIdx.x % kLanes;
-    along_rows<kLanes>(from, tensor, begin, end, [&](const T* row, T* run, int32_t /*channel*/) {
+    along_rows<kLanes>(from, tensor, begin, end, [&](const T* row, T* run) {
       const int32_t head = min(-lead(run) & (V - 1), width), tail = head + ((width - head) & -V);
-      if (const int32_t pixel = head + lane * V; pixel < tail) {
-        store(run + pixel, load<V>(row + pixel));
-      }
-      if (const int32_t pixel = lane < head ? lane : tail + lane - head; pixel < width) {
-        store(run + pixel, load<1>(row + pixel));
-      }
+      const int32_t whole = head + lane * V, single = lane < head ? lane : tail + lane - head;
+      const bool has_whole = whole < tail, has_single = single < width;
+      return [=, whole_row = row + whole, whole_run = run + whole, row = row + single, run = run + single](
+                 int32_t /*channel*/, int32_t row_step, uint32_t run_step) mutable {
+        if (has_whole) {
+          store(whole_run, load<V>(whole_row));
+        }
+        if (has_single) {
+          store(run, load<1>(row));
+        }
+        whole_row += row_step;
+        whole_run += run_step;
+        row += row_step;
+        run += run_step;
+      };
     });
   }
 
@@ -177,24 +189,27 @@ struct PlaneTile {
     const int32_t lane = threadIdx.x % kLanes;
     const int32_t there = max(first, 0), beyond = min(first + count, lie.group_channels);
     const auto go = [&](auto is_within) {
-      along_rows<kLanes>(to + (there - first) * lie.stride, tensor, there, beyond,
-                         [&](T* row, const T* run, int32_t channel) {
-                           const int32_t pixel = lane * V - lead(run);
-                           if (pixel >= width) {
-                             return;
-                           }
-                           const int64_t from = run - tensor + pixel;
-                           if constexpr (!decltype(is_within)::value) {
-                             if (from < 0 || from + V > lie.elements) {
+      along_rows<kLanes>(to + (there - first) * lie.stride, tensor, there, beyond, [&](T* row, const T* run) {
+        const int32_t pixel = lane * V - lead(run);
+        return [=, &vector, &single, place = row + pixel, from = run + pixel](int32_t channel, int32_t row_step,
+                                                                              uint32_t run_step) mutable {
+          bool whole = pixel < width;
+          if constexpr (!decltype(is_within)::value) {
+            if (whole && (from < tensor || from + V > tensor + lie.elements)) {
 #pragma unroll 1
-                               for (int32_t i = max(pixel, 0); i < min(pixel + V, width); ++i) {
-                                 single(row + i, run + i, channel);
-                               }
-                               return;
-                             }
-                           }
-                           vector(row + pixel, run + pixel, channel);
-                         });
+              for (int32_t i = max(-pixel, 0); i < min(V, width - pixel); ++i) {
+                single(place + i, from + i, channel);
+              }
+              whole = false;
+            }
+          }
+          if (whole) {
+            vector(place, from, channel);
+          }
+          place += row_step;
+          from += run_step;
+        };
+      });
     };
     if (offset(there) >= V && offset(beyond - 1) + width + V <= lie.elements) {
       go(std::true_type{});
@@ -203,42 +218,34 @@ struct PlaneTile {
     }
   }
 
-  // Calls body(row, run, channel) for these kLanes threads' of channels first ... last: where each is in shared memory,
-  // the first one at `row`, and in the tensor.
-  template <int kLanes, class T, class Element, class Body>
-  __device__ __forceinline__ void along_rows(T* row, Element* run, int32_t first, int32_t last,
-                                             const Body& body) const {
+  // Calls prepare(row, run)(channel, row_step, run_step) for these kLanes threads' of channels first ... last: where
+  // each is in shared memory, the first one at `row`, and in the tensor. Rows as many apart as a vector has elements
+  // lie alike within 16 bytes: prepare is called once for those, and what it returns goes on by itself from one to the
+  // next.
+  template <int kLanes, class T, class Element, class Prepare>
+  __device__ __forceinline__ void along_rows(T* row, Element* tensor, int32_t first, int32_t last,
+                                             const Prepare& prepare) const {
     const int32_t warp = threadIdx.x / kLanes, warps = blockDim.x / kLanes;
-    row += warp * lie.stride;
-    run += offset(first + warp);
+    const int32_t step = ceil_div(warps, kVector<T>) * kVector<T>;
     // A compiler that sees where these come from works them out anew in every turn.
-    const int32_t row_step = anew(warps * lie.stride);
-    const uint32_t run_step = anew(warps * lie.pixels);
+    const int32_t row_step = anew(step * lie.stride);
+    const uint32_t run_step = anew(step * lie.pixels);
 #pragma unroll 1
-    for (int32_t channel = first + warp; channel < last; channel += warps) {
-      body(row, run, channel);
-      row += row_step;
-      run += run_step;
+    for (int32_t alike = first + warp; alike < min(first + step, last); alike += warps) {
+      auto body = prepare(row + (alike - first) * lie.stride, tensor + offset(alike));
+#pragma unroll 1
+      for (int32_t channel = alike; channel < last; channel += step) {
+        body(channel, row_step, run_step);
+      }
     }
   }
 };
-
-// Calls body(Lrn or LrnOfFive): kernels over tiles are for AlexNet's windows or for all.
-template <bool kRectified, class Body>
-int with_tiled_lrn(const LrnWindow& window, Body&& body) {
-  if constexpr (!kRectified) {
-    if (!LrnOfFive::is(window)) {
-      return body(Lrn(window));
-    }
-  }
-  return body(LrnOfFive(window));
-}
 
 template <class L>
 constexpr int kTiledHalo = std::is_same_v<L, LrnOfFive> ? 2 : kWidestHalo;
 
 // Blocks of a multiprocessor that backward's registers leave room for.
 template <class L>
-constexpr int kTiledBlocks = std::is_same_v<L, LrnOfFive> ? 3 : 2;
+constexpr int kTiledBlocks = std::is_same_v<L, LrnOfFive> ? 6 : 4;
 
 }  // namespace alexnet_fast::cuda

@@ -119,7 +119,7 @@ template <class T>
 struct LrnPoolTiles {
   static constexpr int32_t kHalo = 2, kLongestChunk = 24;
   static constexpr int64_t kMostBytes = 50 * 1024;  // three blocks on sm_80, four on sm_90
-  static constexpr int kDyLanes = 16, kCodeLanes = 8;
+  static constexpr int kLanes = 32, kDyLanes = 16, kCodeLanes = 8;
 
   PlaneTiles x, dy, code;
   int32_t channels, height, width, out_height, out_width;
@@ -143,8 +143,8 @@ struct LrnPoolTiles {
       const int64_t in_band = ceil_div(pairs, bands);
       rows = static_cast<int32_t>(2 * in_band);
       const int64_t pixels = std::min<int64_t>(rows, height) * p.width, outputs = (in_band + 1) * p.out_width;
-      if (pixels > PlaneTiles::longest_run(sizeof(T), 32) || outputs > PlaneTiles::longest_run(sizeof(T), kDyLanes) ||
-          outputs > PlaneTiles::longest_run(1, kCodeLanes)) {
+      if (pixels > PlaneTiles::longest_run(sizeof(T), kLanes) ||
+          outputs > PlaneTiles::longest_run(sizeof(T), kDyLanes) || outputs > PlaneTiles::longest_run(1, kCodeLanes)) {
         continue;
       }
       x.cut(pixels, sizeof(T));
@@ -252,12 +252,12 @@ __global__ void __launch_bounds__(kThreads, 3)
   float* const gradient = reinterpret_cast<float*>(room + tiles.gradient_at);
   dy_tile.template fetch<LrnPoolTiles<T>::kDyLanes>(dy_rows, dy, first, count);
   code_tile.template fetch<LrnPoolTiles<T>::kCodeLanes>(code_rows, code, first, count);
-  tile.fetch(x_rows, x, first - Halo, count + 2 * Halo);
+  tile.template fetch<LrnPoolTiles<T>::kLanes>(x_rows, x, first - Halo, count + 2 * Halo);
   await_runs();
   gather_tile(tiles, first_row, tile_rows, out_begin, dy_rows, code_rows, gradient, count);
   __syncthreads();
-  lrn_bwd_of_tile<true>(tile, x_rows, gradient, tiles.x.width, x_rows + 2 * Halo * tiles.x.stride, dx, partial,
-                        tiles.channels, lrn);
+  lrn_bwd_of_tile<true, LrnPoolTiles<T>::kLanes>(tile, x_rows, gradient, tiles.x.width,
+                                                 x_rows + 2 * Halo * tiles.x.stride, dx, partial, tiles.channels, lrn);
 }
 
 // ---------------------------------------------------------------- launch
@@ -283,8 +283,8 @@ struct LrnPoolPatches {
 template <class T>
 bool lrn_pool_bwd_packs(const EpilogueParams& p, const LrnShape& shape, bool aligned) {
   constexpr int V = kVector<T>;
-  return sizeof(T) == 2 && p.channels_last && aligned && lrn_in_vectors(shape, p.lrn, V) &&
-         p.channels / V <= kPatchThreads && overlapping_3_by_2(p.window) && LrnOfFive::is(p.lrn) &&
+  return p.channels_last && aligned && lrn_in_vectors(shape, p.lrn, V) && p.channels / V <= kPatchThreads &&
+         overlapping_3_by_2(p.window) && LrnOfFive::is(p.lrn) &&
          LrnPoolPatches(p, V, false).all <= INT32_MAX - kPatchThreads;
 }
 

@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-// ---------------------------------------------------------------- AlexNet's stages in 16 bits
+// ---------------------------------------------------------------- AlexNet's stages
 
 // Goes through the pixels of a rectangle, row by row, from number `first` on every `step`th of them. Divides once, and
 // then adds to the pixel's offset in global memory, and to its place in shared memory, both from the rectangle's first.
@@ -186,6 +186,35 @@ struct Stroll {
     }
   }
 };
+
+// Writes the best of nine floats that are no less than 0, and so are integers in order, as best_of_nine finds it; false
+// if one of them is a NaN, of which the last one counts.
+template <bool kCodes, int V>
+__device__ __forceinline__ bool store_rectified(const Pack<float, V> (&x)[3][3], const uint32_t (&row_place)[3],
+                                                const uint32_t (&column_place)[3], int64_t offset, float* y,
+                                                uint8_t* code) {
+  Pack<float, V> best;
+  int32_t places[V];
+  uint32_t largest = 0;
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    const auto of = [&](int k) { return static_cast<int32_t>(x[k / 3][k % 3].words[v]); };
+    const int32_t value =
+        max(max(max(of(0), of(1)), max(of(2), of(3))), max(max(max(of(4), of(5)), max(of(6), of(7))), of(8)));
+    places[v] = row_place[2] + column_place[2];
+#pragma unroll
+    for (int k = 7; k >= 0; --k) {
+      places[v] = of(k) == value ? row_place[k / 3] + column_place[k % 3] : places[v];
+    }
+    best.words[v] = value;
+    largest = max(largest, best.words[v]);
+  }
+  store(y + offset, best);
+  if (kCodes) {
+    store(code + offset, pack_bytes(places));
+  }
+  return largest <= 0x7f800000;
+}
 
 // lrn_pool_fwd for windows of 3 with stride 2 and LrnOfFive; in training it keeps both codes and the ReLU's output. A
 // thread keeps its V channels, and with them their bias and their place in the group. LRN's output is no less than 0,
@@ -244,6 +273,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     const int32_t top = at.row * S, left = at.column * S;  // in shared memory
     const T* line[K];
     int32_t from[K];
+    constexpr uint32_t kChannels = sizeof(T) == 2 ? 0x01010101 : 1;  // of 16 bits four channels' places in a word
     uint32_t row_place[K], column_place[K];
 #pragma unroll
     for (int k = 0; k < K; ++k) {
@@ -251,8 +281,8 @@ __global__ void __launch_bounds__(kThreads, 4)
       const int32_t column = min(max(left + k, -columns.origin), shape.width - 1 - columns.origin);
       line[k] = tile + row * tile_line;
       from[k] = column * tiling.channels;
-      row_place[k] = (row - top) * K * 0x01010101u;
-      column_place[k] = (column - left) * 0x01010101u;
+      row_place[k] = (row - top) * K * kChannels;
+      column_place[k] = (column - left) * kChannels;
     }
     Pack<T, V> x[K][K];
 #pragma unroll
@@ -262,8 +292,12 @@ __global__ void __launch_bounds__(kThreads, 4)
         x[i][j] = load<V>(line[i] + from[j]);
       }
     }
-    const PackedBest<V> best = best_of_nine<T, V, kTraining>(x, row_place, column_place);
-    if (store_packed<true, kTraining, false>(best, 0, out + at.offset, y, code) == 0) {
+    if constexpr (sizeof(T) == 2) {
+      const PackedBest<V> best = best_of_nine<T, V, kTraining>(x, row_place, column_place);
+      if (store_packed<true, kTraining, false>(best, 0, out + at.offset, y, code) == 0) {
+        continue;
+      }
+    } else if (store_rectified<kTraining>(x, row_place, column_place, out + at.offset, y, code)) {
       continue;
     }
     // Rare: the place of a NaN, or in bfloat16 of 2^121 or more. Channel by channel.
@@ -451,7 +485,7 @@ int launch_lrn_pool_fwd(const Params& p, const Rectified<T, kChannelsLast>& sour
     return kernel(grid, block, bytes, stream, source, static_cast<T*>(p.y), p.code, PoolShape(p), tiling,
                   static_cast<int32_t>(p.channels), static_cast<int32_t>(p.channels / p.lrn.groups), lrn);
   };
-  if constexpr (kChannelsLast && sizeof(T) == 2 && V > 1 && Halo == 2) {
+  if constexpr (kChannelsLast && V > 1 && Halo == 2) {
     const bool small = (tiling.rows.inputs + 2) * p.width * p.channels <= INT32_MAX;  // offsets within a tile
     if (overlapping_3_by_2(p.window) && LrnOfFive::is(p.lrn) && (p.code == nullptr) == (p.r == nullptr) && small) {
       constexpr auto training = launch<lrn_pool_fwd_packed<T, V, true>, Rectified<T, true>, T*, uint8_t*, PoolShape,

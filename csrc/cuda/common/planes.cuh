@@ -91,17 +91,17 @@ struct PlaneBands {
 
   // bytes(planes, rows): what a block needs for so many planes, and for so many rows of each.
   template <class Bytes>
-  PlaneBands(int64_t planes, int64_t plane_rows, const Bytes& bytes)
+  PlaneBands(int64_t planes, int64_t plane_rows, const Bytes& bytes, int64_t most = kTileBytes)
       : planes(planes), plane_rows(static_cast<int32_t>(plane_rows)), rows(this->plane_rows), whole(0), bands(1) {
-    if (bytes(1, 1) > kTileBytes) {
+    if (bytes(1, 1) > most) {
       return;
     }
     constexpr int64_t kEnoughBlocks = 2048;
     const int64_t plane_bytes = bytes(1, plane_rows);
-    whole = static_cast<int32_t>(std::clamp<int64_t>(kTileBytes / plane_bytes, 1, ceil_div(planes, kEnoughBlocks)));
-    if (plane_bytes > kTileBytes) {
-      int64_t number = plane_bytes / kTileBytes + 1;
-      while (bytes(1, ceil_div(plane_rows, number)) > kTileBytes) {
+    whole = static_cast<int32_t>(std::clamp<int64_t>(most / plane_bytes, 1, ceil_div(planes, kEnoughBlocks)));
+    if (plane_bytes > most) {
+      int64_t number = plane_bytes / most + 1;
+      while (bytes(1, ceil_div(plane_rows, number)) > most) {
         ++number;
       }
       rows = static_cast<int32_t>(ceil_div(plane_rows, number));
@@ -129,8 +129,7 @@ struct PlaneBand {
   }
 };
 
-// Strips of a column, kRows rows or fewer, for a thread to go down: AlexNet's pools have 27, 13 and 6 rows of outputs,
-// and one more of patches of inputs.
+// Strips of a column, kRows rows or fewer, for a thread to go down: AlexNet's pools have 27, 13 and 6 rows of outputs.
 struct StripsInPlanes {
   static constexpr int32_t kRows = 7;
   Divider columns, in_column;
