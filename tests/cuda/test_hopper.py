@@ -23,7 +23,7 @@ from .host_build import HostFaultError, run_program
 from .params import LrnWindow
 from .test_conv_relu import CUDA_ERROR_INVALID_VALUE, CUDA_ERROR_NOT_SUPPORTED, TYPICAL, Expected, check
 
-GROUPS, TILES, STAGE_TILES = 4, 9, 4  # kMaxGroups, rows of kTiles in either file
+GROUPS, TILES, STAGE_TILES = 4, 10, 4  # kMaxGroups, kSplitTile, rows of kTiles for stages
 
 # ---- Words -----------------------------------------------------------------------------------------------------------
 

@@ -65,6 +65,8 @@ __global__ void __launch_bounds__(kThreads, 1) conv_weight_gradient(const ALEXNE
   unsigned char* const stages = dynamic_shared_at<kAlignment>();
   ALEXNET_FAST_SHARED(Ring<kStages>, ring);
   begin_ring(ring);
+  dependency_wait();
+  launch_dependents();
   int64_t column_tile, row_tile;
   const int64_t rest = args.column_tiles.divide(blockIdx.x, column_tile);
   const int32_t group = static_cast<int32_t>(args.row_tiles.divide(rest, row_tile));
@@ -284,8 +286,8 @@ int weight_gradient(const ConvParams& p, const Plan& plan, const char* m, void* 
     const dim3 grid(plan.tiles, plan.runs);
     constexpr size_t kShared = kStages * kStageBytes + kAlignment;
     const int error = p.dtype == DType::f16
-                          ? launch_on<90, conv_weight_gradient<f16>>(grid, kThreads, kShared, stream, args)
-                          : launch_on<90, conv_weight_gradient<bf16>>(grid, kThreads, kShared, stream, args);
+                          ? launch_early<90, conv_weight_gradient<f16>>(grid, kThreads, kShared, stream, args)
+                          : launch_early<90, conv_weight_gradient<bf16>>(grid, kThreads, kShared, stream, args);
     if (error != cudaSuccess) {
       return error;
     }
