@@ -114,6 +114,7 @@ BUDGETS = [
     Budget("conv_weight_gradient<WeightTile<MultiplyAdd, 64, 128,", 168, 99 * KB, (3, 1, 1, 3)),
     # One block has all of a multiprocessor of sm_90a: 168 registers a thread at its start, handed out anew inside.
     Budget("sm90::(conv_relu_fwd|conv_weight_gradient)<", 168, 227 * KB, (0, 0, 0, 1)),
+    Budget(r"sm90::conv_split_fwd<sm90::WgmmaTile<\w+, 4, 2,", 168, 227 * KB, (0, 0, 0, 1)),
     # Two, so that the next layer's begins beside this one's; and what adds up fits beside both.
     Budget("sm90::conv_split_fwd<", 72, 98 * KB, (0, 0, 0, 2)),
     Budget("sm90::conv_add_splits<", 40, 0, (0, 0, 0, 8)),
@@ -285,13 +286,15 @@ def wanted_instructions(kernel: Kernel) -> list[str]:
             "sm90::conv_weight_gradient": [],
         }[kernel.family]
         results += [] if kernel.family == "sm90::conv_weight_gradient" else [r"UTMAPF\.L2\.4D"]
-        results += [] if kernel.family == "sm90::conv_split_fwd" else [r"USETMAXREG.*"]
+        results += [] if kernel.registers <= 72 else [r"USETMAXREG.*"]
         copies = [r"UTMALDG\.4D\.IM2COL", r"UTMALDG\.4D"]
         return [product, *copies, *results, *early, r"SYNCS\.PHASECHK.*"]
     if kernel.family == "conv_fold_image":
         return [r"STG\.E\.128"]
     if kernel.family == "linear_int8":
-        return [r"LDG\.E\.128(\.CONSTANT)?"] if kernel.arguments[1] == "16" else []
+        return (early if kernel.architecture >= 90 else []) + (
+            [r"LDG\.E\.128(\.CONSTANT)?"] if kernel.arguments[1] == "16" else []
+        )
     if kernel.family in ("lpips_fwd", "lpips_weight"):  # which write a number a pixel, or a channel
         return [rf"LDG?\.E\.{8 * kernel.vector}(\.CONSTANT)?"] if kernel.vector == 16 else []
     if kernel.family in ("pool_bwd_planes", "lrn_fwd_planes", "lrn_bwd_planes", "lrn_pool_bwd_planes"):

@@ -375,6 +375,7 @@ MUTANTS = [
         "min(row + i, p.rows - 1)",
         "(row + i)",
     ),
+    Mutant("linear_int8_fwd", "nobody waits for the kernel before", "linear_int8_fwd.cu", "  dependency_wait();\n", ""),
     Mutant("linear_int8_fwd", "rows that are not there are written", "linear_int8_fwd.cu", " && row + i < p.rows", ""),
     Mutant(
         "linear_int8_fwd",
@@ -418,6 +419,13 @@ SM90_MUTANTS = [
         FWD,
         "dependency_wait();\n  launch_dependents();\n  const int64_t at",
         "if (threadIdx.x == 0) {\n    dependency_wait();\n  }\n  const int64_t at",
+    ),
+    Mutant(
+        "sm90::conv_relu_fwd",
+        "what is cut begins with the first pixel",
+        FWD,
+        "at.pixel = first +",
+        "at.pixel =",
     ),
     Mutant(
         "sm90::conv_relu_fwd",

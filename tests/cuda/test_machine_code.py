@@ -97,7 +97,11 @@ def one(built: list[Kernel], name: str) -> Kernel:
         (HOPPER, {"instructions": "ACQBULK"}, "no instruction ACQBULK"),
         (HOPPER, {"instructions": "PREEXIT"}, "no instruction PREEXIT"),
         (HOPPER_STAGE, {"instructions": "UTMAPF"}, "no instruction UTMAPF"),
-        ("sm90::conv_split_fwd<", {"registers": 88}, "1 blocks fit a multiprocessor, budget 2"),
+        (
+            "sm90::conv_split_fwd<sm90::WgmmaTile<bf16, 4, 1,",
+            {"registers": 88},
+            "1 blocks fit a multiprocessor, budget 2",
+        ),
         (HOPPER, {"stack": 8}, "8 bytes of a thread are in local memory"),
         (HOPPER, {"shared": 32 * KB}, "of shared memory, budget 232448"),
         (HOPPER_STAGE, {"instructions": "LDS"}, "no instruction LDS"),

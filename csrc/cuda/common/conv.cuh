@@ -36,7 +36,8 @@ int convolve(const Convolution& convolution, void* stream);
 
 namespace sm90 {
 int convolve(const Convolution& convolution, void* stream);  // cudaErrorNotSupported for what it does not take
-}
+int64_t partial_bytes(const Convolution& convolution);       // at Convolution::partial
+}  // namespace sm90
 
 // ---------------------------------------------------------------- operands
 

@@ -52,15 +52,17 @@ struct Arguments {
 };
 
 // What a kernel begins with. All that comes before the wait is done while the kernel before still runs. The weights of
-// the block's first stages go as far as L2 there: into shared memory they might come too early, for nothing says here
-// that the kernel before, an optimizer's or a conversion, did not write them.
+// the block's first stages go as far as L2 there, asked for by the first row of tiles: into shared memory they might
+// come too early, for nothing says here that the kernel before, an optimizer's or a conversion, did not write them.
 template <class Tile, class Args>
 __device__ __forceinline__ void begin(const Args& args, Ring<Tile::kStages>& ring) {
   if (threadIdx.x == 0) {
     const TilePlace at = args.template place<Tile>(blockIdx.x);
+    const bool asks = blockIdx.x < args.column_tiles.divisor * args.groups.divisor;
     prefetch_map(args.x[at.group]);
+    prefetch_map(args.weight);
 #pragma unroll 1
-    for (int32_t step = at.begin; step < min(at.end, at.begin + Tile::kStages); ++step) {
+    for (int32_t step = at.begin; asks && step < min(at.end, at.begin + Tile::kStages); ++step) {
       uint32_t slab;
       const int32_t tap = args.slabs.divide_small(step, slab);
       bulk_prefetch(args.weight, {static_cast<int32_t>(slab) * Tile::kDepth, tap, at.column, at.group});

@@ -1,4 +1,4 @@
-// Programmatic dependent launch (sm_90).
+// Programmatic dependent launch (sm_90 and later; elsewhere these words do nothing).
 //
 // A kernel that launch_early() enqueues may begin while the one before it on the stream still runs, whoever wrote that
 // one: as soon as all of its blocks have ended or called launch_dependents(). So it may do no more than prepare itself
@@ -16,14 +16,24 @@ namespace alexnet_fast::cuda {
 
 #ifndef ALEXNET_FAST_HOST_SIMT
 
-__device__ __forceinline__ void dependency_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define ALEXNET_FAST_FROM_90(...)
+#else
+#define ALEXNET_FAST_FROM_90(...) asm volatile(__VA_ARGS__ : "memory")
+#endif
 
-__device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+__device__ __forceinline__ void dependency_wait() { ALEXNET_FAST_FROM_90("griddepcontrol.wait;" ::); }
+
+__device__ __forceinline__ void launch_dependents() { ALEXNET_FAST_FROM_90("griddepcontrol.launch_dependents;" ::); }
+
+// The 128 bytes of global memory around `at` into L2, and no further: what is written later is seen.
+__device__ __forceinline__ void prefetch_line(const void* at) {
+  ALEXNET_FAST_FROM_90("prefetch.global.L2 [%0];" ::"l"(at));
+}
 
 // As launch_on().
 template <int kOnly, auto kernel, class... Args>
 int launch_early(dim3 grid, dim3 block, size_t shared_bytes, void* stream, const Args&... args) {
-  static_assert(kOnly >= 90);
   if (const int error = allow_shared<kernel>(shared_bytes)) {
     return error;
   }
@@ -44,6 +54,7 @@ int launch_early(dim3 grid, dim3 block, size_t shared_bytes, void* stream, const
 
 using ::host_simt::dependency_wait;
 using ::host_simt::launch_dependents;
+inline void prefetch_line(const void*) {}
 
 template <int kOnly, auto kernel, class... Args>
 int launch_early(dim3 grid, dim3 block, size_t shared_bytes, void* stream, const Args&... args) {
@@ -52,5 +63,18 @@ int launch_early(dim3 grid, dim3 block, size_t shared_bytes, void* stream, const
 }
 
 #endif
+
+// A kernel for all cards, early where they can.
+template <auto kernel, class... Args>
+int launch_early_if_possible(dim3 grid, dim3 block, size_t shared_bytes, void* stream, const Args&... args) {
+  int device, major = 0;
+  if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) {
+    return error;
+  }
+  const cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  return error != cudaSuccess ? error
+         : major < 9          ? launch<kernel>(grid, block, shared_bytes, stream, args...)
+                              : launch_early<0, kernel>(grid, block, shared_bytes, stream, args...);
+}
 
 }  // namespace alexnet_fast::cuda

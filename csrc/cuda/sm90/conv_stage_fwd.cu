@@ -22,12 +22,13 @@
 //                 tile    bands  us       tile     tiles rounds L2 MB wgmma us us train two  rounds   us train two
 //   conv1, folded 256x64     27   5       256x64      12    1.0   425       29 64    66  87     7.8  514   525 674
 //   conv2         128x64     13  11       128x192      6    1.0   786       80 111  112 101     7.8  891   899 781
-//   conv5         128x64      2  16       192x128      1    1.9   377       38  53   53  68    15.5  421   423 390
-//   2012 conv5    128x64      2  12       192x128      1    1.9   283       29  40   40  53    15.5  319   321 305
+//   conv5         128x64      2  16       192x128      1    1.9   377       38  53   53  55    15.5  421   423 374
+//   2012 conv5    128x64      2  12       192x128      1    1.9   283       29  40   40  44    15.5  319   321 296
 //
 // So it should win in conv1, and where tiles that begin with the image fit the card better than those that do not. It
 // should lose in conv2: beside the ring there is no room for 256 x 192, and 128 x 192 waits for L2. Above 45 bytes a
-// cycle, or with weights shared in a cluster (multicast: 28 KB a step for 40), it would not. Which it is the card says.
+// cycle, or with weights shared in a cluster (multicast: 28 KB a step for 40), it would not. At batch 1 it should lose
+// in conv2 and conv5, whose depth conv_relu_fwd.cu cuts (4 and 3 us, and a pass). Which it is the card says.
 #include "cuda/common/conv_sm90_fwd.cuh"
 #include "cuda/common/pool_fwd.cuh"
 #include "launchers.h"
