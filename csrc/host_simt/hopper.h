@@ -24,6 +24,16 @@
 
 namespace host_simt {
 
+// ---------------------------------------------------------------- programmatic dependent launch
+
+// A kernel that is launched early may begin while the one before it still runs, and if that one lets its dependents go
+// before it has itself waited, while the one before that does, and so on. Here they run one after the other all the
+// same. What is checked, by the build `threads` and in every schedule, is each access to global memory by a thread that
+// has not waited: it must not read what one of those kernels wrote, nor write what one of them read or wrote (a race).
+void next_is_early();  // the launch that follows
+void dependency_wait();
+void launch_dependents();
+
 // ---------------------------------------------------------------- mbarrier
 
 // Of dynamic shared memory, with the lower ten bits of its place on the host.

@@ -25,6 +25,7 @@
 //   divergence     a barrier or warp meeting that some threads never reach, or reach at another line
 //   launch         a grid, block, cluster, parameters or shared memory that a card refuses, by the table in limits.h:
 //                  of one architecture, or of all. Registers are nvcc's business: tests/cuda/limits.py counts those
+//   dependency     a kernel launched early, a block of which ends without dependency_wait(): see hopper.h
 //
 // The other build, with -fsanitize=address,undefined, finds what lies in the kernel's own arrays and arithmetic.
 // Not modelled: time, caches, banks, more than one block at once, and the weak order of global memory between blocks.

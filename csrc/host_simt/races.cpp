@@ -30,10 +30,15 @@ struct Fault {
 // The first epoch whose accesses can collide with those of now: shared memory is the block's alone.
 uint32_t begin_of(const Region& region) { return region.shared ? clock_now.block_begin : clock_now.launch_begin; }
 
+// Whether an access in an epoch of an earlier launch, or block if the region is shared, is over.
+bool is_over(const Region& region, uint32_t epoch) {
+  return region.shared || running.waited || epoch < clock_now.flying_begin;
+}
+
 // Whether an access by `thread` in that epoch is ordered before the running thread's next one.
 bool ordered(const Region& region, uint32_t epoch, uint32_t warp_epoch, uint16_t thread, uint32_t time) {
   if (epoch < begin_of(region)) {
-    return true;
+    return is_over(region, epoch);
   }
   if (epoch < clock_now.block_begin) {
     return false;
@@ -76,7 +81,7 @@ void add_read(Record& record) {
 
 bool reads_ordered(const Region& region, const Record& record) {
   if (record.read_epoch < begin_of(region)) {
-    return true;
+    return is_over(region, record.read_epoch);
   }
   if (record.read_by_other_block || record.read_epoch < clock_now.block_begin) {
     return false;
@@ -148,11 +153,13 @@ Fault check(const Region& region, Record& record, Access access) {
   }
   const bool both_atomic = access == Access::atomic && record.written_atomically;
   if (!both_atomic && !ordered(region, record.write_epoch, record.write_warp_epoch, record.writer, record.write_time)) {
-    return {"race", record.write_epoch < clock_now.block_begin ? "another block wrote it in this launch"
-                                                               : "written with no barrier between by"};
+    return {"race", record.write_epoch < begin_of(region)        ? "a kernel wrote it that may still run"
+                    : record.write_epoch < clock_now.block_begin ? "another block wrote it in this launch"
+                                                                 : "written with no barrier between by"};
   }
   if (write && !reads_ordered(region, record)) {
-    return {"race", record.read_epoch < clock_now.block_begin || record.read_by_other_block
+    return {"race", record.read_epoch < begin_of(region) ? "a kernel read it that may still run"
+                    : record.read_epoch < clock_now.block_begin || record.read_by_other_block
                         ? "another block read it in this launch"
                         : "read with no barrier between by"};
   }

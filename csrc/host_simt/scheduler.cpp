@@ -31,6 +31,7 @@ struct Fiber {
   State state;
   Site site;           // where it waits
   uint32_t took_part;  // lanes of its last meeting
+  bool waited;         // for the launches before this one
 };
 
 // Lanes of one warp that meet under one mask. What they show is kept in turns of two: a lane that left the meeting may
@@ -68,6 +69,11 @@ std::vector<Fiber*> ready;
 Fiber* self = nullptr;
 Barrier barrier_state;
 
+// Of the launches so far: the first epoch of those that a launch which is early now may find running, and of those that
+// the one after the current launch may.
+uint32_t flying = UINT32_MAX, flying_next = UINT32_MAX;
+bool early = false, early_next = false;  // the current launch, and the one that follows
+
 // ---------------------------------------------------------------- chance
 
 uint64_t random_state = 1;
@@ -97,6 +103,7 @@ void enter(Fiber* fiber) {
     running.thread = fiber->thread;
     running.warp = fiber->thread / 32;
     running.warp_epoch = warp_of(*fiber).epoch;
+    running.waited = fiber->waited;
   }
 }
 
@@ -207,6 +214,7 @@ void run_block() {
     warps[i].gatherings.clear();
   }
   for (unsigned thread = 0; thread < block_threads; ++thread) {
+    fibers[thread]->waited = !early;
     wake(*fibers[thread]);
   }
   std::swap(ready[draw(ready.size())], ready.back());
@@ -217,6 +225,9 @@ void run_block() {
   if (finished == block_threads) {
     if (clocks_run) {
       end_block_products();
+    }
+    if (std::none_of(fibers.begin(), fibers.begin() + block_threads, [](const auto& fiber) { return fiber->waited; })) {
+      fail("dependency", "thread (0,0,0) and all others of its block end without dependency_wait()");
     }
     if (copies_fly()) {
       fail("race", "the block ends before a bulk copy to thread (0,0,0)'s shared memory has landed");
@@ -255,6 +266,19 @@ void park(Site site) {
 }
 
 void wake(unsigned thread) { wake(*fibers[thread]); }
+
+void next_is_early() { early_next = true; }
+
+void dependency_wait() {
+  pause();
+  self->waited = running.waited = true;
+}
+
+void launch_dependents() {
+  if (!self->waited) {
+    flying_next = clock_now.flying_begin;
+  }
+}
 
 void run_last_blocks(unsigned count) { last_blocks = count; }
 
@@ -362,6 +386,9 @@ int run(const Launch& launch) {
     fibers.back()->stack.start(fiber_main);
   }
   begin_launch(launch.shared_bytes);
+  early = std::exchange(early_next, false);
+  clock_now.flying_begin = early ? std::min(flying, clock_now.launch_begin) : clock_now.launch_begin;
+  flying_next = clock_now.launch_begin;
   const unsigned columns = std::min(gridDim.x, last_blocks);
   std::vector<uint32_t> order(columns * (blocks / gridDim.x));
   std::iota(order.begin(), order.end(), 0);
@@ -372,6 +399,7 @@ int run(const Launch& launch) {
     run_block();
   }
   remember_static(launch, end_launch());
+  flying = flying_next;
   current = nullptr;
   return cudaSuccess;
 }

@@ -10,11 +10,12 @@ namespace host_simt {
 
 // Time as the race check counts it. A new epoch begins with every block and at every barrier, and no number is used
 // twice: an access with an epoch below `block_begin` was made by another block, one below `launch_begin` by another
-// launch.
+// launch, one from `flying_begin` on to there by one that may still run, unless the thread has waited for it.
 struct Clock {
   uint32_t epoch = 0;
   uint32_t block_begin = 0;
   uint32_t launch_begin = 0;
+  uint32_t flying_begin = 0;
 };
 extern Clock clock_now;
 
@@ -24,6 +25,7 @@ struct Running {
   uint16_t thread = 0;
   uint16_t warp = 0;
   uint32_t warp_epoch = 0;  // __syncwarp()s that the warp has passed
+  bool waited = true;       // for the launches before this one
 };
 extern Running running;
 

@@ -118,9 +118,14 @@ BUDGETS = [
     Budget("conv_weight_gradient<WeightTile<MultiplyAdd, 64, 128,", 168, 99 * KB, (3, 1, 1, 3)),
     # One block has all of a multiprocessor of sm_90a: 168 registers a thread at its start, handed out anew inside.
     Budget("sm90::(conv_relu_fwd|conv_weight_gradient)<", 168, 227 * KB, (0, 0, 0, 1)),
-    # With a third consumer 128. Of the instructions pooling takes 91 for eight channels of an output, in training 185.
-    Budget(r"sm90::conv_stage_fwd<sm90::WgmmaTile<\w+, 4, 1, 128, 4, 3>", 128, 227 * KB, (0, 0, 0, 1), 2000),
-    Budget("sm90::conv_stage_fwd<", 168, 227 * KB, (0, 0, 0, 1), 2100),
+    Budget(r"sm90::conv_split_fwd<sm90::WgmmaTile<\w+, 4, 2,", 168, 227 * KB, (0, 0, 0, 1)),
+    # Two, so that the next layer's begins beside this one's; and what adds up fits beside both.
+    Budget("sm90::conv_split_fwd<", 72, 98 * KB, (0, 0, 0, 2)),
+    Budget("sm90::conv_add_splits<", 40, 0, (0, 0, 0, 8)),
+    # With a third consumer 128. Of the instructions pooling takes 91 for eight channels of an output, in training 185,
+    # and 190 come before the wait for the kernel before: a place, and weights into L2.
+    Budget(r"sm90::conv_stage_fwd<sm90::WgmmaTile<\w+, 4, 1, 128, 4, 3>", 128, 227 * KB, (0, 0, 0, 1), 2100),
+    Budget("sm90::conv_stage_fwd<", 168, 227 * KB, (0, 0, 0, 1), 2200),
     # The slabs and the ring of the convolution's output: one block on all but sm_90.
     Budget("conv_stage_fwd<", 152, 99 * KB, (1, 1, 1, 2)),
 ]
@@ -273,19 +278,28 @@ def wanted_instructions(kernel: Kernel) -> list[str]:
         words = math == "TensorCores<float>" and kernel.family == "conv_weight_gradient"  # ldmatrix turns 16 bits alone
         wanted += [] if math == "MultiplyAdd" or words else [r"LDSM\..*"]
         return wanted + ([] if kernel.family == "conv_weight_gradient" else [r"STG\.E\.128"])
+    early = [r"ACQBULK", r"PREEXIT"]  # which wait for the kernel before, and let go the one behind
+    if kernel.family == "sm90::conv_add_splits":
+        return [*early, r"LDG\.E\.128", r"STG\.E\.64"]
     if kernel.hopper:  # products of operands in shared memory, which bulk copies bring, and registers handed out anew
         columns = 192 if kernel.family == "sm90::conv_weight_gradient" else kernel.arguments[-3]
         product = rf"HGMMA\.64x{columns}x16\.F32" + (r"\.BF16" if "bf16" in kernel.name else "")
         results = {
             "sm90::conv_relu_fwd": [r"STSM\..*", r"UTMASTG\.3D"],
+            "sm90::conv_split_fwd": [r"STG\.E\.64"],
             "sm90::conv_stage_fwd": [r"STSM\..*", r"LDS\.128", r"VIMNMX3\.S16x2\.RELU", r"STG\.E\.128"],
-        }.get(kernel.family, [])
+            "sm90::conv_weight_gradient": [],
+        }[kernel.family]
+        results += [] if kernel.family == "sm90::conv_weight_gradient" else [r"UTMAPF\.L2\.4D"]
+        results += [] if kernel.registers <= 72 else [r"USETMAXREG.*"]
         copies = [r"UTMALDG\.4D\.IM2COL", r"UTMALDG\.4D"]
-        return [product, *copies, *results, r"USETMAXREG.*", r"SYNCS\.PHASECHK.*"]
+        return [product, *copies, *results, *early, r"SYNCS\.PHASECHK.*"]
     if kernel.family == "conv_fold_image":
         return [r"STG\.E\.128"]
     if kernel.family == "linear_int8":
-        return [r"LDG\.E\.128(\.CONSTANT)?"] if kernel.arguments[1] == "16" else []
+        return (early if kernel.architecture >= 90 else []) + (
+            [r"LDG\.E\.128(\.CONSTANT)?"] if kernel.arguments[1] == "16" else []
+        )
     if kernel.family in ("lpips_fwd", "lpips_weight"):  # which write a number a pixel, or a channel
         return [rf"LDG?\.E\.{8 * kernel.vector}(\.CONSTANT)?"] if kernel.vector == 16 else []
     if kernel.family in ("pool_bwd_planes", "lrn_fwd_planes", "lrn_bwd_planes", "lrn_pool_bwd_planes"):

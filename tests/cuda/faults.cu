@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "cuda/common/async_copy.cuh"
+#include "cuda/common/dependent.cuh"
 #include "cuda/common/vector.cuh"
 
 using namespace alexnet_fast::cuda;
@@ -304,6 +305,73 @@ __global__ void mixed_atomics(const float* x, float* y) {
   y[threadIdx.x] = x[threadIdx.x] + count[0];
 }
 
+// ---------------------------------------------------------------- programmatic dependent launch
+
+// What is in flight as the kernels below begin: y[0] was written by a launch that is over, and is read by one that
+// writes y[1]. They have y[2] to themselves.
+__global__ void first_row(const float* x, float* y) { y[threadIdx.x] = x[threadIdx.x]; }
+
+__global__ void second_row(const float*, float* y) { y[kThreads + threadIdx.x] = y[threadIdx.x]; }
+
+template <bool kFault>
+__global__ void read_before_dependency_wait(const float*, float* y) {
+  const float early = kFault ? y[kThreads + threadIdx.x] : y[threadIdx.x];
+  dependency_wait();
+  y[2 * kThreads + threadIdx.x] = y[kThreads + threadIdx.x] + early;
+}
+
+template <bool kFault>
+__global__ void write_before_dependency_wait(const float*, float* y) {
+  if (kFault) {
+    y[threadIdx.x] = 1;
+  }
+  y[2 * kThreads + threadIdx.x] = 2;
+  dependency_wait();
+  y[threadIdx.x] = 3;
+}
+
+// A wait is the waiting thread's alone.
+template <bool kFault>
+__global__ void waited_by_another_thread(const float*, float* y) {
+  if (!kFault || threadIdx.x == 0) {
+    dependency_wait();
+  }
+  __syncthreads();
+  y[2 * kThreads + threadIdx.x] = y[kThreads + threadIdx.x];
+}
+
+// Though it touches nothing of theirs: who waits for it takes them to be over.
+template <bool kFault>
+__global__ void missing_dependency_wait(const float* x, float* y) {
+  y[2 * kThreads + threadIdx.x] = x[threadIdx.x];
+  if (!kFault && threadIdx.x == 5) {
+    dependency_wait();
+  }
+}
+
+// Fault: the kernel between lets its dependents go while the one that writes y[1] may still run.
+template <bool kFault>
+__global__ void let_dependents_go(const float*, float*) {
+  if (kFault) {
+    launch_dependents();
+  }
+  dependency_wait();
+  launch_dependents();
+}
+
+template <bool kFault>
+__global__ void dependents_let_go_before_wait(const float*, float* y) {
+  y[2 * kThreads + threadIdx.x] = y[kThreads + threadIdx.x];
+  dependency_wait();
+}
+
+template <auto... kernels>
+int launch_behind_others(const float* x, float* y) {
+  int error = launch<first_row>(1, kThreads, 0, nullptr, x, y);
+  error |= launch<second_row>(1, kThreads, 0, nullptr, x, y);
+  return (error | ... | launch_early<90, kernels>(1, kThreads, 0, nullptr, x, y));
+}
+
 // ---------------------------------------------------------------- launches that a card refuses
 
 template <bool kFault>
@@ -351,6 +419,11 @@ struct Fault {
   {#name, blocks, [](bool wrong, int count, const float* x, float* y) {                            \
      return wrong ? launch<name<true>>(dim3(count), dim3(kThreads), kThreads * 4, nullptr, x, y)   \
                   : launch<name<false>>(dim3(count), dim3(kThreads), kThreads * 4, nullptr, x, y); \
+   }}
+
+#define EARLY(name)                                                                                   \
+  {#name, 3, [](bool wrong, int, const float* x, float* y) {                                          \
+     return wrong ? launch_behind_others<name<true>>(x, y) : launch_behind_others<name<false>>(x, y); \
    }}
 
 // What `launch` returns with `kernel` an instantiation of name<wrong>, and sizes that differ by `wrong`.
@@ -425,6 +498,15 @@ const Fault faults[] = {
     FAULT(blocks_write_one_element, 4),
     FAULT(blocks_read_what_others_write, 4),
     FAULT(mixed_atomics, 1),
+    EARLY(read_before_dependency_wait),
+    EARLY(write_before_dependency_wait),
+    EARLY(waited_by_another_thread),
+    EARLY(missing_dependency_wait),
+    {"dependents_let_go_before_wait", 3,
+     [](bool wrong, int, const float* x, float* y) {
+       return wrong ? launch_behind_others<let_dependents_go<true>, dependents_let_go_before_wait<true>>(x, y)
+                    : launch_behind_others<let_dependents_go<false>, dependents_let_go_before_wait<false>>(x, y);
+     }},
 };
 
 }  // namespace

@@ -55,7 +55,7 @@ class Kernel:
 
     @property
     def hopper(self) -> bool:
-        """Whether the kernel is for sm_90a alone, that is from csrc/cuda/sm90, with wgmma and bulk copies."""
+        """Whether the kernel is for sm_90a alone, that is from csrc/cuda/sm90."""
         return self.name.startswith("sm90::")
 
     @property
@@ -89,8 +89,11 @@ class Kernel:
                 return 5 * 5 * 8 * KB + KB  # five stages of five boxes
             if self.family == "sm90::conv_stage_fwd":
                 return 226 * KB  # kSharedLimit
+            if self.family == "sm90::conv_add_splits":
+                return 0
             height, columns, stages = map(int, self.arguments[-4:-1])
-            return stages * 128 * (128 * height + columns) + 8 * 2 * 2 * KB + KB
+            pieces = 0 if self.family == "sm90::conv_split_fwd" else 8 * 2 * 2 * KB
+            return stages * 128 * (128 * height + columns) + pieces + KB
         if not self.family.startswith("conv_") or "Tile" not in self.name:
             return 0
         rows, columns, _, _, stages = map(int, re.findall(r"\d+(?=[,>])", self.name)[-5:])

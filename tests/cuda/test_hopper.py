@@ -23,7 +23,7 @@ from .host_build import HostFaultError, run_program
 from .params import LrnWindow
 from .test_conv_relu import CUDA_ERROR_INVALID_VALUE, CUDA_ERROR_NOT_SUPPORTED, TYPICAL, Expected, check
 
-GROUPS, TILES, STAGE_TILES = 4, 9, 4  # kMaxGroups, rows of kTiles in either file
+GROUPS, TILES, STAGE_TILES = 4, 11, 4  # kMaxGroups, kHalfInPieces, rows of kTiles for stages
 
 # ---- Words -----------------------------------------------------------------------------------------------------------
 
@@ -154,14 +154,44 @@ LISTED = [shape for shape in EDGES if taken(shape)] + [
 
 @pytest.mark.parametrize("mode", [BF16, F16], ids=str)
 def test_forward(mode):
-    """The listed shapes, every tile, and 220 random ones in both dtypes together: equal to float64."""
-    some = LISTED + shapes(110, seed={BF16: 21, F16: 22}[mode])
+    """The listed shapes, every tile, and 220 random ones in both dtypes together, a fifth of which have their depth cut
+    whether it is worth it or not: equal to float64."""
+    drawn = shapes(110, seed={BF16: 21, F16: 22}[mode])
+    some = LISTED + [replace(shape, tile=TILES - n % 2 if n % 5 == 0 else 0) for n, shape in enumerate(drawn)]
     check("threads", [hopper(shape, mode, seed=number) for number, shape in enumerate(some)])
 
 
 def test_alexnet():
     """Whole layers, of one image or two."""
     check("threads", [hopper(shape, BF16) for shape in ALEXNET])
+
+
+WHOLE, SMALLER, LARGER, SUM = (
+    r"conv_relu_fwd<.*4, 2, 128, 4",
+    r"conv_split_fwd<.*4, 1, 64, 4",
+    r"conv_split_fwd<.*4, 2, 128, 4",
+    "conv_add_splits<",
+)
+
+
+@pytest.mark.parametrize(
+    ("shape", "launched"),
+    [
+        (ALEXNET[3], [SMALLER, SUM]),
+        (replace(ALEXNET[3], batch=64), [WHOLE]),
+        (replace(ALEXNET[3], batch=128), [WHOLE, LARGER, SUM]),  # 170 tiles; 132 are a round
+        (Shape("one step", 1, 8, 9, 9, 8, (1, 1)), ["conv_relu_fwd<"]),
+    ],
+    ids=str,
+)
+def test_where_the_depth_is_cut(shape, launched, tmp_path, monkeypatch):
+    """Where there are fewer tiles than multiprocessors, and in the tiles that are left over from whole rounds."""
+    monkeypatch.setenv("HOST_SIMT_LAUNCHES", str(tmp_path / "launches"))
+    monkeypatch.setattr(Shape, "convolution", lambda self, **_: torch.zeros(self.batch, self.out_channels, *self.out))
+    host_build.run("threads", [hopper(shape, BF16)[0]])
+    names = (tmp_path / "launches").read_text().splitlines()
+    assert len(names) == len(launched)
+    assert all(map(re.search, launched, names))
 
 
 def test_sanitizers():
@@ -172,7 +202,7 @@ def test_sanitizers():
 def test_schedules():
     """The same bits whatever lands first and runs first."""
     some = [Shape("3x3", 2, 96, 9, 9, 72, (3, 3), padding=(1, 1)), Shape("towers", 1, 96, 8, 9, 80, (2, 2), groups=2)]
-    for shape in some:
+    for shape in [*some, replace(some[0], tile=TILES - 1)]:
         (result,) = host_build.run("threads", [hopper(shape, BF16, False, schedules=8)[0]])
         assert result.error == 0
 

@@ -47,6 +47,11 @@ FAULTS = {
     "blocks_write_one_element": ("another block wrote it", None),
     "blocks_read_what_others_write": (UNORDERED, None),
     "mixed_atomics": ("race: thread", None),
+    "read_before_dependency_wait": ("race: thread .* reads .*: a kernel wrote it that may still run", None),
+    "write_before_dependency_wait": ("race: thread .* writes .*: a kernel read it that may still run", None),
+    "waited_by_another_thread": ("race: thread .* reads .*: a kernel wrote it that may still run", None),
+    "missing_dependency_wait": ("dependency: thread .* without dependency_wait",) * 2,
+    "dependents_let_go_before_wait": ("race: thread .* reads .*: a kernel wrote it that may still run", None),
 }
 
 

@@ -1,5 +1,5 @@
-"""The CPU run of the kernels notices small faults in them: of fifty-six, at least fifty-four, and of fifteen in those
-for Hopper, fourteen. A plain run tries a quarter of the fifty-six, --slow half of the fifteen."""
+"""The CPU run of the kernels notices small faults in them: of all, three at most go unseen. A plain run tries every fifth
+of those in the kernels for any card, --slow every third of those for Hopper."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def catcher(mutant: Mutant, program: Path, monkeypatch: pytest.MonkeyPatch) -> s
         try:
             test()
         except host_build.HostFaultError as fault:
-            named = re.search("race|uninitialized|out of bounds|misaligned|divergence|launch|registers", str(fault))
+            named = re.search(
+                "race|uninitialized|out of bounds|misaligned|divergence|dependency|launch|registers", str(fault)
+            )
             return f"{name}: {named[0] if named else str(fault).splitlines()[0]}"  # "exit -11": by a signal
         except AssertionError:
             return f"{name}: wrong result"
@@ -79,24 +81,24 @@ def catcher(mutant: Mutant, program: Path, monkeypatch: pytest.MonkeyPatch) -> s
 
 
 @pytest.mark.parametrize(
-    ("mutants", "count", "fewest"),
+    ("mutants", "unseen"),
     [
-        pytest.param(MUTANTS[::4], 14, 13, id="portable"),  # of nearly every launcher some
-        pytest.param(SM90_MUTANTS[::2], 8, 7, id="sm90", marks=pytest.mark.slow),
-        pytest.param(MUTANTS, 56, 54, id="all portable", marks=pytest.mark.soak),
-        pytest.param(SM90_MUTANTS, 15, 14, id="all sm90", marks=pytest.mark.soak),
+        pytest.param(MUTANTS[::5], 1, id="portable"),  # of nearly every launcher some
+        pytest.param(SM90_MUTANTS[::3], 1, id="sm90", marks=pytest.mark.slow),
+        pytest.param(MUTANTS, 2, id="all portable", marks=pytest.mark.soak),
+        pytest.param(SM90_MUTANTS, 1, id="all sm90", marks=pytest.mark.soak),
     ],
 )
-def test_mutants_are_caught(mutants, count, fewest, tmp_path, monkeypatch, request):
+def test_mutants_are_caught(mutants, unseen, tmp_path, monkeypatch, request):
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         programs = list(pool.map(lambda n: mutants[n].program(tmp_path / str(n)), range(len(mutants))))
     caught = [catcher(mutant, program, monkeypatch) for mutant, program in zip(mutants, programs, strict=True)]
-    title = f"faults in kernels, and what notices them ({count})"
+    title = f"faults in kernels, and what notices them ({len(mutants)})"
     request.config.stash[TABLES][title] = [
         f"{mutant!s:<69} {how or 'NOT CAUGHT'}" for mutant, how in zip(mutants, caught, strict=True)
     ]
-    assert len(mutants) == count
-    assert sum(map(bool, caught)) >= fewest
+    assert len(mutants) > 6
+    assert caught.count("") <= unseen
 
 
 def test_a_death_by_a_signal_is_a_catch(tmp_path, monkeypatch):

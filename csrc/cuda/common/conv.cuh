@@ -29,13 +29,15 @@ struct Convolution {
   const void* weight;       // (groups * columns, depth), 16-byte aligned
   const void* bias;         // (groups * columns) or null
   void* y;                  // (pixels, groups * columns)
+  float* partial;           // null, or room for what the depth's pieces give, where a kernel splits it
 };
 
 int convolve(const Convolution& convolution, void* stream);
 
 namespace sm90 {
 int convolve(const Convolution& convolution, void* stream);  // cudaErrorNotSupported for what it does not take
-}
+int64_t partial_bytes(const Convolution& convolution);       // at Convolution::partial
+}  // namespace sm90
 
 // ---------------------------------------------------------------- operands
 
@@ -191,14 +193,19 @@ inline int64_t forward_workspace_bytes(const ConvParams& p) {
          (folded || !aligned_16(p.weight) ? workspace_piece(folded_bytes(kernel_of(p), fold)) : 0);
 }
 
+// With operands that are not prepared.
+inline Convolution shape_of(const ConvParams& p, const Fold& fold) {
+  return {p.dtype, p.allow_tf32, p.tile, true, p.groups, p.out_channels / p.groups, input_gather(p, fold), p.x,
+          nullptr, p.weight,     p.bias, p.y,  nullptr};
+}
+
 inline int prepare(const ConvParams& p, void* stream, Convolution& out) {
   if (!covers(p)) {
     return cudaErrorInvalidValue;
   }
   const Fold fold = input_fold(p);
   const bool folded = needs_fold(p.dtype, p.channels / p.groups, p.x);
-  out = {p.dtype, p.allow_tf32, p.tile,   true,   p.groups, p.out_channels / p.groups, input_gather(p, fold),
-         p.x,     nullptr,      p.weight, p.bias, p.y};
+  out = shape_of(p, fold);
   char* workspace = static_cast<char*>(p.workspace);
   if (folded) {
     out.x = workspace;

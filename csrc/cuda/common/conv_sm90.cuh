@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/common/conv.cuh"
+#include "cuda/common/dependent.cuh"
 #include "cuda/common/tma.cuh"
 #include "cuda/common/wgmma.cuh"
 

@@ -4,6 +4,7 @@
 //
 //   for_tiles<Tile>(body)   body(place), place being a TilePlace, for each tile of the block in their order: producer
 //                           and consumers go through the same ones.
+//   place<Tile>(index)      the first of them, at blockIdx.x.
 #pragma once
 
 #include "cuda/common/conv_sm90.cuh"
@@ -23,51 +24,84 @@ struct WgmmaTile {
   static constexpr int kStagesBytes = kStages * kStageBytes;
 };
 
+struct TilePlace {
+  int32_t group, column, pixel;  // the first ones
+  int32_t begin, end;            // steps of the depth: taps, of each its slabs
+};
+
 struct Arguments {
   TensorMap x[kMaxGroups];       // (channels, width, height, images), of each group
   TensorMap weight;              // (channels, taps, columns, groups)
   Divider column_tiles, groups;  // a tile's axes, fastest first; then what for_tiles() says
+  Divider slabs, kernel_w;       // of a tap; taps of a row
   Walk walk;
-  int32_t columns, kernel_h, kernel_w;
-  int32_t slabs;     // of a tap
+  int32_t columns, steps;
   const void* bias;  // (groups * columns) or null
+
+  // The columns of a tile, whose whole depth is taken. Returns the rest of its index.
+  template <class Tile>
+  __device__ __forceinline__ int64_t columns_of(int64_t index, TilePlace& at) const {
+    int64_t column_tile, group;
+    const int64_t rest = groups.divide(column_tiles.divide(index, column_tile), group);
+    at.group = static_cast<int32_t>(group);
+    at.column = static_cast<int32_t>(column_tile) * Tile::kColumns;
+    at.begin = 0;
+    at.end = steps;
+    return rest;
+  }
 };
 
-struct TilePlace {
-  int32_t group, column, pixel;  // the first ones
-};
+// What a kernel begins with. All that comes before the wait is done while the kernel before still runs. The weights of
+// the block's first stages go as far as L2 there, asked for by the first row of tiles: into shared memory they might
+// come too early, for nothing says here that the kernel before, an optimizer's or a conversion, did not write them.
+template <class Tile, class Args>
+__device__ __forceinline__ void begin(const Args& args, Ring<Tile::kStages>& ring) {
+  if (threadIdx.x == 0) {
+    const TilePlace at = args.template place<Tile>(blockIdx.x);
+    const bool asks = blockIdx.x < args.column_tiles.divisor * args.groups.divisor;
+    prefetch_map(args.x[at.group]);
+    prefetch_map(args.weight);
+#pragma unroll 1
+    for (int32_t step = at.begin; asks && step < min(at.end, at.begin + Tile::kStages); ++step) {
+      uint32_t slab;
+      const int32_t tap = args.slabs.divide_small(step, slab);
+      bulk_prefetch(args.weight, {static_cast<int32_t>(slab) * Tile::kDepth, tap, at.column, at.group});
+    }
+  }
+  begin_ring(ring, Tile::kConsumers);
+  dependency_wait();
+  launch_dependents();
+}
 
 template <class Tile, class Args>
 __device__ __forceinline__ void produce(const Args& args, unsigned char* stages, Ring<Tile::kStages>& ring) {
   RingPlace<Tile::kStages> place;
   args.template for_tiles<Tile>([&](const TilePlace& at) {
     const FirstPixel first = args.walk.first(at.pixel);
-    for (int32_t r = 0; r < args.kernel_h; ++r) {
-      for (int32_t s = 0; s < args.kernel_w; ++s) {
-        for (int32_t slab = 0; slab < args.slabs; ++slab) {
-          mbarrier_wait(ring.empty + place.stage, place.parity ^ 1);
-          Mbarrier* const barrier = ring.full + place.stage;
-          mbarrier_expect(barrier, Tile::kStageBytes);
-          unsigned char* stage = stages + place.stage * Tile::kStageBytes;
-          args.walk.load(stage, args.x[at.group], barrier, slab * Tile::kDepth, first, r, s);
-          bulk_load(stage + Tile::kWeightsAt, args.weight, barrier,
-                    {slab * Tile::kDepth, r * args.kernel_w + s, at.column, at.group});
-          place.advance();
-        }
-      }
+#pragma unroll 1
+    for (int32_t step = at.begin; step < at.end; ++step) {
+      uint32_t slab, s;
+      const int32_t tap = args.slabs.divide_small(step, slab), r = args.kernel_w.divide_small(tap, s);
+      const int32_t channel = static_cast<int32_t>(slab) * Tile::kDepth;
+      mbarrier_wait(ring.empty + place.stage, place.parity ^ 1);
+      Mbarrier* const barrier = ring.full + place.stage;
+      mbarrier_expect(barrier, Tile::kStageBytes);
+      unsigned char* stage = stages + place.stage * Tile::kStageBytes;
+      args.walk.load(stage, args.x[at.group], barrier, channel, first, r, static_cast<int32_t>(s));
+      bulk_load(stage + Tile::kWeightsAt, args.weight, barrier, {channel, tap, at.column, at.group});
+      place.advance();
     }
   });
 }
 
 // A consumer's sums of the tile whose first stage is at `place`.
 template <class Tile>
-__device__ __forceinline__ void multiply(const Arguments& args, const unsigned char* stages, Ring<Tile::kStages>& ring,
+__device__ __forceinline__ void multiply(const TilePlace& at, const unsigned char* stages, Ring<Tile::kStages>& ring,
                                          RingPlace<Tile::kStages>& place,
                                          float (&sums)[Tile::kHeight][Tile::kColumns / 2]) {
   const int consumer = threadIdx.x / 128 - 1, lane = threadIdx.x % 32;
-  const int32_t count = args.kernel_h * args.kernel_w * args.slabs;
   uint32_t read = 0;  // the stage before
-  for (int32_t i = 0; i < count; ++i) {
+  for (int32_t i = 0; i < at.end - at.begin; ++i) {
     mbarrier_wait(ring.full + place.stage, place.parity);
     const unsigned char* stage = stages + place.stage * Tile::kStageBytes;
     const uint64_t rows = matrix_descriptor(stage + consumer * 64 * Tile::kHeight * kLine);
@@ -147,11 +181,11 @@ int set_arguments(const Convolution& c, Arguments& args) {
   const uint64_t k = c.columns, groups = c.groups;
   args.column_tiles = Divider(ceil_div(c.columns, int64_t{Tile::kColumns}));
   args.groups = Divider(c.groups);
+  args.slabs = Divider(ceil_div(channels_of(g), Tile::kDepth));
+  args.kernel_w = Divider(g.kernel_w);
   args.walk = Walk(g);
   args.columns = static_cast<int32_t>(c.columns);
-  args.kernel_h = g.kernel_h;
-  args.kernel_w = g.kernel_w;
-  args.slabs = ceil_div(channels_of(g), Tile::kDepth);
+  args.steps = static_cast<int32_t>(taps * args.slabs.divisor);
   args.bias = c.bias;
   return encode_tiled<4>(args.weight, c.weight, {channels, taps, k, groups},
                          {channels * 2, taps * channels * 2, k * taps * channels * 2},

@@ -112,6 +112,13 @@ __device__ __forceinline__ void bulk_load(void* to, const TensorMap& map, Mbarri
       : "memory");
 }
 
+// A box into L2, and no further: it may be asked for before dependency_wait(), for what is written later is seen.
+__device__ __forceinline__ void bulk_prefetch(const TensorMap& map, const int32_t (&at)[4]) {
+  asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global.tile [%0, {%1, %2, %3, %4}];" ::"l"(&map), "r"(at[0]),
+               "r"(at[1]), "r"(at[2]), "r"(at[3])
+               : "memory");
+}
+
 __device__ __forceinline__ void bulk_store(const TensorMap& map, const void* from, const int32_t (&at)[3]) {
   asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(&map),
                "r"(shared_address(from)), "r"(at[0]), "r"(at[1]), "r"(at[2])
@@ -143,6 +150,7 @@ using ::host_simt::bulk_wait_read;
 using ::host_simt::encode_im2col;
 using ::host_simt::encode_tiled;
 inline void prefetch_map(const TensorMap&) {}
+inline void bulk_prefetch(const TensorMap&, const int32_t (&)[4]) {}
 
 #endif
 

@@ -65,6 +65,8 @@ __global__ void __launch_bounds__(kThreads, 1) conv_weight_gradient(const ALEXNE
   unsigned char* const stages = dynamic_shared_at<kAlignment>();
   ALEXNET_FAST_SHARED(Ring<kStages>, ring);
   begin_ring(ring);
+  dependency_wait();
+  launch_dependents();
   int64_t column_tile, row_tile;
   const int64_t rest = args.column_tiles.divide(blockIdx.x, column_tile);
   const int32_t group = static_cast<int32_t>(args.row_tiles.divide(rest, row_tile));
@@ -160,8 +162,27 @@ struct Plan {
   bool fold_dy, fold_x;
   Fold dy_fold, x_fold;
   int64_t tiles, runs, stages_each;
-  int64_t dy_at, x_at, weight_at, dweight_at, bytes;
+  int64_t dy_at, x_at, weight_at, partial_at, dweight_at, bytes;
 };
+
+// The forward convolution of an image like dy to one like x. Its operands are still to come.
+Convolution input_gradient_of(const ConvParams& p, const Fold& dy_fold) {
+  ConvParams back = p;
+  back.height = p.out_height;
+  back.width = p.out_width;
+  back.out_height = p.height;
+  back.out_width = p.width;
+  back.window.pad_h = p.dilation_h * (p.window.kernel_h - 1) - p.window.pad_h;
+  back.window.pad_w = p.dilation_w * (p.window.kernel_w - 1) - p.window.pad_w;
+  Convolution c{};
+  c.dtype = p.dtype;
+  c.tile = p.tile;
+  c.groups = p.groups;
+  c.columns = p.channels / p.groups;
+  c.gather = input_gather(back, dy_fold);
+  c.y = p.dx;
+  return c;
+}
 
 // Runs with the least estimated time, in cycles: rounds of tiles, and the runs' results on their way to memory and back
 // at 2450 bytes a cycle. A stage is 768 cycles of products, or 1024 for its bytes. The result's rounding depends on it,
@@ -206,6 +227,7 @@ Plan plan(const ConvParams& p) {
   out.x_at = piece(out.fold_x, folded_bytes(input_of(p), out.x_fold));
   out.weight_at =
       piece(p.dx != nullptr, p.channels * p.window.kernel_h * p.window.kernel_w * out.dy_fold.chunks * kChunkBytes);
+  out.partial_at = piece(p.dx != nullptr, partial_bytes(input_gradient_of(p, out.dy_fold)));
   out.dweight_at = piece(p.dweight != nullptr, out.runs * p.out_channels * depth * 4);
   out.bytes = at;
   return out;
@@ -215,24 +237,12 @@ Plan plan(const ConvParams& p) {
 
 // m: dy as the kernels read it.
 int input_gradient(const ConvParams& p, const Plan& plan, const char* m, void* stream) {
-  char* turned = static_cast<char*>(p.workspace) + plan.weight_at;
-  // The forward convolution of an image like dy to one like x.
-  ConvParams back = p;
-  back.height = p.out_height;
-  back.width = p.out_width;
-  back.out_height = p.height;
-  back.out_width = p.width;
-  back.window.pad_h = p.dilation_h * (p.window.kernel_h - 1) - p.window.pad_h;
-  back.window.pad_w = p.dilation_w * (p.window.kernel_w - 1) - p.window.pad_w;
-  Convolution c{};
-  c.dtype = p.dtype;
-  c.tile = p.tile;
-  c.groups = p.groups;
-  c.columns = p.channels / p.groups;
-  c.gather = input_gather(back, plan.dy_fold);
+  char* const workspace = static_cast<char*>(p.workspace);
+  char* const turned = workspace + plan.weight_at;
+  Convolution c = input_gradient_of(p, plan.dy_fold);
   c.x = m;
   c.weight = turned;
-  c.y = p.dx;
+  c.partial = reinterpret_cast<float*>(workspace + plan.partial_at);
   if (p.window.stride_h != 1 || p.window.stride_w != 1) {
     return cudaErrorNotSupported;
   }
@@ -284,8 +294,8 @@ int weight_gradient(const ConvParams& p, const Plan& plan, const char* m, void* 
     const dim3 grid(plan.tiles, plan.runs);
     constexpr size_t kShared = kStages * kStageBytes + kAlignment;
     const int error = p.dtype == DType::f16
-                          ? launch_on<90, conv_weight_gradient<f16>>(grid, kThreads, kShared, stream, args)
-                          : launch_on<90, conv_weight_gradient<bf16>>(grid, kThreads, kShared, stream, args);
+                          ? launch_early<90, conv_weight_gradient<f16>>(grid, kThreads, kShared, stream, args)
+                          : launch_early<90, conv_weight_gradient<bf16>>(grid, kThreads, kShared, stream, args);
     if (error != cudaSuccess) {
       return error;
     }

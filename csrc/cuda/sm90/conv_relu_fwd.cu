@@ -30,23 +30,56 @@
 // H100, in whole waves of tiles, launches and the first loads not counted; the rate is of useful products (conv1 folds
 // 363 to 432).
 //
-//                       batch 1             batch 128                                      batch 1024
-//                       tile     tiles  us  tile     tiles waves  L2 MB wgmma us  us TF/s  tile     waves   us TF/s
-//   conv1, folded       128x64      24   3  256x64    1513  11.5    418       38  58  312  256x64    91.7  442  326
-//   conv2               128x64      18  11  256x192    365   2.8    523       80  80  717  256x192   22.1  613  748
-//   conv3               128x64      12  12  256x128    255   1.9    338       38  46  623  256x192   10.2  317  725
-//   conv4               128x64       8  23  256x128    170   1.3    451       77  92  415  256x128   10.2  507  604
-//   conv5               128x64       8  15  256x128    170   1.3    301       51  61  415  256x128   10.2  338  604
-//   2012 conv1, folded  128x64      48   3  256x128   1513  11.5    502       58  69  390  256x128   91.7  530  407
-//   2012 conv2          128x64      24   8  256x128    730   5.5    673       80  96  597  256x128   44.2  720  637
-//   2012 conv3          128x64      12  15  256x128    255   1.9    451       51  61  623  256x192   10.2  422  725
-//   2012 conv4          128x64      12  12  256x192    170   1.3    263       58  58  498  256x192   10.2  317  725
-//   2012 conv5          128x64       8  12  256x128    170   1.3    226       38  46  415  256x128   10.2  253  604
+//                       batch 128                                      batch 1024
+//                       tile     tiles waves  L2 MB wgmma us  us TF/s  tile     waves   us TF/s
+//   conv1, folded       256x64    1513  11.5    418       38  58  312  256x64    91.7  442  326
+//   conv2               256x192    365   2.8    523       80  80  717  256x192   22.1  613  748
+//   conv3               256x128    255   1.9    338       38  46  623  256x192   10.2  317  725
+//   conv4               256x128    170   1.3    451       77  92  415  256x128   10.2  507  604
+//   conv5               256x128    170   1.3    301       51  61  415  256x128   10.2  338  604
+//   2012 conv1, folded  256x128   1513  11.5    502       58  69  390  256x128   91.7  530  407
+//   2012 conv2          256x128    730   5.5    673       80  96  597  256x128   44.2  720  637
+//   2012 conv3          256x128    255   1.9    451       51  61  623  256x192   10.2  422  725
+//   2012 conv4          256x192    170   1.3    263       58  58  498  256x192   10.2  317  725
+//   2012 conv5          256x128    170   1.3    226       38  46  415  256x128   10.2  253  604
+//
+// Where that leaves multiprocessors idle, the depth is cut into pieces: a block multiplies one piece of a tile
+// (conv_split_fwd), and another kernel adds up what the pieces gave, in their order, with bias and ReLU
+// (conv_add_splits). The least of these is taken, in cycles: rounds of whole tiles; or rounds of pieces, 2000 for each
+// kernel more (a guess), and 8 bytes an output and piece, there and back, through L2; or as many whole rounds as there
+// are of tiles of 256 x 128, and pieces of those that are left. The last one is taken of
+//
+//                 batch 128                            batch 1024
+//                 left  pieces  MB  us instead of  TF/s  left  pieces  us instead of  TF/s
+//   conv4           38       3  29  68         92   563    32       4 480        507   638
+//   conv5           38       3  29  48         61   536    32       4 322        338   634
+//   2012 conv5      38       3  29  37         46   513    32       4 244        253   629
+//
+// With few images all is cut, into pieces of tiles of 128 x 64. At batch 1, MB being those of the pieces, and the
+// weights', which come out of memory:
+//
+//                       steps  tiles  us whole  pieces  steps each  blocks   MB  weights MB  us
+//   conv1, folded           9     24       2.9                                          0.1  2.9
+//   conv2                  25     18      10.7       7           4     126  7.8         0.6  4.1
+//   conv3                  27     12      11.5       9           3     108  4.7         1.3  3.3
+//   conv4                  54      8      23.0      14           4     112  4.8         1.8  3.7
+//   conv5                  36      8      15.4      12           3      96  4.2         1.2  3.2
+//   2012 conv1, folded      9     48       2.9                                          0.1  2.9
+//   2012 conv2             25     24       8.0       5           5     120  7.5         0.6  4.0
+//   2012 conv3             36     12      15.4       9           4     108  4.7         1.8  3.7
+//   2012 conv4             27     12      11.5       9           3     108  4.7         1.3  3.3
+//   2012 conv5             27      8      11.5      14           2     112  4.8         0.9  2.9
+//
+// So five layers take 17 us where they took 64. At batch 8 conv3 to conv5 are still cut, at batch 32 none is. That the
+// last block of a tile adds it up would save the second launch, and cost more: conv4's 14 pieces of 32 KB are 8 us for
+// one multiprocessor, and 0.3 us for all. Blocks of a cluster could add through their shared memory, but 8 at most.
+//
+// Kernels are launched early (common/dependent.cuh): barriers, tensor maps, and into L2 the weights of a block's first
+// stages, which at batch 1 are all of them, come while the kernel before still runs.
 //
 // cuDNN was measured at 96, 53, 61 and 48 us for conv2 to conv5 at batch 128, and 251, 67, 117 and 67 us for those of
-// 2012. Where this falls short of it, at the two waves of conv4 and conv5, the last wave's tiles should be split in
-// depth; then a cluster's two blocks could share the weights (multicast: 29 bytes a cycle for 256 x 192), and a second
-// set of sums could hide the end of a tile.
+// 2012. Where this falls short of it, in conv4, a cluster's two blocks could share the weights (multicast: 40 bytes a
+// cycle for 256 x 128, which L2 is taken to give), and a second set of sums could hide the end of a tile.
 #include "cuda/common/conv_sm90_fwd.cuh"
 #include "launchers.h"
 
@@ -64,15 +97,19 @@ struct ReluArguments : Arguments {
   int32_t pixels;
   bool relu;
 
-  // Every gridDim-th tile: column tiles first, then groups, then rows.
+  // Column tiles first, then groups, then rows.
+  template <class Tile>
+  __device__ __forceinline__ TilePlace place(int64_t tile) const {
+    TilePlace at;
+    at.pixel = static_cast<int32_t>(columns_of<Tile>(tile, at)) * Tile::kRows;
+    return at;
+  }
+
+  // Every gridDim-th tile.
   template <class Tile, class Body>
   __device__ __forceinline__ void for_tiles(Body&& body) const {
     for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-      int64_t column_tile, group;
-      const int64_t rest = column_tiles.divide(tile, column_tile);
-      const int64_t row_tile = groups.divide(rest, group);
-      body(TilePlace{static_cast<int32_t>(group), static_cast<int32_t>(column_tile) * Tile::kColumns,
-                     static_cast<int32_t>(row_tile) * Tile::kRows});
+      body(place<Tile>(tile));
     }
   }
 };
@@ -86,7 +123,7 @@ __device__ __forceinline__ void consume(const ReluArguments& args, unsigned char
   int piece = 0;
   float sums[Tile::kHeight][Tile::kColumns / 2];
   args.template for_tiles<Tile>([&](const TilePlace& at) {
-    multiply<Tile>(args, stages, ring, place, sums);
+    multiply<Tile>(at, stages, ring, place, sums);
 #pragma unroll
     for (int j = 0; j < Tile::kColumns; j += kSlab) {
       if (at.column + j >= args.columns) {
@@ -128,7 +165,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     conv_relu_fwd(const ALEXNET_FAST_GRID_CONSTANT ReluArguments args) {
   unsigned char* const stages = dynamic_shared_at<kAlignment>();
   ALEXNET_FAST_SHARED(Ring<Tile::kStages>, ring);
-  begin_ring(ring);
+  begin<Tile>(args, ring);
   if (threadIdx.x < 128) {
     fewer_registers<kProducerRegisters>();
     if (threadIdx.x == 0) {
@@ -140,10 +177,162 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   }
 }
 
-// ---------------------------------------------------------------- tiles
+// ---------------------------------------------------------------- the depth in pieces
+
+struct SplitArguments : Arguments {
+  float* partial;                     // (splits, pixels, groups * columns)
+  int32_t first, pixels, steps_each;  // pixels from the first one on
+
+  // As above; blockIdx.y is the piece.
+  template <class Tile>
+  __device__ __forceinline__ TilePlace place(int64_t tile) const {
+    TilePlace at;
+    at.pixel = first + static_cast<int32_t>(columns_of<Tile>(tile, at)) * Tile::kRows;
+    at.begin = static_cast<int32_t>(blockIdx.y) * steps_each;
+    at.end = min(at.begin + steps_each, steps);
+    return at;
+  }
+
+  template <class Tile, class Body>
+  __device__ __forceinline__ void for_tiles(Body&& body) const {
+    body(place<Tile>(blockIdx.x));
+  }
+};
+
+// A block multiplies one tile's piece. Of the smaller tile two fit a multiprocessor, so that the next layer's can begin
+// beside it.
+template <class Tile>
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kHeight == 1 ? 2 : 1)
+    conv_split_fwd(const ALEXNET_FAST_GRID_CONSTANT SplitArguments args) {
+  unsigned char* const stages = dynamic_shared_at<kAlignment>();
+  ALEXNET_FAST_SHARED(Ring<Tile::kStages>, ring);
+  begin<Tile>(args, ring);
+  if (threadIdx.x < 128) {
+    if constexpr (Tile::kHeight > 1) {
+      fewer_registers<kProducerRegisters>();
+    }
+    if (threadIdx.x == 0) {
+      produce<Tile>(args, stages, ring);
+    }
+    return;
+  }
+  if constexpr (Tile::kHeight > 1) {
+    more_registers<kConsumerRegisters>();
+  }
+  const int consumer = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+  const TilePlace at = args.place<Tile>(blockIdx.x);
+  RingPlace<Tile::kStages> place;
+  float sums[Tile::kHeight][Tile::kColumns / 2];
+  multiply<Tile>(at, stages, ring, place, sums);
+  const int64_t channels = args.groups.divisor * args.columns;
+  float* const partial = args.partial + blockIdx.y * args.pixels * channels + int64_t{at.group} * args.columns;
+#pragma unroll
+  for (int j = 0; j < Tile::kColumns / 8; ++j) {
+    const int32_t column = at.column + 8 * j + 2 * (lane % 4);
+    if (column >= args.columns) {
+      break;
+    }
+#pragma unroll
+    for (int i = 0; i < 2 * Tile::kHeight; ++i) {
+      const int32_t row = (consumer * Tile::kHeight + i / 2) * 64 + warp * 16 + i % 2 * 8 + lane / 4;
+      const int32_t pixel = at.pixel - args.first + row;
+      if (pixel < args.pixels) {
+        const float* pair = sums[i / 2] + 4 * j + 2 * (i % 2);
+        const float both[2] = {pair[0], pair[1]};
+        store(partial + pixel * channels + column, pack<float>(both));
+      }
+    }
+  }
+}
+
+constexpr int kAddThreads = 128, kAdded = 4, kLoads = 8;  // a thread's elements, and pieces under way
+
+template <class T>
+struct AddArguments {
+  const float* partial;  // (splits, count)
+  const T* bias;         // (channels) or null
+  T* y;
+  int64_t count;
+  int32_t splits;
+  Divider channels;
+  bool relu;
+};
+
+// y from the pieces, which are added in their order.
+template <class T>
+__global__ void __launch_bounds__(kAddThreads) conv_add_splits(const AddArguments<T> args) {
+  dependency_wait();
+  launch_dependents();
+  const int64_t at = (int64_t{blockIdx.x} * kAddThreads + threadIdx.x) * kAdded;
+  if (at >= args.count) {
+    return;
+  }
+  float sums[kAdded] = {};
+#pragma unroll 1
+  for (int32_t first = 0; first < args.splits; first += kLoads) {
+    // Past the last one that again, which is not added: a branch would let loads wait for one another.
+    Pack<float, kAdded> pieces[kLoads];
+#pragma unroll
+    for (int k = 0; k < kLoads; ++k) {
+      pieces[k] = load<kAdded>(args.partial + min(first + k, args.splits - 1) * args.count + at);
+    }
+#pragma unroll
+    for (int k = 0; k < kLoads; ++k) {
+#pragma unroll
+      for (int i = 0; i < kAdded; ++i) {
+        sums[i] += first + k < args.splits ? element(pieces[k], i) : 0;
+      }
+    }
+  }
+  int64_t channel;
+  args.channels.divide(at, channel);
+#pragma unroll
+  for (int i = 0; i < kAdded; ++i) {
+    sums[i] += args.bias == nullptr ? 0 : to_float(args.bias[channel + i]);
+    sums[i] = args.relu && sums[i] <= 0 ? 0 : sums[i];
+  }
+  store(args.y + at, pack<T>(sums));
+}
+
+// The depth of the pixels from the first one on, in so many pieces of so many steps.
+struct Split {
+  int64_t first, pieces, steps_each;
+  int tile;  // of kSplitTiles
+};
 
 template <class Tile>
-int launch_tile(const Convolution& c, int multiprocessors, void* stream) {
+int launch_split(const Convolution& c, const Split& split, void* stream) {
+  using T = typename Tile::T;
+  SplitArguments args{};
+  if (const int error = set_arguments<Tile>(c, args)) {
+    return error;
+  }
+  const int64_t pixels = c.gather.pixels - split.first, channels = c.columns * c.groups;
+  args.partial = c.partial;
+  args.first = static_cast<int32_t>(split.first);
+  args.pixels = static_cast<int32_t>(pixels);
+  args.steps_each = static_cast<int32_t>(split.steps_each);
+  const dim3 grid(ceil_div(pixels, int64_t{Tile::kRows}) * args.column_tiles.divisor * c.groups, split.pieces);
+  if (const int error = launch_early<90, conv_split_fwd<Tile>>(grid, dim3(Tile::kThreads),
+                                                               Tile::kStagesBytes + kAlignment, stream, args)) {
+    return error;
+  }
+  const AddArguments<T> add{c.partial,
+                            static_cast<const T*>(c.bias),
+                            static_cast<T*>(c.y) + split.first * channels,
+                            pixels * channels,
+                            static_cast<int32_t>(split.pieces),
+                            Divider(channels),
+                            c.relu};
+  return launch_early<90, conv_add_splits<T>>(dim3(ceil_div(add.count, int64_t{kAddThreads * kAdded})),
+                                              dim3(kAddThreads), 0, stream, add);
+}
+
+// ---------------------------------------------------------------- tiles
+
+// The first rows of tiles.
+template <class Tile>
+int launch_tile(const Convolution& c, int64_t rows, int multiprocessors, void* stream) {
   const Gather& g = c.gather;
   ReluArguments args{};
   if (const int error = set_arguments<Tile>(c, args)) {
@@ -154,22 +343,32 @@ int launch_tile(const Convolution& c, int multiprocessors, void* stream) {
                                         {kSlab, 1, kPieceRows})) {
     return error;
   }
-  args.tiles = ceil_div(g.pixels, int64_t{Tile::kRows}) * args.column_tiles.divisor * c.groups;
+  args.tiles = rows * args.column_tiles.divisor * c.groups;
   args.pixels = static_cast<int32_t>(g.pixels);
   args.relu = c.relu;
   const int64_t blocks = args.tiles < multiprocessors ? args.tiles : multiprocessors;
   constexpr size_t kShared = Tile::kStagesBytes + 4 * Tile::kConsumers * kPieces * kPiece + kAlignment;
-  return launch_on<90, conv_relu_fwd<Tile>>(dim3(blocks), dim3(Tile::kThreads), kShared, stream, args);
+  return launch_early<90, conv_relu_fwd<Tile>>(dim3(blocks), dim3(Tile::kThreads), kShared, stream, args);
 }
 
-struct TileChoice {
+struct TileShape {
   int depth, rows, columns;  // channels of a stage
-  int (*launch)(const Convolution&, int, void*);
+
+  int64_t rows_of(int64_t pixels) const { return ceil_div(pixels, int64_t{rows}); }
+  int64_t tiles_of_row(const Convolution& c) const { return ceil_div(c.columns, int64_t{columns}) * c.groups; }
+  // Estimated, of a tile's whole depth.
+  double tile_cycles(const Convolution& c) const {
+    return double(c.gather.kernel_h) * c.gather.kernel_w * cycles(c.gather, depth, rows, columns);
+  }
+};
+
+struct TileChoice : TileShape {
+  int (*launch)(const Convolution&, int64_t, int, void*);
 };
 
 template <class Tile>
 constexpr TileChoice choice() {
-  return {Tile::kDepth, Tile::kRows, Tile::kColumns, launch_tile<Tile>};
+  return {{Tile::kDepth, Tile::kRows, Tile::kColumns}, launch_tile<Tile>};
 }
 
 // As many stages as shared memory holds. Stages of 48 channels are for groups of 48, as AlexNet's first layer has when
@@ -181,17 +380,87 @@ constexpr TileChoice kTiles[] = {
     choice<WgmmaTile<T, 3, 2, 128, 4>>(), choice<WgmmaTile<T, 3, 1, 128, 6>>(), choice<WgmmaTile<T, 3, 2, 64, 4>>(),
 };
 
-// The tile with the least estimated time, in whole waves of tiles.
-double waves_cycles(const TileChoice& tile, const Convolution& c, int multiprocessors) {
-  const int64_t tiles =
-      ceil_div(c.gather.pixels, int64_t{tile.rows}) * ceil_div(c.columns, int64_t{tile.columns}) * c.groups;
-  return static_cast<double>(ceil_div(tiles, int64_t{multiprocessors})) *
-         cycles(c.gather, tile.depth, tile.rows, tile.columns);
+// Estimated time, in whole rounds of tiles.
+double rounds_cycles(const TileShape& tile, const Convolution& c, int64_t rows, int64_t multiprocessors) {
+  return static_cast<double>(ceil_div(rows * tile.tiles_of_row(c), multiprocessors)) * tile.tile_cycles(c);
+}
+
+// ---------------------------------------------------------------- pieces
+
+struct SplitChoice : TileShape {
+  int (*launch)(const Convolution&, const Split&, void*);
+};
+
+template <class Tile>
+constexpr SplitChoice split_choice() {
+  return {{Tile::kDepth, Tile::kRows, Tile::kColumns}, launch_split<Tile>};
+}
+
+template <class T>
+constexpr SplitChoice kSplitTiles[] = {split_choice<WgmmaTile<T, 4, 1, 64, 4>>(),
+                                       split_choice<WgmmaTile<T, 4, 2, 128, 4>>()};
+constexpr int kWholeTile = 2;  // of kTiles, before pieces: 256 x 128
+
+// What may be asked for beside the rows of kTiles: all of the depth in pieces, and that of the lower half of the tiles.
+constexpr int32_t kAllInPieces = std::size(kTiles<bf16>) + 1, kHalfInPieces = kAllInPieces + 1;
+
+// What is estimated to take the least time. The sums' rounding depends on it, hence on shapes alone: not on the card.
+Split choose_split(const Convolution& c) {
+  constexpr int64_t kMultiprocessors = 132;
+  constexpr double kLaunch = 2000;  // of one kernel more, and its first loads: a guess
+  const int64_t pixels = c.gather.pixels, taps = int64_t{c.gather.kernel_h} * c.gather.kernel_w;
+  const TileChoice& whole = kTiles<bf16>[kWholeTile];
+  Split best{pixels, 1, 0, 0};
+  double least = INFINITY;
+  for (const TileChoice& tile : kTiles<bf16>) {
+    least = std::min(least, rounds_cycles(tile, c, tile.rows_of(pixels), kMultiprocessors));
+  }
+  const auto consider = [&](int tile_number, int64_t rows, bool asked_for) {
+    const SplitChoice& tile = kSplitTiles<bf16>[tile_number];
+    const int64_t steps = taps * ceil_div(channels_of(c.gather), tile.depth), first = rows * whole.rows;
+    const int64_t tiles = tile.rows_of(pixels - first) * tile.tiles_of_row(c);
+    const double before = rows == 0 ? 0 : rounds_cycles(whole, c, rows, kMultiprocessors) + kLaunch;
+    const double step = tile.tile_cycles(c) / steps;
+    const double bytes = 8.0 * (pixels - first) * c.columns * c.groups;  // of a piece, there and back
+    if (asked_for) {
+      best = {first, 1, steps, tile_number};
+      least = INFINITY;
+    }
+    for (int64_t pieces = 2; pieces <= steps && tiles * (pieces - 1) < 2 * kMultiprocessors; ++pieces) {
+      const int64_t each = ceil_div(steps, pieces);
+      if (ceil_div(steps, each) != pieces) {
+        continue;
+      }
+      const double time = before + ceil_div(tiles * pieces, kMultiprocessors) * each * step + kLaunch +
+                          pieces * bytes / (kL2Bytes * kMultiprocessors);
+      if (time < least) {
+        best = {first, pieces, each, tile_number};
+        least = time;
+      }
+    }
+  };
+  if (c.tile == kHalfInPieces) {
+    consider(1, whole.rows_of(pixels) / 2, true);
+  } else {
+    consider(0, 0, c.tile == kAllInPieces);
+  }
+  // Of the tiles that make no whole round the depth alone.
+  const int64_t each_row = whole.tiles_of_row(c);
+  const int64_t rows = whole.rows_of(pixels) * each_row / kMultiprocessors * kMultiprocessors / each_row;
+  for (int tile = 0; c.tile == 0 && rows > 0 && rows < whole.rows_of(pixels) && tile < 2; ++tile) {
+    consider(tile, rows, false);
+  }
+  return best;
 }
 
 }  // namespace
 
 // ---------------------------------------------------------------- launchers
+
+int64_t partial_bytes(const Convolution& c) {
+  const Split split = choose_split(c);
+  return split.pieces * (c.gather.pixels - split.first) * c.columns * c.groups * 4;
+}
 
 int convolve(const Convolution& c, void* stream) {
   int multiprocessors = 0;
@@ -201,23 +470,33 @@ int convolve(const Convolution& c, void* stream) {
   if (!takes(c.dtype, c.gather, c.columns, c.groups, c.y) || c.relu_output != nullptr) {
     return cudaErrorNotSupported;
   }
-  const auto& tiles = c.dtype == DType::f16 ? kTiles<f16> : kTiles<bf16>;
-  if (c.tile < 0 || c.tile > static_cast<int32_t>(std::size(tiles))) {
+  const bool cut = c.partial != nullptr && (c.tile == 0 || c.tile >= kAllInPieces);
+  if (c.tile < 0 || c.tile > (cut ? kHalfInPieces : static_cast<int32_t>(std::size(kTiles<bf16>)))) {
     return cudaErrorInvalidValue;
   }
-  if (c.gather.pixels == 0) {
-    return cudaSuccess;
-  }
-  const TileChoice* best = c.tile != 0 ? &tiles[c.tile - 1] : &tiles[0];
-  for (const TileChoice& tile : tiles) {
-    if (c.tile == 0 && waves_cycles(tile, c, multiprocessors) < waves_cycles(*best, c, multiprocessors)) {
-      best = &tile;
+  const int64_t pixels = c.gather.pixels;
+  const Split split = cut ? choose_split(c) : Split{pixels, 1, 0, 0};
+  if (split.first > 0) {
+    const auto& tiles = c.dtype == DType::f16 ? kTiles<f16> : kTiles<bf16>;
+    const TileChoice* best = &tiles[split.first < pixels ? kWholeTile : c.tile != 0 ? c.tile - 1 : 0];
+    for (const TileChoice& tile : tiles) {
+      const auto time = [&](const TileChoice& of) { return rounds_cycles(of, c, of.rows_of(pixels), multiprocessors); };
+      best = c.tile == 0 && split.first == pixels && time(tile) < time(*best) ? &tile : best;
+    }
+    if (const int error = best->launch(c, best->rows_of(split.first), multiprocessors, stream)) {
+      return error;
     }
   }
-  return best->launch(c, multiprocessors, stream);
+  if (split.first == pixels) {
+    return cudaSuccess;
+  }
+  const auto& tiles = c.dtype == DType::f16 ? kSplitTiles<f16> : kSplitTiles<bf16>;
+  return tiles[split.tile].launch(c, split, stream);
 }
 
-int64_t conv_relu_fwd_workspace_bytes(const ConvParams& p) { return forward_workspace_bytes(p); }
+int64_t conv_relu_fwd_workspace_bytes(const ConvParams& p) {
+  return covers(p) ? forward_workspace_bytes(p) + partial_bytes(shape_of(p, input_fold(p))) : 0;
+}
 
 int conv_relu_fwd(const ConvParams& p, void* stream) {
   int multiprocessors;
@@ -232,6 +511,7 @@ int conv_relu_fwd(const ConvParams& p, void* stream) {
   }
   Convolution convolution;
   const int error = prepare(p, stream, convolution);
+  convolution.partial = reinterpret_cast<float*>(static_cast<char*>(p.workspace) + forward_workspace_bytes(p));
   return error != cudaSuccess ? error : sm90::convolve(convolution, stream);
 }
 

@@ -22,12 +22,13 @@
 //                 tile    bands  us       tile     tiles rounds L2 MB wgmma us us train two  rounds   us train two
 //   conv1, folded 256x64     27   5       256x64      12    1.0   425       29 64    66  87     7.8  514   525 674
 //   conv2         128x64     13  11       128x192      6    1.0   786       80 111  112 101     7.8  891   899 781
-//   conv5         128x64      2  16       192x128      1    1.9   377       38  53   53  68    15.5  421   423 390
-//   2012 conv5    128x64      2  12       192x128      1    1.9   283       29  40   40  53    15.5  319   321 305
+//   conv5         128x64      2  16       192x128      1    1.9   377       38  53   53  55    15.5  421   423 374
+//   2012 conv5    128x64      2  12       192x128      1    1.9   283       29  40   40  44    15.5  319   321 296
 //
 // So it should win in conv1, and where tiles that begin with the image fit the card better than those that do not. It
 // should lose in conv2: beside the ring there is no room for 256 x 192, and 128 x 192 waits for L2. Above 45 bytes a
-// cycle, or with weights shared in a cluster (multicast: 28 KB a step for 40), it would not. Which it is the card says.
+// cycle, or with weights shared in a cluster (multicast: 28 KB a step for 40), it would not. At batch 1 it should lose
+// in conv2 and conv5, whose depth conv_relu_fwd.cu cuts (4 and 3 us, and a pass). Which it is the card says.
 #include "cuda/common/conv_sm90_fwd.cuh"
 #include "cuda/common/pool_fwd.cuh"
 #include "launchers.h"
@@ -63,21 +64,27 @@ struct StageArguments : Arguments {
   void* y;
   uint8_t* code;  // or null
 
+  template <class Tile>
+  __device__ __forceinline__ BandPlace place(int64_t job) const {
+    int64_t band;
+    BandPlace at;
+    at.image = bands.divide(columns_of<Tile>(job, at), band);
+    at.first = static_cast<int32_t>(band) * band_rows;
+    at.rows = min(band_rows, out_height - at.first);
+    at.pixel =
+        static_cast<int32_t>(at.image * walk.image.divisor) + at.first * S * static_cast<int32_t>(walk.row.divisor);
+    at.done = 0;
+    return at;
+  }
+
   // Every gridDim-th band, from top to bottom.
   template <class Tile, class Body>
   __device__ __forceinline__ void for_tiles(Body&& body) const {
     const int32_t width = static_cast<int32_t>(walk.row.divisor);
     for (int64_t job = blockIdx.x; job < jobs; job += gridDim.x) {
-      int64_t column_tile, group, band;
-      BandPlace at;
-      at.image = bands.divide(groups.divide(column_tiles.divide(job, column_tile), group), band);
-      at.group = static_cast<int32_t>(group);
-      at.column = static_cast<int32_t>(column_tile) * Tile::kColumns;
-      at.first = static_cast<int32_t>(band) * band_rows;
-      at.rows = min(band_rows, out_height - at.first);
-      at.pixel = static_cast<int32_t>(at.image * walk.image.divisor) + at.first * S * width;
+      BandPlace at = place<Tile>(job);
       const int32_t pixels = ((at.rows - 1) * S + K) * width;
-      for (at.done = 0; at.done < pixels; at.done += Tile::kRows) {
+      for (; at.done < pixels; at.done += Tile::kRows) {
         body(at);
         at.pixel += Tile::kRows;
       }
@@ -150,7 +157,7 @@ __device__ __forceinline__ void consume(const StageArguments& args, unsigned cha
   int32_t pooled = 0, top = 0, begin = 0;  // rows of the band; in the ring, the next one's window and the next tile
   float sums[Tile::kHeight][Tile::kColumns / 2];
   args.template for_tiles<Tile>([&](const BandPlace& at) {
-    multiply<Tile>(args, stages, ring, place, sums);
+    multiply<Tile>(at, stages, ring, place, sums);
     if (at.done == 0) {
       pooled = top = begin = 0;
     }
@@ -208,7 +215,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     mbarrier_init(&barriers.written, 4 * Tile::kConsumers);
     mbarrier_init(&barriers.pooled, 4 * Tile::kConsumers);
   }
-  begin_ring(ring, Tile::kConsumers);
+  begin<Tile>(args, ring);
   if (threadIdx.x < 128) {
     fewer_registers<kProducerRegisters>();
     if (threadIdx.x == 0) {
@@ -249,8 +256,9 @@ int launch_stage(const StageParams& p, const Convolution& c, int64_t band_rows, 
   args.ring_rows = static_cast<int32_t>(ring_rows<Tile>(p.conv.out_width, band_rows));
   args.y = p.pooled;
   args.code = p.code;
-  return launch_on<90, conv_stage_fwd<Tile>>(dim3(std::min<int64_t>(args.jobs, multiprocessors)), dim3(Tile::kThreads),
-                                             shared_bytes<Tile>(p.conv.out_width, band_rows), stream, args);
+  return launch_early<90, conv_stage_fwd<Tile>>(dim3(std::min<int64_t>(args.jobs, multiprocessors)),
+                                                dim3(Tile::kThreads), shared_bytes<Tile>(p.conv.out_width, band_rows),
+                                                stream, args);
 }
 
 struct TileChoice {
