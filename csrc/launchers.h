@@ -57,6 +57,7 @@ const char* build();  // "13.0 sm_80 sm_86 …": nvcc's version and the architec
   X(max_pool_bwd, PoolParams)          \
   X(epilogue_fwd, EpilogueParams)      \
   X(epilogue_bwd, EpilogueParams)      \
+  X(conv_prepare, ConvParams)          \
   X(conv_relu_fwd, ConvParams)         \
   X(conv_relu_bwd, ConvParams)         \
   X(conv_stage_fwd, StageParams)       \
@@ -85,8 +86,10 @@ ALEXNET_FAST_CUDA_SM90_LAUNCHERS(X)
 }  // namespace sm90
 
 // name##_workspace_bytes: how many bytes the launcher needs at Params::workspace. They depend on shapes and on the
-// alignment of the other pointers.
+// alignment of the other pointers. conv_prepare, which is given no x, has its result there: the weight as
+// forward launchers read it where it is `prepared`.
 #define ALEXNET_FAST_CUDA_WORKSPACES(X) \
+  X(conv_prepare, ConvParams)           \
   X(conv_relu_fwd, ConvParams)          \
   X(conv_relu_bwd, ConvParams)          \
   X(conv_stage_fwd, StageParams)

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 
 from alexnet_fast.models.features import fully_convolutional
 from alexnet_fast.models.registration import register_with_torchvision
 from alexnet_fast.models.variants import VARIANTS, Conv, Layer, Relu, SpatialLRN, ZeroPad
 from alexnet_fast.models.weights import AlexNet_Weights, read
 from alexnet_fast.nn import FusedSequential, GroupedLinear, GroupedLocalResponseNorm, SpatialResponseNorm
-from alexnet_fast.nn.fused import pools_nothing
+from alexnet_fast.nn.fused import Whole, pools_nothing
 from alexnet_fast.ops import LRN, Pool
 from alexnet_fast.ops.arguments import integer
 
@@ -120,9 +121,16 @@ class AlexNet(nn.Module):
         else:  # noqa: RET505  TorchScript leaves out this branch, but nothing that would follow it
             return self._run(x)
 
+    _whole = None  # of a packed net: what it is as one recording
+
+    def _record_as_one(self) -> None:
+        self.__dict__["_whole"] = Whole(self._modules, "features", "avgpool", "classifier")
+
     @torch.jit.unused
     def _run(self, x: Tensor) -> Tensor:
         try:
+            if self._whole is not None and not is_dynamo_compiling() and (y := self._whole(x)) is not None:
+                return y
             x_pooled = self.features(x)
             if not pools_nothing(self.avgpool, x_pooled):
                 x_pooled = self.avgpool(x_pooled)

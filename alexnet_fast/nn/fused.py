@@ -244,16 +244,20 @@ OPTIONS = {
     nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode"),
     nn.Flatten: ("start_dim", "end_dim"),
     nn.BatchNorm2d: (folding.ASKED,),
+    nn.AdaptiveAvgPool2d: ("output_size",),
     **{cls: ("training",) for cls, kind in KINDS.items() if kind in "do"},
 }
 
 
 def watch(guard: _C.Guard, module: nn.Module, kind: type) -> None:
     """Adds to ``guard`` what :func:`_kind` and :func:`_call` read of ``module``, which computes what ``kind`` does."""
-    own = module.__dict__
     guard.add(Is.type, module, None, type(module))
-    if kind not in KINDS:
-        return  # it is called, whatever it is
+    if kind in KINDS:  # others are called, whatever they are
+        _watch_inside(guard, module, kind)
+
+
+def _watch_inside(guard: _C.Guard, module: nn.Module, kind: type) -> None:
+    own = module.__dict__
     for name in HOOKS:
         guard.add(Is.filled if own[name] else Is.empty, own, name)
     for name in ("forward", *OPTIONS.get(kind, ())):
@@ -404,3 +408,73 @@ class FusedSequential(nn.Sequential):
         for run, members in runs(list(self._modules.values())):
             input = _call(run, members, input, dtype)
         return input
+
+
+# ---- A net that is one recording -------------------------------------------------------------------------------------
+
+SEQUENTIAL_FORWARD = FusedSequential.forward
+
+
+class Whole:
+    """What a packed net computes, by two FusedSequentials with average-pooling between them, as one recording.
+
+    ``modules``: the net's own dictionary; ``names``: of the three in it.
+    """
+
+    def __init__(self, modules: dict[str, nn.Module], *names: str) -> None:
+        self.modules, self.names = modules, names
+        self.guard: _C.Guard | None = None
+        self.plans: list[tuple[FusedSequential, Plan]] = []
+        self.replays: Replays | None = None
+
+    def __call__(self, x: Any) -> Any:
+        """The net's output, or None where it has to be called part by part."""
+        if self.guard is None or not self._holds():
+            if torch.compiler.is_compiling() or _looked_at() or _one_by_one():
+                return None
+            self._plan()
+        return None if self.replays is None else self.replays(x)
+
+    def _holds(self) -> bool:
+        return self.guard.holds() and all(
+            part.__dict__.get("_plan") is plan and plan.modules is part._modules and plan.holds()
+            for part, plan in self.plans
+        )
+
+    def _plan(self) -> None:
+        members = [self.modules[name] for name in self.names]
+        features, pooling, classifier = members
+        self.guard, self.plans, self.replays = _C.Guard(LOOKS), [], None
+        for entry in EVERYWHERE:
+            self.guard.add(*entry)
+        self.guard.add(Is.attribute, FusedSequential, "forward", FusedSequential.forward)
+        self.guard.add(Is.attribute, nn.AdaptiveAvgPool2d, "forward", nn.AdaptiveAvgPool2d.forward)
+        for name, module in zip(self.names, members, strict=True):
+            self.guard.add(Is.object, self.modules, name, module)
+            self.guard.add(Is.type, module, None, type(module))
+        if (
+            [type(module) for module in members] != [FusedSequential, nn.AdaptiveAvgPool2d, FusedSequential]
+            or FusedSequential.forward is not SEQUENTIAL_FORWARD
+            or not _immutable(pooling.output_size)
+        ):
+            return
+        for module in members:
+            _watch_inside(self.guard, module, type(module))
+        if _kind(pooling) != "a" or hooked(features) or hooked(classifier):
+            return
+        for part in (features, classifier):
+            plan = part.__dict__["_plan"] = Plan(part._modules)
+            self.plans.append((part, plan))
+        if all(type(plan.carry_out) is Replays for _, plan in self.plans):
+            first, second = (plan.parts[0] for _, plan in self.plans)
+
+            def run(x: Tensor) -> Tensor:
+                x = first(x)
+                if not pools_nothing(pooling, x):
+                    x = pooling(x)
+                return second(torch.flatten(x, 1))
+
+            self.replays = Replays(run, [parameter for module in members for parameter in module.parameters()])
+
+    def __reduce__(self) -> tuple:
+        return type(None), ()  # a copy of a net is not packed

@@ -116,7 +116,7 @@ FORWARDS = {
     "cudnn_bias_relu": _cudnn_bias_relu,
     "cuda": CUDA.conv_relu,
     **convolution.by_tile("conv_relu", "cuda", convolution.own_kernel("conv_relu")),
-    "cuda_sm90": SM90.conv_relu,
+    "cuda_sm90": convolution.sm90_kernel("conv_relu"),
     "triton": lambda *arguments: family("triton").conv_relu(*arguments),
 }
 BACKWARDS = {operator: _backwards(operator) for operator in ("conv_backward_input", "conv_backward_weight")}

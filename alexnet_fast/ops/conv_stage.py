@@ -22,7 +22,7 @@ from alexnet_fast.ops.conv_relu import conv_relu, planned
 from alexnet_fast.ops.convolution import GEOMETRY
 from alexnet_fast.ops.epilogue import WINDOWS, gradient, kept_of, plan, save
 from alexnet_fast.ops.epilogue import fake as fake_epilogue
-from alexnet_fast.ops.registry import CUDA, LIBRARY, NATIVE, SM90, TRITON, TUNED, Family, define, family
+from alexnet_fast.ops.registry import CUDA, LIBRARY, NATIVE, TRITON, TUNED, Family, define, family
 from alexnet_fast.reference.lrn import widened
 
 
@@ -89,8 +89,8 @@ FORWARDS = {
     "cudnn_epilogue": NATIVE.conv_stage,
     "cuda_epilogue": partial(_then_epilogue, CUDA.conv_relu),
     **convolution.by_tile("conv_stage", "cuda_epilogue", partial(_then_epilogue, convolution.own_kernel("conv_relu"))),
-    "cuda_sm90_epilogue": partial(_then_epilogue, SM90.conv_relu),
-    "cuda_sm90": SM90.conv_stage,
+    "cuda_sm90_epilogue": partial(_then_epilogue, convolution.sm90_kernel("conv_relu")),
+    "cuda_sm90": convolution.sm90_kernel("conv_stage"),
     "cuda": CUDA.conv_stage,
     **convolution.by_tile("conv_stage", "cuda", convolution.own_kernel("conv_stage")),
     "triton": lambda *arguments: family("triton").conv_stage(*arguments),

@@ -1,9 +1,11 @@
-"""What conv_relu and conv_stage share: checked arguments, output shapes, the switch of their CUDA kernels, and the form
-by which one of several implementations is chosen."""
+"""What conv_relu and conv_stage share: checked arguments, output shapes, the switch of their CUDA kernels, weights that
+are prepared for these once, and the form by which one of several implementations is chosen."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from math import prod
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 from alexnet_fast import tuning
 from alexnet_fast.geometry import Geometry, IntPair, layout_of, memory_format, out_sides, sides_of
 from alexnet_fast.ops.arguments import check_bias, check_groups, check_tensor, pair
-from alexnet_fast.ops.registry import LIBRARY, empty
+from alexnet_fast.ops.registry import LIBRARY, NATIVE, define, empty
 from alexnet_fast.tuning import Form
 
 GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation, int groups"
@@ -85,6 +87,72 @@ def autocast(dtype: torch.dtype, x: Tensor, weight: Tensor, bias: Tensor | None)
     return cast(x), cast(weight), cast(bias)
 
 
+# ---- Weights that are prepared once ----------------------------------------------------------------------------------
+
+CHUNK = 16  # bytes of channels that csrc/cuda reads at once, from a multiple of 16 on
+
+
+def read_as_it_is(weight: Tensor) -> bool:
+    """Whether csrc/cuda's convolutions read ``weight`` where it lies. Any other they bring into their form first, in
+    each call: channels_last, and folded where channels do not fill whole chunks (csrc/cuda/common/conv.cuh)."""
+    return (
+        weight.shape[1] * weight.itemsize % CHUNK == 0
+        and weight.is_contiguous(memory_format=torch.channels_last)
+        and weight.data_ptr() % CHUNK == 0
+    )
+
+
+def _fake_prepare(weight: Tensor, stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
+    unit = CHUNK // weight.itemsize
+    filters, channels, *kernel = weight.shape
+    chunks = prod(kernel) * -(-channels // unit)
+    if channels % unit and list(dilation) == [1, 1]:  # space to depth, where that is less
+        taps = prod(-(-side // step) for side, step in zip(kernel, stride, strict=True))
+        chunks = min(chunks, taps * -(-channels * prod(stride) // unit))
+    return weight.new_empty(filters * chunks * unit)
+
+
+def _no_gradient(*_):
+    raise RuntimeError("alexnet_fast::conv_prepare is not differentiable: a convolution's gradient is its weight's own")
+
+
+# weight as csrc/cuda's convolutions read it, in one dimension: what their operators take as `prepared`, beside the
+# weight itself, whose shape and layout still count.
+define(
+    "conv_prepare",
+    "(Tensor weight, int[2] stride, int[2] dilation) -> Tensor",
+    fake=_fake_prepare,
+    backward=_no_gradient,
+    families=(NATIVE,),
+)
+
+Find = Callable[[Tensor, tuple[int, ...], tuple[int, ...]], Tensor | None]
+_find: ContextVar[Find | None] = ContextVar("find", default=None)
+
+
+@contextmanager
+def prepared_by(find: Find) -> Iterator[None]:
+    """Within, this thread's convolutions ask ``find(weight, stride, dilation)`` for each weight that is not read as it
+    is; where it returns None they prepare the weight themselves."""
+    token = _find.set(find)
+    try:
+        yield
+    finally:
+        _find.reset(token)
+
+
+def _prepared(_x: Tensor, weight: Tensor, _bias: Tensor | None, stride, _padding, dilation, *_) -> Tensor | None:
+    find = _find.get()
+    return None if find is None or read_as_it_is(weight) else find(weight, tuple(stride), tuple(dilation))
+
+
+def _takes_prepared(name: str) -> bool:
+    return not name.endswith("backward")
+
+
+# ---- This package's own kernels --------------------------------------------------------------------------------------
+
+
 def own_kernel(name: str) -> Callable:
     """csrc's operator ``NAME_kernel``, told whether torch, at the call, lets float32 operands be rounded to TF32.
 
@@ -92,7 +160,15 @@ def own_kernel(name: str) -> Callable:
     kernel's table of tiles is taken, from 1; with 0 the launcher estimates.
     """
     kernel = getattr(torch.ops.alexnet_fast, f"{name}_kernel").default
+    if _takes_prepared(name):
+        return lambda *args, tile=0: kernel(*args, allows_tf32(), tile, _prepared(*args))
     return lambda *args, tile=0: kernel(*args, allows_tf32(), tile)
+
+
+def sm90_kernel(name: str) -> Callable:
+    """csrc's forward operator ``NAME_sm90``."""
+    kernel = getattr(torch.ops.alexnet_fast, f"{name}_sm90").default
+    return lambda *args: kernel(*args, _prepared(*args))
 
 
 def by_tile(operator: str, candidate: str, call: Callable) -> dict[str, Callable]:
@@ -125,11 +201,17 @@ def form(operator: str, x: Tensor, weight: Tensor, stride, padding, dilation, gr
     )
 
 
+def _of_own(name: str, schema: str, further: str = "") -> str:
+    """``schema`` with the arguments that csrc's operators have beyond it."""
+    arguments, returns = schema.split(") ->")
+    prepared = ", Tensor? prepared=None" if _takes_prepared(name) else ""
+    return f"{arguments}{further}{prepared}) ->{returns}"
+
+
 def define_own_kernel(name: str, schema: str) -> None:
     """Makes that operator the CUDA implementation of ``NAME_cuda``, in whose own schema the switch would be frozen into
     compiled graphs, as would a tile."""
-    arguments, returns = schema.split(") ->")
-    LIBRARY.define(f"{name}_kernel{arguments}, bool allow_tf32, int tile) ->{returns}")
+    LIBRARY.define(f"{name}_kernel{_of_own(name, schema, ', bool allow_tf32, int tile')}")
     LIBRARY.impl(f"{name}_cuda", own_kernel(name), "CUDA")
 
 
@@ -137,5 +219,5 @@ def define_sm90(name: str, schema: str, fake: Callable) -> None:
     """csrc/cuda/sm90's kernel, by a name of its own: for 16-bit tensors on GPUs of compute capability 9.0, an error
     elsewhere and for what it does not cover. No GPU has run these yet: they are taken only where they were measured,
     and their results compared with cuDNN's."""
-    LIBRARY.define(f"{name}_sm90{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.define(f"{name}_sm90{_of_own(name, schema)}", tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.register_fake(f"alexnet_fast::{name}_sm90", fake, lib=LIBRARY)

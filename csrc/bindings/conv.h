@@ -140,6 +140,28 @@ inline std::optional<Tensor> set_bias(const std::optional<Tensor>& bias, const T
 }
 
 #if ALEXNET_FAST_CUDA
+// How many elements conv_prepare returns; params.x is not set.
+inline int64_t prepared_elements(const Tensor& weight, const ConvParams& params) {
+  return cuda::conv_prepare_workspace_bytes(params) / static_cast<int64_t>(weight.element_size());
+}
+
+// The weight as the kernels read it, with its pointer in `params`: what conv_prepare returned, or channels_last.
+// params.x is not set yet.
+inline Tensor set_weight(const Tensor& kernel, const std::optional<Tensor>& prepared, ConvParams& params,
+                         const char* op) {
+  const Tensor weight = prepared ? *prepared : dense(kernel, true);
+  params.weight = weight.const_data_ptr();
+  if (prepared) {
+    params.prepared = true;
+    check_dtype(weight, kernel.scalar_type(), op, "prepared");
+    STD_TORCH_CHECK(weight.device() == kernel.device() && weight.is_contiguous() &&
+                        weight.numel() == prepared_elements(weight, params) &&
+                        reinterpret_cast<uintptr_t>(params.weight) % 16 == 0,
+                    op, ": prepared is not what conv_prepare returns for this weight, stride and dilation");
+  }
+  return weight;
+}
+
 // Enqueues a launcher with the workspace that it asks for; `to` is where `params` keeps the workspace's pointer. The
 // allocator hands memory on in the order of this same stream, so the workspace may go when this function returns.
 template <class Params>

@@ -10,13 +10,13 @@ namespace {
 
 Tensor run_conv_relu(const char* op, int64_t (*workspace_bytes)(const ConvParams&), CudaLauncher<ConvParams> launcher,
                      const Tensor& input, const Tensor& kernel, const std::optional<Tensor>& bias, const Ints& stride,
-                     const Ints& padding, const Ints& dilation, int64_t groups, bool allow_tf32, int64_t tile) {
+                     const Ints& padding, const Ints& dilation, int64_t groups, bool allow_tf32, int64_t tile,
+                     const std::optional<Tensor>& prepared) {
   ConvParams params = conv_params(input, kernel, stride, padding, dilation, groups, allow_tf32, tile, op);
-  const Tensor x = dense(input, true), weight = dense(kernel, true);
+  const Tensor x = dense(input, true), weight = set_weight(kernel, prepared, params, op);
   const std::optional<Tensor> b = set_bias(bias, x, params, op);
   Tensor y = empty(x, {params.batch, params.out_channels, params.out_height, params.out_width}, x.scalar_type(), true);
   params.x = x.const_data_ptr();
-  params.weight = weight.const_data_ptr();
   params.y = y.mutable_data_ptr();
   if (y.numel() > 0) {
     launch_with_workspace(op, x, params, params.workspace, workspace_bytes, launcher);
@@ -25,16 +25,18 @@ Tensor run_conv_relu(const char* op, int64_t (*workspace_bytes)(const ConvParams
 }
 
 Tensor conv_relu(const Tensor& input, const Tensor& kernel, const std::optional<Tensor>& bias, const Ints& stride,
-                 const Ints& padding, const Ints& dilation, int64_t groups, bool allow_tf32, int64_t tile) {
+                 const Ints& padding, const Ints& dilation, int64_t groups, bool allow_tf32, int64_t tile,
+                 const std::optional<Tensor>& prepared) {
   return run_conv_relu("conv_relu", &cuda::conv_relu_fwd_workspace_bytes, &cuda::conv_relu_fwd, input, kernel, bias,
-                       stride, padding, dilation, groups, allow_tf32, tile);
+                       stride, padding, dilation, groups, allow_tf32, tile, prepared);
 }
 
 // Refuses what it does not take, and every card but those of compute capability 9.0.
 Tensor conv_relu_sm90(const Tensor& input, const Tensor& kernel, const std::optional<Tensor>& bias, const Ints& stride,
-                      const Ints& padding, const Ints& dilation, int64_t groups) {
+                      const Ints& padding, const Ints& dilation, int64_t groups,
+                      const std::optional<Tensor>& prepared) {
   return run_conv_relu("conv_relu_sm90", &cuda::sm90::conv_relu_fwd_workspace_bytes, &cuda::sm90::conv_relu_fwd, input,
-                       kernel, bias, stride, padding, dilation, groups, false, 0);
+                       kernel, bias, stride, padding, dilation, groups, false, 0, prepared);
 }
 
 // output: forward's, or none where grad is masked already. What is not wanted comes back empty.

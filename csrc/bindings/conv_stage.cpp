@@ -8,14 +8,12 @@ namespace {
 
 // By this package's own kernel.
 // As epilogue(): code and r come back empty unless training asks for them.
-std::tuple<Tensor, Tensor, Tensor> run_conv_stage(const char* op, int64_t (*workspace_bytes)(const StageParams&),
-                                                  CudaLauncher<StageParams> launcher, const Tensor& input,
-                                                  const Tensor& kernel, const std::optional<Tensor>& bias,
-                                                  const Ints& stride, const Ints& padding, const Ints& dilation,
-                                                  int64_t groups, int64_t lrn_size, double alpha, double beta, double k,
-                                                  int64_t lrn_groups, const Ints& pool_kernel, const Ints& pool_stride,
-                                                  const Ints& pool_padding, bool ceil_mode, bool training,
-                                                  bool allow_tf32, int64_t tile) {
+std::tuple<Tensor, Tensor, Tensor> run_conv_stage(
+    const char* op, int64_t (*workspace_bytes)(const StageParams&), CudaLauncher<StageParams> launcher,
+    const Tensor& input, const Tensor& kernel, const std::optional<Tensor>& bias, const Ints& stride,
+    const Ints& padding, const Ints& dilation, int64_t groups, int64_t lrn_size, double alpha, double beta, double k,
+    int64_t lrn_groups, const Ints& pool_kernel, const Ints& pool_stride, const Ints& pool_padding, bool ceil_mode,
+    bool training, bool allow_tf32, int64_t tile, const std::optional<Tensor>& prepared) {
   StageParams params{};
   ConvParams& conv = params.conv;
   conv = conv_params(input, kernel, stride, padding, dilation, groups, allow_tf32, tile, op);
@@ -35,7 +33,7 @@ std::tuple<Tensor, Tensor, Tensor> run_conv_stage(const char* op, int64_t (*work
     STD_TORCH_CHECK(params.pooled_height > 0 && params.pooled_width > 0, op,
                     ": the pooling window is larger than the convolution's padded output");
   }
-  const Tensor x = dense(input, true), weight = dense(kernel, true);
+  const Tensor x = dense(input, true), weight = set_weight(kernel, prepared, conv, op);
   const std::optional<Tensor> b = set_bias(bias, x, conv, op);
   const std::array<int64_t, 4> size{conv.batch, conv.out_channels, params.pooled_height, params.pooled_width};
   const bool keep_code = training && pooling, keep_r = training && normalizing;
@@ -44,7 +42,6 @@ std::tuple<Tensor, Tensor, Tensor> run_conv_stage(const char* op, int64_t (*work
   Tensor r = keep_r ? empty(x, {conv.batch, conv.out_channels, conv.out_height, conv.out_width}, x.scalar_type(), true)
                     : empty1d(x, 0, x.scalar_type());
   conv.x = x.const_data_ptr();
-  conv.weight = weight.const_data_ptr();
   params.pooled = y.mutable_data_ptr();
   params.code = keep_code ? static_cast<uint8_t*>(code.mutable_data_ptr()) : nullptr;
   params.r = keep_r ? r.mutable_data_ptr() : nullptr;
@@ -61,10 +58,10 @@ std::tuple<Tensor, Tensor, Tensor> conv_stage(const Tensor& x, const Tensor& wei
                                               int64_t groups, int64_t lrn_size, double alpha, double beta, double k,
                                               int64_t lrn_groups, const Ints& pool_kernel, const Ints& pool_stride,
                                               const Ints& pool_padding, bool ceil_mode, bool training, bool allow_tf32,
-                                              int64_t tile) {
+                                              int64_t tile, const std::optional<Tensor>& prepared) {
   return run_conv_stage("conv_stage", &cuda::conv_stage_fwd_workspace_bytes, &cuda::conv_stage_fwd, x, weight, bias,
                         stride, padding, dilation, groups, lrn_size, alpha, beta, k, lrn_groups, pool_kernel,
-                        pool_stride, pool_padding, ceil_mode, training, allow_tf32, tile);
+                        pool_stride, pool_padding, ceil_mode, training, allow_tf32, tile, prepared);
 }
 
 // Refuses what it does not take, and every card but those of compute capability 9.0.
@@ -73,10 +70,11 @@ std::tuple<Tensor, Tensor, Tensor> conv_stage_sm90(const Tensor& x, const Tensor
                                                    const Ints& padding, const Ints& dilation, int64_t groups,
                                                    int64_t lrn_size, double alpha, double beta, double k,
                                                    int64_t lrn_groups, const Ints& pool_kernel, const Ints& pool_stride,
-                                                   const Ints& pool_padding, bool ceil_mode, bool training) {
+                                                   const Ints& pool_padding, bool ceil_mode, bool training,
+                                                   const std::optional<Tensor>& prepared) {
   return run_conv_stage("conv_stage_sm90", &cuda::sm90::conv_stage_fwd_workspace_bytes, &cuda::sm90::conv_stage_fwd, x,
                         weight, bias, stride, padding, dilation, groups, lrn_size, alpha, beta, k, lrn_groups,
-                        pool_kernel, pool_stride, pool_padding, ceil_mode, training, false, 0);
+                        pool_kernel, pool_stride, pool_padding, ceil_mode, training, false, 0, prepared);
 }
 
 }  // namespace

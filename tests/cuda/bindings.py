@@ -24,6 +24,7 @@ from . import host_build
 TORCH = Path(torch.__file__).parent
 ROOT = host_build.CSRC.parent
 STEMS = ("lrn", "max_pool", "epilogue", "conv_relu", "conv_stage", "lpips_layer", "linear_int8")
+BINDINGS = (*STEMS, "conv_prepare")
 FLAGS = [
     *("-std=c++17", "-g1", "-O1", "-Wall", "-Wextra", "-Werror", *host_build.ADDRESS),
     *("-DALEXNET_FAST_HOST_SIMT", "-DALEXNET_FAST_CUDA=1", "-DTORCH_TARGET_VERSION=0x020b000000000000ULL"),
@@ -44,7 +45,7 @@ def library() -> Path:
     """The bindings as a shared library that registers them for CPU tensors; built once per content."""
     compiled = [*host_build.kernel_files(), *host_build.runtime_files("address")]
     objects = [host_build.compile_object("address", source, host_build.CSRC) for source in compiled]
-    sources = [*(host_build.CSRC / f"bindings/{stem}.cpp" for stem in STEMS), host_build.HERE / "bindings.cpp"]
+    sources = [*(host_build.CSRC / f"bindings/{stem}.cpp" for stem in BINDINGS), host_build.HERE / "bindings.cpp"]
     objects += [compile_binding(source) for source in sources]
     key = hashlib.sha256(repr(objects).encode()).hexdigest()[:20]
     target = host_build.CACHE / f"bindings.{key}.so"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -144,6 +144,30 @@ def backward(
     exact = {name: exact[name] for name in wanted}
     outputs = {name: put(torch.empty_like(tensor), mode.dtype) for name, tensor in exact.items()}
     return Case("conv_relu_bwd", shape.params(mode), inputs, outputs, workspace="workspace", **case), exact
+
+
+def folded(shape: Shape, weight: Tensor) -> Tensor:
+    """``weight`` as the kernels read it, in one dimension: by pixels of the fold in which its depth is the smallest,
+    their channels filled up to whole chunks."""
+    unit = 16 // weight.itemsize
+    filters, channels, *kernel = weight.shape
+
+    def chunks(fold: Pair) -> int:
+        taps = prod(-(-side // factor) for side, factor in zip(kernel, fold, strict=True))
+        return taps * -(-channels * prod(fold) // unit)
+
+    folds = channels % unit != 0 and shape.dilation == (1, 1) and chunks(shape.stride) < chunks((1, 1))
+    height, width = shape.stride if folds else (1, 1)
+    whole = F.pad(weight, (0, -kernel[1] % width, 0, -kernel[0] % height))
+    rows, columns = whole.shape[2] // height, whole.shape[3] // width
+    pixels = whole.reshape(filters, channels, rows, height, columns, width).permute(0, 2, 4, 3, 5, 1).flatten(3)
+    return F.pad(pixels, (0, -pixels.shape[3] % unit)).flatten()
+
+
+def prepared(shape: Shape, case: Case, exact: dict[str, Tensor]) -> tuple[Case, dict[str, Tensor]]:
+    """A forward launcher's case, as of a weight that conv_prepare has written."""
+    case.params.prepared = True
+    return replace(case, inputs=case.inputs | {"weight": folded(shape, case.inputs["weight"])}), exact
 
 
 # ---- Shapes ----------------------------------------------------------------------------------------------------------

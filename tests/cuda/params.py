@@ -72,6 +72,7 @@ class ConvParams(Structure):
     _fields_ = [
         ("dtype", c_int32),
         ("allow_tf32", c_bool),
+        ("prepared", c_bool),
         ("tile", c_int32),
         *((name, c_int64) for name in ("batch", "channels", "height", "width")),
         *((name, c_int64) for name in ("out_channels", "out_height", "out_width")),

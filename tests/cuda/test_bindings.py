@@ -22,6 +22,11 @@ def test_every_sample():
     assert {name.removeprefix("alexnet_fast::") for name in reached} == STAGES | LRN | POOL | LPIPS | others
 
 
+def test_packed_nets():
+    """Weights are prepared once, and followed; see tests/cuda/check_packed.py."""
+    assert int(bindings.run("tests.cuda.check_packed")) > 40
+
+
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.soak)])
 def test_special_values(seed, monkeypatch):
     """The tests pass whatever values approximate instructions give within their allowed errors."""

@@ -23,10 +23,13 @@ from .conv import (
     Mode,
     Shape,
     backward,
+    folded,
     forward,
     gradients,
+    prepared,
     random_shapes,
 )
+from .host_build import Case
 
 Expected = tuple[host_build.Case, dict[str, Tensor]]
 modes = pytest.mark.parametrize("mode", MODES, ids=str)
@@ -105,6 +108,23 @@ def test_tiles(mode):
 def test_masked_already(mode):
     """Without y the kernel takes dy as it is; conv_stage's backward pass masks it before."""
     check("threads", [backward(shape, mode, masks=False) for shape in EDGES[::4]])
+
+
+@modes
+def test_prepared_weights(mode):
+    """What conv_prepare writes, and forward from it, wherever x begins."""
+    some = EDGES if mode is BF16 else EDGES[1::3]
+    weights = [forward(shape, mode)[0].inputs["weight"] for shape in some]
+    wanted = [folded(shape, weight) for shape, weight in zip(some, weights, strict=True)]
+    cases = [
+        Case("conv_prepare", shape.params(mode), {"weight": weight}, {"workspace": result})
+        for shape, weight, result in zip(some, weights, wanted, strict=True)
+    ]
+    for result, exact in zip(host_build.run("threads", cases), wanted, strict=True):
+        assert torch.equal(result.outputs["workspace"], exact)
+    offsets = {"x": mode.dtype.itemsize}
+    check("threads", [prepared(shape, *forward(shape, mode)) for shape in some])
+    check("threads", [prepared(shape, *forward(shape, mode, offsets=offsets)) for shape in some])
 
 
 WANTED = [("dx",), ("dweight",), ("dbias",), ("dx", "dbias"), ("dweight", "dbias")]

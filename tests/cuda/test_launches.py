@@ -18,7 +18,22 @@ from alexnet_fast.ops import LRN, Pool
 
 from ..ops.samples import epilogue, lpips_layer, lrn
 from . import host_build, machine_code
-from .conv import BF16, EDGES, F16, MODES, TF32, TILE_ROWS, TILES, Stage, backward, forward, stage, stages
+from .conv import (
+    BF16,
+    EDGES,
+    F16,
+    F32,
+    MODES,
+    TF32,
+    TILE_ROWS,
+    TILES,
+    Stage,
+    backward,
+    forward,
+    prepared,
+    stage,
+    stages,
+)
 from .host_build import Case
 from .limits import MULTIPROCESSORS, refusals
 from .machine_code import Kernel
@@ -113,6 +128,20 @@ def built() -> dict[str, list[Kernel]]:
 
 def test_every_kernel_is_launched(launches, built):
     assert {name for name, *_ in launches} == set(built)
+
+
+def test_a_prepared_weight_takes_no_launch(tmp_path, monkeypatch):
+    """AlexNet's first convolution folds its image, and its weight where that is not prepared."""
+    names, first = {}, EDGES[5]
+    for number, change in enumerate((lambda _, *expected: expected, prepared)):
+        monkeypatch.setenv("HOST_SIMT_LAUNCHES", str(tmp_path / str(number)))
+        some = [change(first, *make(first, mode)) for make, mode in ((forward, F32), (hopper, BF16))]
+        some.append(change(first, *stage(Stage(first, (3, 3), (2, 2)), BF16)))
+        host_build.run("threads", [case for case, _ in some])
+        names[change] = {name.partition("<")[0] for name, *_ in read(tmp_path / str(number))}
+    of_tensors, of_prepared = names.values()
+    assert of_tensors - of_prepared == {"conv_fold_kernel"}
+    assert "conv_fold_image" in of_prepared
 
 
 TILED = {

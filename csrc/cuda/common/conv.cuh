@@ -130,12 +130,12 @@ inline Fold padding_fold(const Image& image) {
   return {1, 1, 0, 0, image.height, image.width, chunks_of(image.dtype, image.channels)};
 }
 
-// The fold with which the convolution's depth is the smallest.
+// The fold with which the convolution's depth is the smallest. A prepared weight knows nothing of where x begins.
 inline Fold input_fold(const ConvParams& p) {
   const Image image = input_of(p);
   Fold padded = padding_fold(image);
   const Window& w = p.window;
-  if (p.dilation_h != 1 || p.dilation_w != 1 || !needs_fold(p.dtype, image.channels, p.x)) {
+  if (p.dilation_h != 1 || p.dilation_w != 1 || !needs_fold(p.dtype, image.channels, p.prepared ? nullptr : p.x)) {
     return padded;
   }
   const int64_t pixels = int64_t{w.stride_h} * w.stride_w;
@@ -182,6 +182,8 @@ inline Gather input_gather(const ConvParams& p, const Fold& fold) {
   return gather;
 }
 
+inline bool prepares(const ConvParams& p, bool folded) { return !p.prepared && (folded || !aligned_16(p.weight)); }
+
 // A convolution's operands, prepared: what forward launchers share. `workspace` holds forward_workspace_bytes().
 inline int64_t forward_workspace_bytes(const ConvParams& p) {
   if (!covers(p)) {
@@ -190,7 +192,7 @@ inline int64_t forward_workspace_bytes(const ConvParams& p) {
   const Fold fold = input_fold(p);
   const bool folded = needs_fold(p.dtype, p.channels / p.groups, p.x);
   return (folded ? workspace_piece(folded_bytes(input_of(p), fold)) : 0) +
-         (folded || !aligned_16(p.weight) ? workspace_piece(folded_bytes(kernel_of(p), fold)) : 0);
+         (prepares(p, folded) ? workspace_piece(folded_bytes(kernel_of(p), fold)) : 0);
 }
 
 // With operands that are not prepared.
@@ -214,7 +216,7 @@ inline int prepare(const ConvParams& p, void* stream, Convolution& out) {
     }
     workspace += workspace_piece(folded_bytes(input_of(p), fold));
   }
-  if (folded || !aligned_16(p.weight)) {
+  if (prepares(p, folded)) {
     out.weight = workspace;
     return fold_kernel(kernel_of(p), fold, workspace, stream);
   }
