@@ -74,6 +74,8 @@ def cases() -> list[Case]:
         lrn("and any window", (1, 16, 9, 9), 3),
         epilogue("and", (1, 16, 4, 4), lrn=LRN(5)),
         epilogue("and", (1, 16, 7, 7), lrn=LRN(5), pool=Pool(3, 2)),
+        epilogue("and any window", (1, 16, 4, 4), lrn=LRN(3)),
+        epilogue("and", (1, 16, 7, 7), lrn=LRN(3), pool=Pool(3, 2)),
         epilogue("tiles of planes", (1, 16, 9, 9), lrn=LRN(5)),
         epilogue("and", (1, 16, 9, 9), lrn=LRN(5), pool=Pool(3, 2)),
         lpips_layer("and", (2, 16, 4, 4)),

@@ -52,12 +52,16 @@ struct LrnOfFive : Lrn {
 // Calls body(Lrn or LrnOfFive): kernels are for all windows, or with kFive for AlexNet's as well, or alone.
 template <bool kFive, bool kOthers = true, class Body>
 int with_lrn(const LrnWindow& window, Body&& body) {
-  if constexpr (kFive) {
-    if (!kOthers || LrnOfFive::is(window)) {
-      return body(LrnOfFive(window));
+  if constexpr (!kOthers) {
+    return body(LrnOfFive(window));
+  } else {
+    if constexpr (kFive) {
+      if (LrnOfFive::is(window)) {
+        return body(LrnOfFive(window));
+      }
     }
+    return body(Lrn(window));
   }
-  return body(Lrn(window));
 }
 
 // Calls body(Halo{}): how many neighbours a kernel reads on either side, 2 or 8. Refuses windows that no kernel takes.
