@@ -1,5 +1,5 @@
-"""The CPU run of the kernels notices small faults in them: of fifty-three, at least fifty-one, and of fifteen in those
-for Hopper, fourteen. A plain run tries a quarter of the fifty-three, --slow half of the fifteen."""
+"""The CPU run of the kernels notices small faults in them: of fifty-eight, at least fifty-six, and of fifteen in those
+for Hopper, fourteen. A plain run tries a quarter of the fifty-eight, --slow half of the fifteen."""
 
 from __future__ import annotations
 
@@ -81,9 +81,9 @@ def catcher(mutant: Mutant, program: Path, monkeypatch: pytest.MonkeyPatch) -> s
 @pytest.mark.parametrize(
     ("mutants", "count", "fewest"),
     [
-        pytest.param(MUTANTS[::4], 14, 13, id="portable"),  # of nearly every launcher some
+        pytest.param(MUTANTS[::4], 15, 14, id="portable"),  # of nearly every launcher some
         pytest.param(SM90_MUTANTS[::2], 8, 7, id="sm90", marks=pytest.mark.slow),
-        pytest.param(MUTANTS, 53, 51, id="all portable", marks=pytest.mark.soak),
+        pytest.param(MUTANTS, 58, 56, id="all portable", marks=pytest.mark.soak),
         pytest.param(SM90_MUTANTS, 15, 14, id="all sm90", marks=pytest.mark.soak),
     ],
 )
