@@ -101,6 +101,8 @@ ALEXNET_FAST_CUDA_WORKSPACES(X)
 // Rows of EpilogueParams::db_partial and of LpipsParams::partial, which likewise depend on shapes and alignment.
 int64_t epilogue_bwd_partial_rows(const EpilogueParams& params);
 int64_t lpips_layer_bwd_partial_rows(const LpipsParams& params);
+// Sums of a pair in the forward launcher's LpipsParams::partial; on CPUs lpips_units().
+int64_t lpips_layer_fwd_partial_units(const LpipsParams& params);
 
 }  // namespace cuda
 }  // namespace alexnet_fast

@@ -38,13 +38,22 @@ void average(const LpipsParams& params) {
   }
 }
 
+int64_t partial_units([[maybe_unused]] const Tensor& x, const LpipsParams& params) {
+#if ALEXNET_FAST_CUDA
+  if (!runs_cpu_kernels(x)) {
+    return cuda::lpips_layer_fwd_partial_units(params);
+  }
+#endif
+  return lpips_units(params);
+}
+
 Tensor lpips_layer(const Tensor& input, const Tensor& weights, bool spatial) {
   check_4d(input, "lpips_layer", "x");
   const bool channels_last = is_channels_last(input);
   const Tensor x = dense(input, channels_last), weight = torch::stable::contiguous(weights);
   LpipsParams params = make_params(x, weight, channels_last, spatial, "lpips_layer");
   Tensor y = empty(x, distances(x, spatial), accumulation(x), false);
-  Tensor partial = empty2d(x, spatial ? 0 : params.pairs, lpips_units(params), accumulation(x));
+  Tensor partial = empty2d(x, spatial ? 0 : params.pairs, partial_units(x, params), accumulation(x));
   params.y = y.mutable_data_ptr();
   params.partial = partial.mutable_data_ptr();
   if (x.numel() > 0) {

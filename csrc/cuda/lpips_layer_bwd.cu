@@ -5,9 +5,15 @@
 // is trained, a second kernel reads x once more: there a thread stays with its channels, and sums over pixels in a
 // fixed order.
 //
-// In bfloat16 NHWC sm_90's three loops issue 26 an element of the 38 that 3.0 TB/s leave for 4 bytes; in NCHW 123, so
-// there instructions bind, threefold, and in float32 105 of 77. Neither was measured.
-#include "cuda/common/lpips.cuh"
+// In bfloat16 NHWC sm_90's three loops issue 26 an element of the 38 that 3.0 TB/s leave for 4 bytes. Not measured.
+//
+// NCHW: lines in shared memory (common/lpips_planes.cuh), where all three passes read them; x comes from memory once,
+// and the weight's gradient is summed on the third. Of dx whole lines are written by 16 bytes, a run's two ends by
+// single elements, in every warp. For 8 pixels of both images the copy issues 18, then 39, 65 and 196, in all 30 an
+// element, 33 with the weight's gradient; in float32 29 and 35 of 76. Bytes bind on an H100, in 16 bits instructions on
+// an H200 (27). The first version, of single elements, issued 123 and 105, and read x again for the weight's gradient.
+// Predicted, not measured: a copy's speed on an H100, a tenth less on an H200.
+#include "cuda/common/lpips_planes.cuh"
 #include "cuda/common/sums.cuh"
 #include "launchers.h"
 
@@ -22,6 +28,13 @@ struct LpipsGradient {
     return spatial ? dy[pair * pixels + pixel] : dy[pair] / static_cast<float>(pixels);
   }
 };
+
+// 2 g s^2 / |a| times `along`, the sum of h a. What is subtracted from h s nearly cancels it, so roundings of its own
+// would show.
+__device__ __forceinline__ float radial(float g, float along, float scale, float square) {
+  const double wide = 2.0 * g * along * scale * scale;
+  return square == 0 ? 0.0f : static_cast<float>(wide / sqrt(static_cast<double>(square)));
+}
 
 template <class T, int V, bool Last>
 __global__ void __launch_bounds__(kThreads, 1)
@@ -41,13 +54,11 @@ __global__ void __launch_bounds__(kThreads, 1)
       terms[0] = h * a;
       terms[1] = h * b;
     });
-    if (threadIdx.x < 2 * kUnit) {  // 2 g s^2 / |a| times the sum of h a
+    if (threadIdx.x < 2 * kUnit) {
       const int k = threadIdx.x / kUnit, pixel = threadIdx.x % kUnit;
       const float g = pixel < here.count ? gradient.at(pair, unit * kUnit + pixel, tensors.pixels) : 0.0f;
-      const float square = squares[k][pixel], scale = scales[k][pixel];
-      // What is subtracted from h s below nearly cancels it, so its own roundings would show.
-      const double radial = 2.0 * g * along[k][pixel] * scale * scale;
-      along[k][pixel] = square == 0 ? 0.0f : static_cast<float>(radial / sqrt(static_cast<double>(square)));
+      const float scale = scales[k][pixel];
+      along[k][pixel] = radial(g, along[k][pixel], scale, squares[k][pixel]);
       if (k == 0) {
         dy[pixel] = g;
       }
@@ -76,6 +87,95 @@ __global__ void __launch_bounds__(kThreads, 1)
         },
         [](int) {});
     __syncthreads();
+  }
+}
+
+// With kWeight a row of partial sums for each block, as lpips_weight's.
+template <class T, bool kWeight>
+__global__ void __launch_bounds__(kThreads, 1)
+    lpips_bwd_planes(LpipsTiles<T> tiles, LpipsGradient gradient, T* __restrict__ dx, float* __restrict__ rows) {
+  constexpr int V = kVector<T>, kRoom = LpipsTiles<T>::kRoom;
+  ALEXNET_FAST_SHARED(float[2][kRoom], squares);
+  ALEXNET_FAST_SHARED(float[2][kRoom], scales);
+  ALEXNET_FAST_SHARED(float[2][kRoom], along);
+  ALEXNET_FAST_SHARED(float[kRoom], dy);
+  const LpipsTile<T> tile(tiles);
+  tile.fetch();
+  tile.measure([&](int k, int32_t place, float square) {
+    squares[k][place] = square;
+    scales[k][place] = inverse_length(square);
+  });
+  float s[V], t[V];
+  tile.read(scales[0], s);
+  tile.read(scales[1], t);
+  float total[2][V] = {};
+  tile.for_each([&](const T* a, const T* b, int32_t channel) {
+    float x[V], y[V];
+    unpack(load<V>(a), x);
+    unpack(load<V>(b), y);
+    const float weight = tiles.weight[channel];
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      const float h = weight * fmaf(x[v], s[v], -y[v] * t[v]);
+      total[0][v] += h * x[v];
+      total[1][v] += h * y[v];
+    }
+  });
+  tile.add_up(total, [&](int k, int32_t place, float sum) {
+    const int32_t pixel = place - V;
+    const bool there = pixel >= 0 && pixel < tile.count;
+    const float g = there ? gradient.at(tile.pair, tile.first + pixel, tiles.pixels) : 0.0f;
+    along[k][place] = radial(g, sum, scales[k][place], squares[k][place]);
+    dy[place] = g;
+  });
+  float g[V], along_a[V], along_b[V];
+  tile.read(dy, g);
+  tile.read(along[0], along_a);
+  tile.read(along[1], along_b);
+  const bool whole = tile.whole();
+  T* da = dx + (tile.line - tiles.x);
+  tile.for_each([&](T* a, const T* b, int32_t channel) {
+    float x[V], y[V], sum = 0;
+    unpack(load<V>(a), x);
+    unpack(load<V>(b), y);
+    const float weight = tiles.weight[channel];
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      const float difference = fmaf(x[v], s[v], -y[v] * t[v]);
+      const float h = 2 * g[v] * weight * difference;
+      if (kWeight && (whole || tile.has(v))) {
+        sum += g[v] * difference * difference;
+      }
+      x[v] = fmaf(h, s[v], -x[v] * along_a[v]);
+      y[v] = fmaf(y[v], along_b[v], -h * t[v]);
+    }
+    if (whole) {
+      store(da, pack<T>(x));
+      store(da + tiles.second, pack<T>(y));
+    } else {
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        if (tile.has(v)) {
+          store(da + v, pack<T>({x[v]}));
+          store(da + tiles.second + v, pack<T>({y[v]}));
+        }
+      }
+    }
+    da += int64_t{tiles.rows} * tiles.pixels;
+    if constexpr (kWeight) {
+      *reinterpret_cast<float*>(a) = sum;  // where nobody reads this line again
+    }
+  });
+  if constexpr (kWeight) {
+    __syncthreads();
+    for (int32_t channel = tile.thread; channel < tiles.channels; channel += tile.threads) {
+      const float* const sums = reinterpret_cast<const float*>(tile.place(channel));
+      float sum = 0;
+      for (int32_t line = 0; line < tiles.lines; ++line) {
+        sum += sums[line * 4];
+      }
+      rows[int64_t{blockIdx.x} * tiles.channels + channel] = sum;
+    }
   }
 }
 
@@ -114,12 +214,14 @@ UnitGrid weight_grid(const LpipsParams& p, int V) {
 
 int64_t lpips_layer_bwd_partial_rows(const LpipsParams& p) {
   int64_t rows = 0;
-  with_lpips_kernel(p, [&](auto, auto vector, auto) {
-    rows = weight_grid(p, vector.value).grid.x;
-    return cudaSuccess;
-  });
-  // After the sums, the 2 pairs P scales that the first kernel leaves to the second.
-  return rows + ceil_div<int64_t>(2 * p.pairs * p.pixels, p.channels);
+  with_lpips_kernel(
+      p, [&](const auto& tiles) { return rows = tiles.blocks(), cudaSuccess; },
+      [&](auto, auto vector, auto) {
+        // After the sums, the 2 pairs P scales that the first kernel leaves to the second.
+        rows = weight_grid(p, vector.value).grid.x + ceil_div<int64_t>(2 * p.pairs * p.pixels, p.channels);
+        return cudaSuccess;
+      });
+  return rows;
 }
 
 int lpips_layer_bwd(const LpipsParams& p, void* stream) {
@@ -127,25 +229,37 @@ int lpips_layer_bwd(const LpipsParams& p, void* stream) {
     return cudaSuccess;
   }
   const LpipsGradient gradient{static_cast<const float*>(p.dy), p.spatial};
-  return with_lpips_kernel(p, [&](auto type, auto vector, auto last) {
-    using T = decltype(type);
-    constexpr int V = vector.value;
-    const LpipsTensors<T, V, last.value> tensors(p);
-    const UnitGrid weights = weight_grid(p, V);
-    float* const rows = static_cast<float*>(p.partial);
-    float* const kept = rows == nullptr ? nullptr : rows + int64_t{weights.grid.x} * p.channels;
-    int error = launch<lpips_bwd<T, V, last.value>>(tensors.grid(), dim3(kThreads), 0, stream, tensors,
-                                                    Divider(tensors.units), gradient, static_cast<T*>(p.dx), kept);
-    if (error != cudaSuccess || rows == nullptr) {
-      return error;
-    }
-    error = launch<lpips_weight<T, V, last.value>>(weights.grid, weights.block, 0, stream, tensors, weights.units,
-                                                   Divider(p.pixels), gradient, static_cast<const float*>(kept), rows);
-    if (error != cudaSuccess) {
-      return error;
-    }
-    return launch_add_rows<float>(rows, weights.grid.x, p.channels, p.dweight, stream);
-  });
+  float* const rows = static_cast<float*>(p.partial);
+  int64_t count = 0;
+  const int error = with_lpips_kernel(
+      p,
+      [&](const auto& tiles) {
+        using T = typename std::decay_t<decltype(tiles)>::Element;
+        const auto go = [&](auto weight) {
+          return launch<lpips_bwd_planes<T, weight.value>>(tiles.grid(), tiles.block(), tiles.bytes(), stream, tiles,
+                                                           gradient, static_cast<T*>(p.dx), rows);
+        };
+        count = tiles.blocks();
+        return rows == nullptr ? go(std::false_type{}) : go(std::true_type{});
+      },
+      [&](auto type, auto vector, auto last) {
+        using T = decltype(type);
+        constexpr int V = vector.value;
+        const LpipsTensors<T, V, last.value> tensors(p);
+        const UnitGrid weights = weight_grid(p, V);
+        count = weights.grid.x;
+        float* const kept = rows == nullptr ? nullptr : rows + count * p.channels;
+        const int error =
+            launch<lpips_bwd<T, V, last.value>>(tensors.grid(), dim3(kThreads), 0, stream, tensors,
+                                                Divider(tensors.units), gradient, static_cast<T*>(p.dx), kept);
+        return error != cudaSuccess || rows == nullptr
+                   ? error
+                   : launch<lpips_weight<T, V, last.value>>(weights.grid, weights.block, 0, stream, tensors,
+                                                            weights.units, Divider(p.pixels), gradient,
+                                                            static_cast<const float*>(kept), rows);
+      });
+  return error != cudaSuccess || rows == nullptr ? error
+                                                 : launch_add_rows<float>(rows, count, p.channels, p.dweight, stream);
 }
 
 }  // namespace alexnet_fast::cuda

@@ -6,13 +6,30 @@
 // Not in one pass, as w (x^2 s^2 - 2 x y s t + y^2 t^2) would lose the digits of two images that are nearly alike.
 //
 // In bfloat16 NHWC sm_90 issues 110 and 95 for 8 channels of both images, 13 an element of the 19 that 3.0 TB/s leave
-// for its 2 bytes: bytes bind. In NCHW, where a thread reads single elements, 47 and 67 for one of each, 57 an element:
-// instructions bind, threefold; in float32 47 of 38. Neither was measured.
-#include "cuda/common/lpips.cuh"
+// for its 2 bytes: bytes bind. Not measured.
+//
+// NCHW: lines in shared memory (common/lpips_planes.cuh), where both passes read them. For 8 pixels of both images the
+// copy issues 18, lengths 39 and differences 57; with a block's sums, and lines that runs have in part, 12 an element
+// in 55 x 55 planes of 64 channels, in float32 14 of 38: bytes bind, on an H200 too (13 and 27). The first version, of
+// which a thread had one pixel, read single elements, twice, and issued 57 and 47; now it is for images that are no
+// whole lines and for more than 512 channels. Predicted, not measured: a copy's speed, where a tile of 32 KB is 1.4 us
+// of a multiprocessor's share of 3.0 TB/s, and five blocks of 128 threads are resident.
+#include "cuda/common/lpips_planes.cuh"
 #include "launchers.h"
 
 namespace alexnet_fast::cuda {
 namespace {
+
+template <class A>
+__device__ __forceinline__ void store_warp_sum(A sum, int lane, A* to) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) {
+    sum += __shfl_xor_sync(0xffffffff, sum, step);
+  }
+  if (lane == 0) {
+    *to = sum;
+  }
+}
 
 template <class T, int V, bool Last>
 __global__ void __launch_bounds__(kThreads, 1)
@@ -34,16 +51,46 @@ __global__ void __launch_bounds__(kThreads, 1)
         map[pair * tensors.pixels + unit * kUnit + threadIdx.x] = distance[0][threadIdx.x];
       }
     } else if (threadIdx.x < 32) {
-      float sum = distance[0][threadIdx.x] + distance[0][threadIdx.x + 32];
-#pragma unroll
-      for (int step = 16; step > 0; step /= 2) {
-        sum += __shfl_xor_sync(0xffffffff, sum, step);
-      }
-      if (threadIdx.x == 0) {
-        partial[item] = sum;
-      }
+      store_warp_sum(distance[0][threadIdx.x] + distance[0][threadIdx.x + 32], threadIdx.x, partial + item);
     }
     __syncthreads();
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, 1)
+    lpips_fwd_planes(LpipsTiles<T> tiles, float* __restrict__ map, float* __restrict__ partial) {
+  constexpr int V = kVector<T>;
+  ALEXNET_FAST_SHARED(float[2][LpipsTiles<T>::kRoom], scales);
+  ALEXNET_FAST_SHARED(float[LpipsTiles<T>::kRoom], distance);
+  const LpipsTile<T> tile(tiles);
+  tile.fetch();
+  tile.measure([&](int k, int32_t place, float square) { scales[k][place] = inverse_length(square); });
+  float s[V], t[V], total[1][V] = {};
+  tile.read(scales[0], s);
+  tile.read(scales[1], t);
+  tile.for_each([&](const T* a, const T* b, int32_t channel) {
+    float x[V], y[V];
+    unpack(load<V>(a), x);
+    unpack(load<V>(b), y);
+    const float weight = tiles.weight[channel];
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      const float difference = fmaf(x[v], s[v], -y[v] * t[v]);
+      total[0][v] += weight * difference * difference;
+    }
+  });
+  tile.add_up(total, [&](int, int32_t place, float sum) { distance[place] = sum; });
+  if (map != nullptr) {
+    for (int32_t pixel = tile.thread; pixel < tile.count; pixel += tile.threads) {
+      map[tile.pair * tiles.pixels + tile.first + pixel] = distance[V + pixel];
+    }
+  } else if (tile.thread < 32) {
+    float sum = 0;
+    for (int32_t pixel = tile.thread; pixel < tile.count; pixel += 32) {
+      sum += distance[V + pixel];
+    }
+    store_warp_sum(sum, tile.thread, partial + blockIdx.x);
   }
 }
 
@@ -69,19 +116,34 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 }  // namespace
 
+int64_t lpips_layer_fwd_partial_units(const LpipsParams& p) {
+  int64_t units = 0;
+  with_lpips_kernel(
+      p, [&](const auto& tiles) { return units = tiles.units.divisor, cudaSuccess; },
+      [&](auto, auto, auto) { return units = lpips_units(p), cudaSuccess; });
+  return units;
+}
+
 int lpips_layer_fwd(const LpipsParams& p, void* stream) {
   if (p.pairs * p.channels * p.pixels == 0) {
     return cudaSuccess;
   }
-  const int64_t units = lpips_units(p);
+  const int64_t units = lpips_layer_fwd_partial_units(p);
   float* const y = static_cast<float*>(p.y);
+  float* const map = p.spatial ? y : nullptr;
   float* const partial = static_cast<float*>(p.partial);
-  const int error = with_lpips_kernel(p, [&](auto type, auto vector, auto last) {
-    using T = decltype(type);
-    const LpipsTensors<T, vector.value, last.value> tensors(p);
-    return launch<lpips_fwd<T, vector.value, last.value>>(tensors.grid(), dim3(kThreads), 0, stream, tensors,
-                                                          Divider(units), p.spatial ? y : nullptr, partial);
-  });
+  const int error = with_lpips_kernel(
+      p,
+      [&](const auto& tiles) {
+        using T = typename std::decay_t<decltype(tiles)>::Element;
+        return launch<lpips_fwd_planes<T>>(tiles.grid(), tiles.block(), tiles.bytes(), stream, tiles, map, partial);
+      },
+      [&](auto type, auto vector, auto last) {
+        using T = decltype(type);
+        const LpipsTensors<T, vector.value, last.value> tensors(p);
+        return launch<lpips_fwd<T, vector.value, last.value>>(tensors.grid(), dim3(kThreads), 0, stream, tensors,
+                                                              Divider(units), map, partial);
+      });
   if (error != cudaSuccess || p.spatial) {
     return error;
   }

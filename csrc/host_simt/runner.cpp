@@ -62,7 +62,7 @@ const Workspace workspaces[] = {
     {"lpips_layer_fwd",
      [](const void* params) {
        const auto& p = *static_cast<const alexnet_fast::LpipsParams*>(params);
-       return p.pairs * alexnet_fast::lpips_units(p) * int64_t{sizeof(float)};
+       return p.pairs * alexnet_fast::cuda::lpips_layer_fwd_partial_units(p) * int64_t{sizeof(float)};
      }},
     {"lpips_layer_bwd",
      [](const void* params) {

@@ -99,7 +99,12 @@ BUDGETS = [
     Budget(r"conv_fold_image<\w+, 2, false>", 32, 0, (8, 6, 6, 8), 480),
     Budget("conv_fold_image<", 40, 0, (6, 6, 6, 6), 760),
     Budget("(conv_fold_kernel|conv_transpose|conv_sum)", 40, 5 * KB, (6, 6, 6, 6)),
-    # A block shares three numbers of 64 pixels for both images, NCHW two for each thread as well.
+    # In NCHW a thread has up to eight lines of each image in shared memory, and sums of their pixels. For 64 channels
+    # blocks have 128 threads, so half of this: five a multiprocessor of sm_90, three of sm_80, two of others.
+    Budget("lpips_fwd_planes<", 72, 82 * KB, (1, 1, 1, 2), 930),
+    Budget(r"lpips_bwd_planes<\w+, false>", 88, 84 * KB, (1, 1, 1, 2), 1670),
+    Budget("lpips_bwd_planes<", 96, 84 * KB, (1, 1, 1, 2), 1910),
+    # A block shares three numbers of 64 pixels for both images, single elements of NCHW two for each thread as well.
     Budget("lpips_fwd<", 64, 6 * KB, (4, 4, 4, 4), 910),
     Budget("lpips_bwd<", 80, 7 * KB, (3, 3, 3, 3), 1480),
     Budget("lpips_weight<", 64, 9 * KB, (4, 4, 4, 4), 1500),
@@ -217,15 +222,17 @@ WORK = [
     Work("lrn_pool_fwd_planes<float, true", 9.25, 80, 212, ("H200",)),
     Work(f"lrn_pool_bwd_planes<{HALF}", 4.75, 91, 275, BOTH),
     Work("lrn_pool_bwd_planes<float", 9.25, 121, 353, BOTH),
-    # x of both images. In NCHW a thread has one pixel, and a turn of its loops is for an element of each image.
+    # x of both images.
     Work(f"lpips_fwd<{HALF}, 8, true", 2, 13, 117),
     Work("lpips_fwd<float, 4, true", 4, 17, 72),
-    Work(f"lpips_fwd<{HALF}, 1, false", 2, 57, 68, BOTH),
-    Work("lpips_fwd<float, 1, false", 4, 47, 60, BOTH),
+    Work(f"lpips_fwd_planes<{HALF}", 2, 12, 58),
+    Work("lpips_fwd_planes<float", 4, 14, 26),
     Work(f"lpips_bwd<{HALF}, 8, true", 4, 26, 172),
     Work("lpips_bwd<float, 4, true", 8, 34, 114),
-    Work(f"lpips_bwd<{HALF}, 1, false", 4, 123, 135, BOTH),
-    Work("lpips_bwd<float, 1, false", 8, 105, 114, BOTH),
+    Work(f"lpips_bwd_planes<{HALF}, false", 4, 30, 230, ("H200",)),
+    Work("lpips_bwd_planes<float, false", 8, 29, 70),
+    Work(f"lpips_bwd_planes<{HALF}, true", 4, 33, 255, ("H200",)),
+    Work("lpips_bwd_planes<float, true", 8, 35, 108),
 ]
 
 
@@ -302,7 +309,11 @@ def wanted_instructions(kernel: Kernel) -> list[str]:
         )
     if kernel.family in ("lpips_fwd", "lpips_weight"):  # which write a number a pixel, or a channel
         return [rf"LDG?\.E\.{8 * kernel.vector}(\.CONSTANT)?"] if kernel.vector == 16 else []
-    if kernel.family in ("pool_bwd_planes", "lrn_fwd_planes", "lrn_bwd_planes", "lrn_pool_bwd_planes"):
+    if kernel.family == "lpips_fwd_planes":
+        return BY_16_BYTES[:2]
+    if kernel.family in ("pool_bwd_planes", "lpips_bwd_planes"):
+        return BY_16_BYTES
+    if kernel.family in ("lrn_fwd_planes", "lrn_bwd_planes", "lrn_pool_bwd_planes"):
         return BY_16_BYTES + ([r"STS\.128"] if "Rectified" in kernel.name else [])
     if kernel.family == "lrn_pool_fwd_planes":  # in inference what leaves are outputs alone, a quarter of the elements
         return [*BY_16_BYTES[: 3 if "true" in kernel.name else 1], r"STS\.128"]

@@ -76,7 +76,8 @@ def test_misaligned_tensors(stem, kind):
         epilogue("sums over blocks", (1, 24, 5, 6)),
         epilogue("pool", (1, 24, 7, 9), pool=Pool(3, 2)),
         epilogue("LRN and pool", (1, 24, 7, 7), lrn=LRN(5, 1e-3), pool=Pool(3, 2)),
-        lpips_layer("lanes and slices", (2, 24, 9, 8)),
+        lpips_layer("lanes and lines", (2, 24, 9, 8)),
+        lpips_layer("slices", (2, 9, 9, 7)),
     ],
     ids=str,
 )
@@ -416,6 +417,8 @@ TRAFFIC = [
     (epilogue("", (2, 64, 23, 23), lrn=LRN(5), pool=Pool(3, 2)), True, 2.0, 3.5),
     (epilogue("", (2, 64, 23, 23), lrn=LRN(5), pool=Pool(3, 2)), False, 1.5, 1.6),
     (epilogue("", (2, 64, 23, 23), lrn=LRN(5)), False, 1.2, 1.3),
+    # A third is the weights, which each thread reads of its channels.
+    (lpips_layer("", (2, 64, 9, 9), spatial=True), False, 1.5, 1.6),
 ]
 
 
@@ -427,7 +430,9 @@ def test_traffic(sample, channels_last, forward_bound, backward_bound):
         inputs = sum(tensor.numel() * tensor.element_size() for tensor in task.case.inputs.values())
         outputs = sum(tensor.numel() * tensor.element_size() for tensor in task.case.outputs.values())
         bound = forward_bound if task.case.launcher.endswith("fwd") else backward_bound
-        sums = 0 if "db" not in task.case.outputs else 0.2 * outputs  # rows of partial sums, written and read again
+        sums = (
+            0 if {"db", "dweight"}.isdisjoint(task.case.outputs) else 0.2 * outputs
+        )  # rows of partial sums, written and read again
         assert outputs <= result.written <= outputs + sums
         assert inputs <= result.read <= bound * inputs + sums, f"{task.case.launcher}: {result.read / inputs:.2f}"
 

@@ -15,6 +15,11 @@ constexpr int kUnit = static_cast<int>(kLpipsUnit);
 constexpr int kSlices = kThreads / kUnit;  // of channels, in NCHW
 static_assert(kThreads % kUnit == 0);
 
+// 1 / (|a| + eps) of |a|^2, or 0 where that is 0.
+__device__ __forceinline__ float inverse_length(float square) {
+  return square == 0 ? 0.0f : 1 / (sqrtf(square) + static_cast<float>(kLpipsEpsilon));
+}
+
 template <class T, int V, bool Last>
 struct LpipsUnit {
   static_assert(Last || V == 1);
@@ -113,7 +118,7 @@ struct LpipsUnit {
     }
   }
 
-  // squares[0 .. 1]: |a|^2 and |b|^2; scales[0 .. 1]: 1 / (|a| + eps), or 0 where |a| is 0.
+  // squares[0 .. 1]: |a|^2 and |b|^2; scales[0 .. 1]: what inverse_length() makes of them.
   __device__ __forceinline__ void measure(float (&squares)[2][kUnit], float (&scales)[2][kUnit]) const {
     add_up(squares, [](float x, float y, float, int, float (&terms)[2]) {
       terms[0] = x * x;
@@ -121,8 +126,7 @@ struct LpipsUnit {
     });
     if (threadIdx.x < 2 * kUnit) {
       const int k = threadIdx.x / kUnit, pixel = threadIdx.x % kUnit;
-      const float square = squares[k][pixel];
-      scales[k][pixel] = square == 0 ? 0.0f : 1 / (sqrtf(square) + static_cast<float>(kLpipsEpsilon));
+      scales[k][pixel] = inverse_length(squares[k][pixel]);
     }
     __syncthreads();
   }
@@ -157,21 +161,5 @@ struct LpipsTensors {
 
   dim3 grid() const { return dim3(static_cast<uint32_t>(std::min<int64_t>(pairs * units, INT32_MAX))); }
 };
-
-// Calls body(T{}, V, Last), the last two as integral constants.
-template <class Body>
-int with_lpips_kernel(const LpipsParams& p, Body&& body) {
-  return with_dtype(p.dtype, [&](auto type) {
-    using T = decltype(type);
-    using One = std::integral_constant<int, 1>;
-    if (!p.channels_last) {
-      return body(type, One{}, std::false_type{});
-    }
-    constexpr int V = kVector<T>;
-    const bool vectors = p.channels % V == 0 && aligned_16(p.x) && aligned_16(p.weight) && aligned_16(p.dx);
-    return vectors ? body(type, std::integral_constant<int, V>{}, std::true_type{})
-                   : body(type, One{}, std::true_type{});
-  });
-}
 
 }  // namespace alexnet_fast::cuda
