@@ -36,7 +36,7 @@ def test_build_info():
     assert re.fullmatch("[0-9a-f]{16}", info["sources"])
     assert info["stable_abi"] == "2.11"
     assert info["cpu_isa"] in {"baseline", "avx2", "avx512"}
-    assert info["cuda"] is None or re.fullmatch(r"\d+\.\d+ for sm_80 sm_86 sm_89 sm_90.*", info["cuda"])
+    assert info["cuda"] is None or re.fullmatch(r"\d+\.\d+ for sm_80 sm_86 sm_90.*", info["cuda"])
     assert (info["cuda"] is None) == backends.missing("cuda").startswith("built without CUDA")
 
 

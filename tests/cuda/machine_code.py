@@ -80,7 +80,7 @@ class Kernel:
             return 40 * KB  # PlaneTiles::kTileBytes
         if self.family == "lrn_pool_bwd_planes":
             return 50 * KB  # LrnPoolTiles::kMostBytes
-        if self.family in ("lpips_fwd_planes", "lpips_bwd_planes"):  # a thread's eight lines of two images, and two sums
+        if self.family in ("lpips_fwd_planes", "lpips_bwd_planes"):  # a thread's lines of two images, and two sums
             return 256 * (8 * 32 + 2 * (16 if self.arguments[0] == "float" else 32))
         if self.family == "pool_fwd_planes":
             return 35 * KB // 2  # PlaneBands::kTileBytes

@@ -1,5 +1,5 @@
-"""The CPU run of the kernels notices small faults in them: of all, three at most go unseen. A plain run tries every fifth
-of those in the kernels for any card, --slow every third of those for Hopper."""
+"""The CPU run of the kernels notices small faults in them: of all, three at most go unseen. A plain run tries every
+fifth of those in the kernels for any card, --slow every third of those for Hopper."""
 
 from __future__ import annotations
 
