@@ -74,11 +74,11 @@ def pack(model: M) -> M:
     They take as much memory as the weights. A weight that is written through ``.data`` or from another process changes
     unseen: call ``pack(model)`` again.
 
-    On CUDA devices an AlexNet, or a FusedSequential whose modules all are fused, replays what it recorded in a CUDA graph
-    (:class:`alexnet_fast.nn.replays.Replays`), from the second call on with a shape, for up to eight shapes; each keeps
-    the memory of its activations. Copied are the weights alone that this package's convolutions would bring into their
-    form in each call: of a channels_last AlexNet the first one. They are written anew when the weight has changed. What
-    cannot be recorded runs as it stands, and one warning says why.
+    On CUDA devices an AlexNet, or a FusedSequential whose modules all are fused, replays what it recorded in a CUDA
+    graph (:class:`alexnet_fast.nn.replays.Replays`), from the second call on with a shape, for up to eight shapes; each
+    keeps the memory of its activations. Copied are the weights alone that this package's convolutions would bring into
+    their form in each call: of a channels_last AlexNet the first one's. They are written anew when the weight has
+    changed. What cannot be recorded runs as it stands, and one warning says why.
 
     Returns ``model``.
     """

@@ -332,6 +332,13 @@ MUTANTS = [
         unit="conv_prepare",
     ),
     Mutant(
+        "conv_relu_fwd",
+        "a prepared weight is prepared again",
+        "common/conv.cuh",
+        "return !p.prepared && (folded",
+        "return (folded",
+    ),
+    Mutant(
         "conv_relu_bwd",
         "the kernel is transposed and not rotated",
         "conv_prepare.cu",

@@ -16,11 +16,16 @@ import torch
 from tests.conftest import TABLES
 
 from . import host_build, test_linear_int8, test_pointwise
-from .conv import BF16, EDGES, backward, forward, stage, stages
+from .conv import BF16, EDGES, Shape, backward, forward, prepared, stage, stages
 from .mutants import MUTANTS, SM90_MUTANTS, Mutant
 from .pointwise import tasks
-from .test_conv_relu import check
+from .test_conv_relu import Expected, check
 from .test_hopper import LISTED, LISTED_STAGES, hopper, hopper_backward, hopper_stage
+
+
+def moved(shape: Shape) -> Expected:
+    """With a prepared weight, and an x that begins between two multiples of 16 bytes."""
+    return prepared(shape, *forward(shape, BF16, offsets={"x": 2}))
 
 
 @cache
@@ -40,7 +45,10 @@ def suite(launcher: str) -> dict[str, Callable[[], None]]:
             "conv_stage_fwd": lambda: [stage(s, BF16) for s in stages(20, seed=3) if not s.shape.tile],
         }[launcher]()
         name = {"conv_relu_fwd": "test_forward", "conv_relu_bwd": "test_backward", "conv_stage_fwd": "test_pooling"}
-        return {name[launcher]: lambda: check("threads", cases)}
+        found = {name[launcher]: lambda: check("threads", cases)}
+        if launcher == "conv_relu_fwd":
+            found["test_prepared_weights"] = lambda: check("threads", [moved(shape) for shape in EDGES[5:10]])
+        return found
     if stem == "linear_int8":
         few, moved = test_linear_int8.all_cases()[::2], test_linear_int8.misaligned()[::5]
         return {

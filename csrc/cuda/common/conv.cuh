@@ -130,12 +130,13 @@ inline Fold padding_fold(const Image& image) {
   return {1, 1, 0, 0, image.height, image.width, chunks_of(image.dtype, image.channels)};
 }
 
-// The fold with which the convolution's depth is the smallest. A prepared weight knows nothing of where x begins.
+// The fold with which the convolution's depth is the smallest. Where x begins says whether x has to be copied at all, and
+// makes no difference to the fold: one of whole chunks is never smaller.
 inline Fold input_fold(const ConvParams& p) {
   const Image image = input_of(p);
   Fold padded = padding_fold(image);
   const Window& w = p.window;
-  if (p.dilation_h != 1 || p.dilation_w != 1 || !needs_fold(p.dtype, image.channels, p.prepared ? nullptr : p.x)) {
+  if (p.dilation_h != 1 || p.dilation_w != 1 || !needs_fold(p.dtype, image.channels, p.x)) {
     return padded;
   }
   const int64_t pixels = int64_t{w.stride_h} * w.stride_w;
