@@ -346,7 +346,7 @@ def _backward_rows(
 
 def _stretches(planes: Planes) -> tuple[int, dict]:
     """Pixels of a stretch, and the launch's constants: a line for each of 128 threads, as many of a plane side by side
-    as leave few without one. A stretch of whole lines has them in one plane, and in the next one line more."""
+    as leave few without one. As stretches begin anywhere in a line, VECTOR - 1 of its lines' elements are others'."""
     vector, threads = planes.vector, ELEMENTS // 8
 
     def pixels(side: int) -> int:
