@@ -202,19 +202,21 @@ def weight_of_rows(weight_ptr, start, channels, ROWS: tl.constexpr):
 
 
 @triton.jit
-def lengths_of_lines(
+def lengths_of_pixels(
     x_ptr,
     second,
     pixels,
     channels,
     element,
     there,
+    places,
+    exists,
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     LINES: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
-    """Σ a² and Σ b² of each element's pixel in each row's channels."""
+    """Σ a² and Σ b² of each pixel of the stretch."""
     aa = tl.zeros((ROWS, LINES, VECTOR), ACC)
     bb = tl.zeros((ROWS, LINES, VECTOR), ACC)
     for first in range(0, channels, ROWS):
@@ -223,7 +225,8 @@ def lengths_of_lines(
         aa += a * a
         bb += b * b
         element += ROWS // VECTOR * pixels * VECTOR
-    return aa, bb
+    aa = sum_of_pixels(aa, places, exists, ROWS, LINES, VECTOR)
+    return aa, sum_of_pixels(bb, places, exists, ROWS, LINES, VECTOR)
 
 
 @triton.jit
@@ -248,11 +251,11 @@ def _forward_rows(
     second = tl.num_programs(1).to(tl.int64) * image_lines * VECTOR
     own = tl.arange(0, LINES * VECTOR)
     pixel, there = at + tl.arange(0, VECTOR)[None, None, :], at < count
-    aa, bb = lengths_of_lines(x_ptr, second, pixels, channels, element, there, ACC, ROWS, LINES, VECTOR)
-    own_s = inverse(sum_of_pixels(aa, places, own < count, ROWS, LINES, VECTOR), EPSILON)
-    own_t = inverse(sum_of_pixels(bb, places, own < count, ROWS, LINES, VECTOR), EPSILON)
-    s = of_elements(own_s, pixel, ROWS, LINES, VECTOR)
-    t = of_elements(own_t, pixel, ROWS, LINES, VECTOR)
+    aa, bb = lengths_of_pixels(
+        x_ptr, second, pixels, channels, element, there, places, own < count, ACC, ROWS, LINES, VECTOR
+    )
+    s = of_elements(inverse(aa, EPSILON), pixel, ROWS, LINES, VECTOR)
+    t = of_elements(inverse(bb, EPSILON), pixel, ROWS, LINES, VECTOR)
     total = tl.zeros((ROWS, LINES, VECTOR), ACC)
     for start in range(0, channels, ROWS):
         channel = start + tl.arange(0, ROWS)[:, None, None]
@@ -293,9 +296,9 @@ def _backward_rows(
     own = tl.arange(0, LINES * VECTOR)
     pixel, there = at + tl.arange(0, VECTOR)[None, None, :], at < count
     whole, inside = (at >= 0) & (at + VECTOR <= count), (pixel >= 0) & (pixel < count)
-    aa, bb = lengths_of_lines(x_ptr, second, pixels, channels, element, there, ACC, ROWS, LINES, VECTOR)
-    aa = sum_of_pixels(aa, places, own < count, ROWS, LINES, VECTOR)
-    bb = sum_of_pixels(bb, places, own < count, ROWS, LINES, VECTOR)
+    aa, bb = lengths_of_pixels(
+        x_ptr, second, pixels, channels, element, there, places, own < count, ACC, ROWS, LINES, VECTOR
+    )
     own_s, own_t = inverse(aa, EPSILON), inverse(bb, EPSILON)
     s = of_elements(own_s, pixel, ROWS, LINES, VECTOR)
     t = of_elements(own_t, pixel, ROWS, LINES, VECTOR)
@@ -343,7 +346,7 @@ def _backward_rows(
 
 def _stretches(planes: Planes) -> tuple[int, dict]:
     """Pixels of a stretch, and the launch's constants: a line for each of 128 threads, as many of a plane side by side
-    as leave few without one. A stretch of whole lines has them in one plane, and in the next one line more."""
+    as leave few without one. As stretches begin anywhere in a line, VECTOR - 1 of its lines' elements are others'."""
     vector, threads = planes.vector, ELEMENTS // 8
 
     def pixels(side: int) -> int:

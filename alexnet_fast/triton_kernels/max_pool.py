@@ -56,6 +56,16 @@ def place(pixel, height, width):
     return pixel // (height * width), pixel // width % height, pixel % width
 
 
+@triton.jit
+def place_in_rows(channel, left, here, pixels, LINES: tl.constexpr, VECTOR: tl.constexpr):
+    """Of a tile of rows (rows_of): which elements are spilled, the pixel of each in its plane, and that at which each
+    row begins."""
+    spilled = tl.arange(0, VECTOR)[None, None, :] >= left
+    pixel = here - channel * pixels
+    begin = tl.cdiv(channel * pixels, VECTOR) * VECTOR - channel * pixels + tl.program_id(1) * LINES * VECTOR
+    return spilled, tl.where(spilled, pixel - pixels, pixel), begin
+
+
 # ---- Forward ---------------------------------------------------------------------------------------------------------
 
 
@@ -146,10 +156,7 @@ def _forward_rows(
 ):
     image, channel, _, left, here, mask = rows_of(image_lines, channels, pixels, ROWS, LINES, VECTOR)
     ALL: tl.constexpr = ROWS * LINES * VECTOR
-    spilled = tl.arange(0, VECTOR)[None, None, :] >= left
-    pixel = here - channel * pixels
-    begin = tl.cdiv(channel * pixels, VECTOR) * VECTOR - channel * pixels + tl.program_id(1) * LINES * VECTOR
-    pixel = tl.where(spilled, pixel - pixels, pixel)
+    spilled, pixel, begin = place_in_rows(channel, left, here, pixels, LINES, VECTOR)
 
     # From the first window's first row to the last one's last row, which may be in the next plane.
     last = tl.minimum(begin + (LINES * VECTOR - 1), pixels - 1) // OUT_WIDTH * STRIDE_H + (KERNEL_H - PAD_H)
@@ -350,10 +357,7 @@ def _backward_rows(
     ALL: tl.constexpr = ROWS * LINES * VECTOR
     OVER_H: tl.constexpr = (KERNEL_H + STRIDE_H - 1) // STRIDE_H  # windows over an input, at most
     OVER_W: tl.constexpr = (KERNEL_W + STRIDE_W - 1) // STRIDE_W
-    spilled = tl.arange(0, VECTOR)[None, None, :] >= left
-    pixel = here - channel * pixels
-    begin = tl.cdiv(channel * pixels, VECTOR) * VECTOR - channel * pixels + tl.program_id(1) * LINES * VECTOR
-    pixel = tl.where(spilled, pixel - pixels, pixel)
+    spilled, pixel, begin = place_in_rows(channel, left, here, pixels, LINES, VECTOR)
 
     # From the row of the first window over the first input to that of the last one over the last.
     last = tl.minimum((tl.minimum(begin + LINES * VECTOR, pixels) - 1) // WIDTH + PAD_H, out_height * STRIDE_H - 1)

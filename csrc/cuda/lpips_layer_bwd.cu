@@ -9,8 +9,8 @@
 //
 // NCHW: lines in shared memory (common/lpips_planes.cuh), where all three passes read them; x comes from memory once,
 // and the weight's gradient is summed on the third. Of dx whole lines are written by 16 bytes, a run's two ends by
-// single elements, in every warp. For 8 pixels of both images the copy issues 18, then 39, 65 and 196, in all 30 an
-// element, 33 with the weight's gradient; in float32 29 and 35 of 76. Bytes bind on an H100, in 16 bits instructions on
+// single elements, in every warp. For 8 pixels of both images the copy issues 18, then 39, 65 and 165, in all 28 an
+// element, 31 with the weight's gradient; in float32 29 and 33 of 76. Bytes bind on an H100, in 16 bits instructions on
 // an H200 (27). The first version, of single elements, issued 123 and 105, and read x again for the weight's gradient.
 // Predicted, not measured: a copy's speed on an H100, a tenth less on an H200.
 #include "cuda/common/lpips_planes.cuh"
@@ -90,6 +90,15 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
+template <class T, int N>
+__device__ __forceinline__ Pack<T, 1> one_of(const Pack<T, N>& pack, int i) {
+  if constexpr (sizeof(T) == 4) {
+    return {pack.words[i]};
+  } else {
+    return {static_cast<uint16_t>(pack.words[i / 2] >> (16 * (i % 2)))};
+  }
+}
+
 // With kWeight a row of partial sums for each block, as lpips_weight's.
 template <class T, bool kWeight>
 __global__ void __launch_bounds__(kThreads, 1)
@@ -133,7 +142,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   tile.read(along[0], along_a);
   tile.read(along[1], along_b);
   const bool whole = tile.whole();
+  uint32_t there = 0;  // a bit for each element of a line that is the run's
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    there |= static_cast<uint32_t>(tile.has(v)) << v;
+  }
   T* da = dx + (tile.line - tiles.x);
+  T* db = da + tiles.second;
   tile.for_each([&](T* a, const T* b, int32_t channel) {
     float x[V], y[V], sum = 0;
     unpack(load<V>(a), x);
@@ -143,25 +158,27 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int v = 0; v < V; ++v) {
       const float difference = fmaf(x[v], s[v], -y[v] * t[v]);
       const float h = 2 * g[v] * weight * difference;
-      if (kWeight && (whole || tile.has(v))) {
+      if (kWeight && (there >> v & 1) != 0) {
         sum += g[v] * difference * difference;
       }
       x[v] = fmaf(h, s[v], -x[v] * along_a[v]);
       y[v] = fmaf(y[v], along_b[v], -h * t[v]);
     }
+    const Pack<T, V> own_a = pack<T>(x), own_b = pack<T>(y);
     if (whole) {
-      store(da, pack<T>(x));
-      store(da + tiles.second, pack<T>(y));
+      store(da, own_a);
+      store(db, own_b);
     } else {
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        if (tile.has(v)) {
-          store(da + v, pack<T>({x[v]}));
-          store(da + tiles.second + v, pack<T>({y[v]}));
+        if ((there >> v & 1) != 0) {
+          store(da + v, one_of(own_a, v));
+          store(db + v, one_of(own_b, v));
         }
       }
     }
     da += int64_t{tiles.rows} * tiles.pixels;
+    db += int64_t{tiles.rows} * tiles.pixels;
     if constexpr (kWeight) {
       *reinterpret_cast<float*>(a) = sum;  // where nobody reads this line again
     }

@@ -143,7 +143,7 @@ def lpips_layer_tasks(sample: Sample, dtype: torch.dtype, channels_last: bool, n
     inputs = {"x": x, "weight": weight}
     forward = Case("lpips_layer_fwd", params, inputs, {"y": dy}, workspace=None if spatial else "partial")
     yield Task(name, forward, {"y": exact["output"]}, {"y": peer["output"]}, {})
-    inputs |= {"dy": dy}
+    inputs = {**inputs, "dy": dy}
     exact_dx, peer_dx = {"dx": exact["input"]}, {"dx": peer["input"]}
     yield Task(f"{name}, no dweight", Case("lpips_layer_bwd", params, inputs, {"dx": x}), exact_dx, peer_dx, {})
     # The weight's gradient is float32 whatever x is.

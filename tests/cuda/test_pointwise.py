@@ -417,8 +417,7 @@ TRAFFIC = [
     (epilogue("", (2, 64, 23, 23), lrn=LRN(5), pool=Pool(3, 2)), True, 2.0, 3.5),
     (epilogue("", (2, 64, 23, 23), lrn=LRN(5), pool=Pool(3, 2)), False, 1.5, 1.6),
     (epilogue("", (2, 64, 23, 23), lrn=LRN(5)), False, 1.2, 1.3),
-    # A third is the weights, which each thread reads of its channels.
-    (lpips_layer("", (2, 64, 9, 9), spatial=True), False, 1.5, 1.6),
+    (lpips_layer("", (2, 64, 13, 13), spatial=True), False, 1.2, 1.2),
 ]
 
 
@@ -430,9 +429,8 @@ def test_traffic(sample, channels_last, forward_bound, backward_bound):
         inputs = sum(tensor.numel() * tensor.element_size() for tensor in task.case.inputs.values())
         outputs = sum(tensor.numel() * tensor.element_size() for tensor in task.case.outputs.values())
         bound = forward_bound if task.case.launcher.endswith("fwd") else backward_bound
-        sums = (
-            0 if {"db", "dweight"}.isdisjoint(task.case.outputs) else 0.2 * outputs
-        )  # rows of partial sums, written and read again
+        # Rows of partial sums are written and read again.
+        sums = 0 if {"db", "dweight"}.isdisjoint(task.case.outputs) else 0.2 * outputs
         assert outputs <= result.written <= outputs + sums
         assert inputs <= result.read <= bound * inputs + sums, f"{task.case.launcher}: {result.read / inputs:.2f}"
 

@@ -1,8 +1,8 @@
 // A unit of a pair of images: kLpipsUnit pixels, whose sums over channels a block makes.
 //
 // NHWC: as many lanes as a pixel has vectors of V channels, a power of two of at most 32, share it, and add up by
-// shuffles. NCHW: a thread has one pixel and every fourth channel, and adds up through shared memory. Either way one
-// order of additions, which depends on shapes alone.
+// shuffles. NCHW, where lpips_planes.cuh does not take the images: a thread has one pixel and every fourth channel, and
+// adds up through shared memory. Either way one order of additions, which depends on shapes alone.
 #pragma once
 
 #include "cuda/common/divider.cuh"
