@@ -1,7 +1,7 @@
 // Backward of AlexNet's stages, for epilogue_bwd.cu: from the gradient of the pool's output, through windows of 3 with
 // stride 2, LrnOfFive and the ReLU, to dz and sums for the bias. common/lrn_bwd.cuh has the formula.
 //
-// NHWC in 16 bits: a thread owns V channels of a patch of 2 x 2 pixels. It gathers the pool's gradient of all four at
+// NHWC: a thread owns V channels of a patch of 2 x 2 pixels. It gathers the pool's gradient of all four at
 // once (gather_patch) and takes LRN's backward pixel by pixel: t and its powers once for each channel, and the products
 // q of the two channels on either side from the threads beside it, through shared memory, one barrier a pixel. The
 // ReLU's output x is LRN's input and the mask.
