@@ -190,6 +190,9 @@ def test_an_alexnets_parts_and_copies():
             assert model(x).dtype == torch.bfloat16
     assert model(x).requires_grad
     assert StandIn.made == 2
+    model.avgpool.output_size = (1, 1)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        model(x)
 
 
 # ---- Weights that are prepared once ----------------------------------------------------------------------------------
@@ -283,6 +286,7 @@ def test_weights_that_count_no_versions_are_not_prepared(prepared):
         for _ in range(3):
             model(x)
     assert not prepared
+    assert StandIn.made == 2
 
 
 @pytest.mark.gpu
