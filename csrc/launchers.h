@@ -86,8 +86,8 @@ ALEXNET_FAST_CUDA_SM90_LAUNCHERS(X)
 }  // namespace sm90
 
 // name##_workspace_bytes: how many bytes the launcher needs at Params::workspace. They depend on shapes and on the
-// alignment of the other pointers. conv_prepare, which is given no x, has its result there: the weight as
-// forward launchers read it where it is `prepared`.
+// alignment of the other pointers. conv_prepare has its result there: the weight
+// as forward launchers read it where it is `prepared`.
 #define ALEXNET_FAST_CUDA_WORKSPACES(X) \
   X(conv_prepare, ConvParams)           \
   X(conv_relu_fwd, ConvParams)          \

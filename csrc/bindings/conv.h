@@ -140,13 +140,12 @@ inline std::optional<Tensor> set_bias(const std::optional<Tensor>& bias, const T
 }
 
 #if ALEXNET_FAST_CUDA
-// How many elements conv_prepare returns; params.x is not set.
+// How many elements conv_prepare returns.
 inline int64_t prepared_elements(const Tensor& weight, const ConvParams& params) {
   return cuda::conv_prepare_workspace_bytes(params) / static_cast<int64_t>(weight.element_size());
 }
 
 // The weight as the kernels read it, with its pointer in `params`: what conv_prepare returned, or channels_last.
-// params.x is not set yet.
 inline Tensor set_weight(const Tensor& kernel, const std::optional<Tensor>& prepared, ConvParams& params,
                          const char* op) {
   const Tensor weight = prepared ? *prepared : dense(kernel, true);

@@ -24,7 +24,7 @@ def test_every_sample():
 
 def test_packed_nets():
     """Weights are prepared once, and followed; see tests/cuda/check_packed.py."""
-    assert int(bindings.run("tests.cuda.check_packed")) > 40
+    assert int(bindings.run("tests.cuda.check_packed")) > 30
 
 
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.soak)])

@@ -23,7 +23,7 @@ from .test_conv_relu import Expected, check
 from .test_hopper import LISTED, LISTED_STAGES, hopper, hopper_backward, hopper_stage
 
 
-def moved(shape: Shape) -> Expected:
+def with_moved_x(shape: Shape) -> Expected:
     """With a prepared weight, and an x that begins between two multiples of 16 bytes."""
     return prepared(shape, *forward(shape, BF16, offsets={"x": 2}))
 
@@ -47,7 +47,7 @@ def suite(launcher: str) -> dict[str, Callable[[], None]]:
         name = {"conv_relu_fwd": "test_forward", "conv_relu_bwd": "test_backward", "conv_stage_fwd": "test_pooling"}
         found = {name[launcher]: lambda: check("threads", cases)}
         if launcher == "conv_relu_fwd":
-            found["test_prepared_weights"] = lambda: check("threads", [moved(shape) for shape in EDGES[5:10]])
+            found["test_prepared_weights"] = lambda: check("threads", [with_moved_x(shape) for shape in EDGES[5:10]])
         return found
     if stem == "linear_int8":
         few, moved = test_linear_int8.all_cases()[::2], test_linear_int8.misaligned()[::5]

@@ -130,8 +130,8 @@ inline Fold padding_fold(const Image& image) {
   return {1, 1, 0, 0, image.height, image.width, chunks_of(image.dtype, image.channels)};
 }
 
-// The fold with which the convolution's depth is the smallest. Where x begins says whether x has to be copied at all, and
-// makes no difference to the fold: one of whole chunks is never smaller.
+// The fold with which the convolution's depth is the smallest. Where x begins says whether x has to be copied at all,
+// and makes no difference to the fold: one of whole chunks is never smaller.
 inline Fold input_fold(const ConvParams& p) {
   const Image image = input_of(p);
   Fold padded = padding_fold(image);
