@@ -357,17 +357,6 @@ class Run {
     return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2])};
   }
 
-  // The epilogue's, of images of one pixel.
-  static std::tuple<Tensor, Maybe> relu_backward(const Tensor& dy, const Tensor& y, bool want_bias) {
-    static const Ints none{0, 0}, one{1, 1};
-    const auto as_images = [](const Tensor& x) {
-      return view<4>(x, {x.size(0), x.size(1), 1, 1}, {x.stride(0), x.stride(1), 1, 1});
-    };
-    const Tensor images = as_images(dy);
-    auto [dz, db] = epilogue_backward(images, images, as_images(y), 1, 1, want_bias, 0, 0, 0, 0, 1, none, one, none);
-    return {view<2>(dz, {dz.size(0), dz.size(1)}, {dz.stride(0), dz.stride(1)}), std::move(db)};
-  }
-
   static Tensor sum_of_rows(const Tensor& x) {
     if (x.is_cpu() && accumulation(x) == x.scalar_type() && x.is_contiguous()) {
       Tensor sum = empty1d(x, x.size(1), x.scalar_type());
