@@ -11,6 +11,7 @@
 #include <unordered_map>
 
 #include "conv.h"
+#include "direct.h"
 #include "operators.h"
 #include "sums.h"
 
@@ -517,6 +518,8 @@ void register_all(torch::stable::detail::StableLibrary& m) {
   m.impl("run_kept", TORCH_BOX(&run_kept));
 }
 
+PyMethodDef DIRECT[] = {direct_method<&run>("run"), direct_method<&run_backward>("run_backward")};
+
 // Python's hold on a Kept. Each call for training makes one: by pybind11 that would take as long as a small layer.
 struct Hold {
   PyObject_HEAD int64_t number;
@@ -557,6 +560,20 @@ void define_runs(py::module_& m) {
            }),
            py::arg("layers"), py::arg("shapes"))
       .def_readonly("number", &Registered<const Run>::number);
+  m.def(
+      "direct",
+      [](const std::string& name, py::object op, std::vector<py::object> looks, std::vector<py::object> plain,
+         py::object capsule_of_tensor, py::object tensors_of_capsules) {
+        const auto has_name = [&](const PyMethodDef& method) { return method.ml_name == name; };
+        return function_of(*std::find_if(std::begin(DIRECT), std::end(DIRECT), has_name),
+                           new Direct{std::move(op), std::move(looks), std::move(plain), std::move(capsule_of_tensor),
+                                      std::move(tensors_of_capsules)});
+      },
+      "An operator of this name, run or run_backward, as a function that calls it past the dispatcher where none of\n"
+      "`looks` says that somebody looks and all tensors are of the types `plain`; elsewhere `op`. See\n"
+      "alexnet_fast.ops.run.",
+      py::arg("name"), py::arg("op"), py::arg("looks"), py::arg("plain"), py::arg("capsule_of_tensor"),
+      py::arg("tensors_of_capsules"));
   m.attr("Kept") = py::reinterpret_steal<py::object>(PyType_FromSpec(&HOLD));
 }
 
