@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 
 from alexnet_fast import _C
@@ -34,9 +34,20 @@ LIBRARY.define("run_kept(Tensor like, int held) -> Tensor[]")
 for _name in ("run", "run_backward", "run_kept"):
     LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 # Without the frame around them in which nothing is done.
-RUN, RUN_BACKWARD, RUN_KEPT = (
-    getattr(torch.ops.alexnet_fast, name).default._op for name in ("run", "run_backward", "run_kept")
-)
+OPERATORS = {name: getattr(torch.ops.alexnet_fast, name).default._op for name in ("run", "run_backward", "run_kept")}
+# Who sees an operator that the dispatcher calls; modes and transforms only in backward, as a call has asked for them.
+PROFILERS = [torch._C._autograd._profiler_enabled]
+LOOKS = [
+    *PROFILERS,
+    torch._C._len_torch_dispatch_stack,
+    torch._C._len_torch_function_stack,
+    torch._C._are_functorch_transforms_active,
+]
+PLAIN = [Tensor, nn.Parameter]
+CAPSULES = torch._C._aoti.unsafe_alloc_void_ptr_from_tensor, torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs
+RUN = _C.direct("run", OPERATORS["run"], PROFILERS, PLAIN, *CAPSULES)
+RUN_BACKWARD = _C.direct("run_backward", OPERATORS["run_backward"], LOOKS, PLAIN, *CAPSULES)
+RUN_KEPT = OPERATORS["run_kept"]
 
 WINDOWS = "lrn_size", "alpha", "beta", "k", "lrn_groups", "pool_kernel", "pool_stride", "pool_padding", "ceil_mode"
 

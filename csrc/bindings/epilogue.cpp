@@ -42,6 +42,41 @@ int64_t partial_rows([[maybe_unused]] const Tensor& dy, const EpilogueParams& pa
   return 2 * cpu::kernels().epilogue_bwd.items(params);
 }
 
+// The kernel, whose pointers but those for db are set; db unless it is not wanted.
+Maybe launch_backward(const Tensor& dy, EpilogueParams& params, bool want_bias) {
+  Maybe db;
+  if (want_bias) {
+    db = empty1d(dy, params.channels, dy.scalar_type());
+  }
+  if (params.batch * params.channels * params.height * params.width == 0) {
+    if (db) torch::stable::zero_(*db);
+    return db;
+  }
+  // Partial sums in the accumulation type, rows for each piece of work, are added in order: the same for any number of
+  // threads.
+  Maybe partial;
+  std::unique_ptr<char[]> host_partial;  // a CPU's: a tensor takes longer than what a small layer has to compute
+  const int64_t rows = want_bias ? partial_rows(dy, params) : 0;
+  const ScalarType accumulate = accumulation(dy);
+  if (want_bias) {
+    params.db = db->mutable_data_ptr();
+    if (runs_cpu_kernels(dy)) {
+      host_partial.reset(
+          new char[rows * params.channels * (accumulate == ScalarType::Double ? sizeof(double) : sizeof(float))]);
+      params.db_partial = host_partial.get();
+    } else {
+      const std::array<int64_t, 2> size{rows, params.channels}, strides{params.channels, 1};
+      partial = empty_strided(dy, 2, size.data(), strides.data(), accumulate);
+      params.db_partial = partial->mutable_data_ptr();
+    }
+  }
+  launch("epilogue_backward", dy, params, cpu::kernels().epilogue_bwd, ALEXNET_FAST_CUDA_LAUNCHER(epilogue_bwd));
+  if (host_partial) {
+    add_rows(host_partial.get(), accumulate, rows, *db);
+  }
+  return db;
+}
+
 }  // namespace
 
 std::tuple<Tensor, Maybe, Maybe> epilogue(const Tensor& input, const std::optional<Tensor>& bias, int64_t lrn_size,
@@ -128,37 +163,23 @@ std::tuple<Tensor, Maybe> epilogue_backward(const Tensor& grad, const Tensor& co
   params.dy = dy.const_data_ptr();
   params.dz = dz.mutable_data_ptr();
 
-  Maybe db;
-  if (want_bias) {
-    db = empty1d(dy, shape[1], dy.scalar_type());
-  }
-  if (dz.numel() == 0) {
-    if (db) torch::stable::zero_(*db);
-    return {dz, db};
-  }
-  // Partial sums in the accumulation type, rows for each piece of work, are added in order: the same for any number of
-  // threads.
-  Maybe partial;
-  std::unique_ptr<char[]> host_partial;  // a CPU's: a tensor takes longer than what a small layer has to compute
-  const int64_t rows = want_bias ? partial_rows(dy, params) : 0;
-  const ScalarType accumulate = accumulation(dy);
-  if (want_bias) {
-    params.db = db->mutable_data_ptr();
-    if (runs_cpu_kernels(dy)) {
-      host_partial.reset(
-          new char[rows * shape[1] * (accumulate == ScalarType::Double ? sizeof(double) : sizeof(float))]);
-      params.db_partial = host_partial.get();
-    } else {
-      const std::array<int64_t, 2> size{rows, shape[1]}, strides{shape[1], 1};
-      partial = empty_strided(dy, 2, size.data(), strides.data(), accumulate);
-      params.db_partial = partial->mutable_data_ptr();
-    }
-  }
-  launch("epilogue_backward", dy, params, cpu::kernels().epilogue_bwd, ALEXNET_FAST_CUDA_LAUNCHER(epilogue_bwd));
-  if (host_partial) {
-    add_rows(host_partial.get(), accumulate, rows, *db);
-  }
-  return {dz, db};
+  return {dz, launch_backward(dy, params, want_bias)};
+}
+
+std::tuple<Tensor, Maybe> relu_backward(const Tensor& grad, const Tensor& kept, bool want_bias) {
+  check_like(kept, grad, "relu_backward", "y");
+  check_dtype(kept, grad.scalar_type(), "relu_backward", "y");
+  const Tensor dy = dense(grad, false), y = dense(kept, false);
+  // As one image of so many pixels in channels_last: its sums are over pixels, and its vectors along channels.
+  const int64_t rows = dy.size(0), columns = dy.size(1), size[] = {rows, columns}, strides[] = {columns, 1};
+  const Ints none{0, 0}, one{1, 1};
+  EpilogueParams params =
+      make_params(dtype_of(dy), true, {1, columns, rows, 1}, {rows, 1}, {0, 1, 0, 0, 0}, none, one, none);
+  Tensor dz = empty_strided(dy, 2, size, strides, dy.scalar_type());
+  params.dy = dy.const_data_ptr();
+  params.r = const_cast<void*>(y.const_data_ptr());
+  params.dz = dz.mutable_data_ptr();
+  return {dz, launch_backward(dy, params, want_bias)};
 }
 
 namespace {

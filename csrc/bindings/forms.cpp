@@ -145,13 +145,6 @@ PyObject* find_kept(PyObject* self, PyObject* const* arguments, Py_ssize_t count
 PyMethodDef FIND_KEPT{"find", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&find_kept)), METH_FASTCALL,
                       "What a dictionary has for the form of a tensor, or the form; None for another object."};
 
-// A function of Python's, with what `object` is for it.
-template <class T>
-py::object function_of(PyMethodDef& definition, T* object) {
-  const py::capsule self(object, [](void* made) { delete static_cast<T*>(made); });
-  return py::reinterpret_steal<py::object>(PyCFunction_New(&definition, self.ptr()));
-}
-
 }  // namespace
 
 void define_forms(py::module_& m) {

@@ -28,6 +28,9 @@ std::tuple<Tensor, Maybe> epilogue_backward(const Tensor& dy, const Tensor& code
                                             double k, int64_t lrn_groups, const Ints& pool_kernel,
                                             const Ints& pool_stride, const Ints& pool_padding);
 
+// The epilogue's of a ReLU alone, of matrices (rows, channels).
+std::tuple<Tensor, Maybe> relu_backward(const Tensor& dy, const Tensor& y, bool want_bias);
+
 Tensor lrn(const Tensor& x, int64_t size, double alpha, double beta, double k, int64_t groups);
 Tensor lrn_backward(const Tensor& dy, const Tensor& x, int64_t size, double alpha, double beta, double k,
                     int64_t groups);

@@ -11,6 +11,7 @@
 #include <unordered_map>
 
 #include "conv.h"
+#include "direct.h"
 #include "operators.h"
 #include "sums.h"
 
@@ -357,17 +358,6 @@ class Run {
     return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2])};
   }
 
-  // The epilogue's, of images of one pixel.
-  static std::tuple<Tensor, Maybe> relu_backward(const Tensor& dy, const Tensor& y, bool want_bias) {
-    static const Ints none{0, 0}, one{1, 1};
-    const auto as_images = [](const Tensor& x) {
-      return view<4>(x, {x.size(0), x.size(1), 1, 1}, {x.stride(0), x.stride(1), 1, 1});
-    };
-    const Tensor images = as_images(dy);
-    auto [dz, db] = epilogue_backward(images, images, as_images(y), 1, 1, want_bias, 0, 0, 0, 0, 1, none, one, none);
-    return {view<2>(dz, {dz.size(0), dz.size(1)}, {dz.stride(0), dz.stride(1)}), std::move(db)};
-  }
-
   static Tensor sum_of_rows(const Tensor& x) {
     if (x.is_cpu() && accumulation(x) == x.scalar_type() && x.is_contiguous()) {
       Tensor sum = empty1d(x, x.size(1), x.scalar_type());
@@ -528,6 +518,8 @@ void register_all(torch::stable::detail::StableLibrary& m) {
   m.impl("run_kept", TORCH_BOX(&run_kept));
 }
 
+PyMethodDef DIRECT[] = {direct_method<&run>("run"), direct_method<&run_backward>("run_backward")};
+
 // Python's hold on a Kept. Each call for training makes one: by pybind11 that would take as long as a small layer.
 struct Hold {
   PyObject_HEAD int64_t number;
@@ -568,6 +560,20 @@ void define_runs(py::module_& m) {
            }),
            py::arg("layers"), py::arg("shapes"))
       .def_readonly("number", &Registered<const Run>::number);
+  m.def(
+      "direct",
+      [](const std::string& name, py::object op, std::vector<py::object> looks, std::vector<py::object> plain,
+         py::object capsule_of_tensor, py::object tensors_of_capsules) {
+        const auto has_name = [&](const PyMethodDef& method) { return method.ml_name == name; };
+        return function_of(*std::find_if(std::begin(DIRECT), std::end(DIRECT), has_name),
+                           new Direct{std::move(op), std::move(looks), std::move(plain), std::move(capsule_of_tensor),
+                                      std::move(tensors_of_capsules)});
+      },
+      "An operator of this name, run or run_backward, as a function that calls it past the dispatcher where none of\n"
+      "`looks` says that somebody looks and all tensors are of the types `plain`; elsewhere `op`. See\n"
+      "alexnet_fast.ops.run.",
+      py::arg("name"), py::arg("op"), py::arg("looks"), py::arg("plain"), py::arg("capsule_of_tensor"),
+      py::arg("tensors_of_capsules"));
   m.attr("Kept") = py::reinterpret_steal<py::object>(PyType_FromSpec(&HOLD));
 }
 

@@ -22,4 +22,11 @@ inline bool any_says(const std::vector<pybind11::object>& asked) {
   return false;
 }
 
+// A function of Python's, with what `object` is for it.
+template <class T>
+pybind11::object function_of(PyMethodDef& definition, T* object) {
+  const pybind11::capsule self(object, [](void* made) { delete static_cast<T*>(made); });
+  return pybind11::reinterpret_steal<pybind11::object>(PyCFunction_New(&definition, self.ptr()));
+}
+
 }  // namespace alexnet_fast

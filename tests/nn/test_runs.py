@@ -18,6 +18,7 @@ from alexnet_fast import _C, FusedSequential, backend, fuse, pack
 from alexnet_fast.nn import GroupedLocalResponseNorm, packed, runs
 from alexnet_fast.ops import run
 from benchmarks.memory import peak_bytes
+from tests.ops.calls import Calls
 from tests.ops.compare import saved_bytes
 
 Is = _C.Is
@@ -448,6 +449,91 @@ def test_the_operator_takes_what_it_was_planned_for(image):
         run.RUN(image, [], -1, 0, 0)
     with pytest.raises(RuntimeError, match="1 shapes for 2 tensors"):
         _C.Run([run.Layer("linear")], [(2, 3)])
+
+
+# ------------------------------------------------------------------------------------------------ past the dispatcher
+
+
+class Other(torch.Tensor):
+    pass
+
+
+def negated(x: torch.Tensor) -> torch.Tensor:
+    """The same numbers, which torch's dispatcher has to negate: memory holds the others."""
+    return torch._neg_view(-x.detach())
+
+
+@pytest.mark.parametrize("which", ["input", "gradient"])
+def test_numbers_that_are_to_be_negated(image, which):
+    fused = FusedSequential(nn.MaxPool2d(2), nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2))  # kernels read both
+    y = fused(image)
+    dy = torch.randn_like(y)
+    expected = torch.autograd.grad(y, list(fused.parameters()), dy)
+    x = negated(image) if which == "input" else image
+    got = torch.autograd.grad(fused(x), list(fused.parameters()), negated(dy) if which == "gradient" else dy)
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("kind", ["plain", "parameter", "negated", "no memory", "subclass", "sparse"])
+def test_which_tensors_pass_by_the_dispatcher(image, kind):
+    _, fused = pair()
+    with torch.no_grad():
+        expected = fused(image)
+    (native,) = fused._plan.parts[0].natives.values()
+    asked = []
+    call = _C.direct("run", lambda *arguments: asked.append(arguments) or [], [], run.PLAIN, *run.CAPSULES)
+    x = {
+        "plain": lambda: image,
+        "parameter": lambda: nn.Parameter(image, requires_grad=False),
+        "negated": lambda: negated(image),
+        "no memory": lambda: torch._efficientzerotensor(image.shape),
+        "subclass": lambda: image.as_subclass(Other),
+        "sparse": lambda: image.to_sparse(),
+    }[kind]()
+    results = call(x, native.parameters, native.number, 0, 0)
+    if kind in ("plain", "parameter"):
+        torch.testing.assert_close(results, [expected])
+    assert len(asked) == (kind not in ("plain", "parameter"))
+
+
+def test_a_gradient_without_memory(image):
+    _, fused = pair()
+    y = fused(image)
+    zero = torch._efficientzerotensor(y.shape)
+    assert all((grad == 0).all() for grad in torch.autograd.grad(y, list(fused.parameters()), zero))
+
+
+@pytest.mark.parametrize("kind", ["modes", "profilers"])
+def test_who_looks_at_operators_sees_runs(image, kind):
+    _, fused = pair()
+    y = fused(image)  # its run is no more than one of autograd's nodes
+    if kind == "profilers":
+        with torch.profiler.profile() as profile:
+            y.sum().backward()
+            fused(image)
+        seen = {event.name for event in profile.events()} & {"alexnet_fast::run", "alexnet_fast::run_backward"}
+        assert seen == {"alexnet_fast::run", "alexnet_fast::run_backward"}
+    else:
+        with Calls() as calls:
+            y.sum().backward()
+        assert torch.ops.alexnet_fast.run_backward.default in [function for function, _ in calls.calls]
+
+
+def test_calls_keep_no_tensors(image):
+    _, fused = pair()
+    for gradients_too in (False, True):
+        x = image.clone().requires_grad_(gradients_too)
+        y = fused(x)
+        if gradients_too:
+            y.sum().backward()
+        gone = [weakref.ref(tensor) for tensor in (x, y, x.grad) if tensor is not None]
+        del x, y
+        assert [tensor() for tensor in gone] == [None] * len(gone)
+    weights = [weakref.ref(p) for p in fused.parameters()]
+    del fused
+    gc.collect()
+    assert [weight() for weight in weights] == [None] * len(weights)
 
 
 GUARDED = [
