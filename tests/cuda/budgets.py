@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass
 
 from .limits import KB, MULTIPROCESSORS
-from .machine_code import Kernel
+from .machine_code import ARCHITECTURES, Kernel
 
 
 @dataclass(frozen=True)
@@ -357,7 +357,7 @@ def faults(kernel: Kernel) -> list[str]:
     limit = min(allowed.shared, MULTIPROCESSORS[kernel.architecture].block_shared)
     if shared > limit:
         found.append(f"{shared} bytes of shared memory, budget {limit}")
-    fewest = allowed.blocks[(80, 86, 90).index(kernel.architecture)]
+    fewest = allowed.blocks[ARCHITECTURES.index(kernel.architecture)]
     if kernel.blocks < fewest:
         found.append(f"{kernel.blocks} blocks fit a multiprocessor, budget {fewest}")
     if kernel.hopper:  # several products between two waits: ptxas would give each its own where it serializes them

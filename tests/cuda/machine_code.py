@@ -23,6 +23,8 @@ from alexnet_fast import _C
 
 from .limits import KB, MULTIPROCESSORS, REGISTERS, RESERVED
 
+ARCHITECTURES = 80, 86, 90  # there is machine code for; sm_89 runs that of sm_86
+
 
 def resident_blocks(architecture: int, threads: int, registers: int, shared: int) -> int:
     """How many such blocks a multiprocessor holds at once, as cudaOccupancyMaxActiveBlocksPerMultiprocessor has it.
@@ -227,14 +229,14 @@ def table(found: list[Kernel]) -> list[str]:
     """A line for each family of kernels: over its instantiations, threads and KB of shared memory of a block, and on
     each architecture registers of a thread, blocks that fit a multiprocessor, and warps in % of what it can hold."""
     lines = [
-        f"{'':36}" + "".join(f"{f'sm_{architecture}':>24}" for architecture in MULTIPROCESSORS),
-        f"{'kernel':22}{'threads':>8}{'KB':>6}" + f"{'regs':>10}{'blocks':>7}{'%':>7}" * len(MULTIPROCESSORS),
+        f"{'':36}" + "".join(f"{f'sm_{architecture}':>24}" for architecture in ARCHITECTURES),
+        f"{'kernel':22}{'threads':>8}{'KB':>6}" + f"{'regs':>10}{'blocks':>7}{'%':>7}" * len(ARCHITECTURES),
     ]
     for family in sorted({kernel.family for kernel in found}):
         rows = [kernel for kernel in found if kernel.family == family]
         shared = [kernel.shared + kernel.dynamic() for kernel in rows]
         line = f"{family:22}{span([kernel.threads for kernel in rows]):>8}{span(shared, KB):>6}"
-        for architecture in MULTIPROCESSORS:
+        for architecture in ARCHITECTURES:
             here = [kernel for kernel in rows if kernel.architecture == architecture]
             if not here:  # Hopper's kernels are for it alone
                 line += " " * 24

@@ -12,7 +12,7 @@ from tests.conftest import TABLES
 
 from . import machine_code
 from .budgets import BUDGETS, budget, faults, work_faults
-from .limits import KB, MULTIPROCESSORS
+from .limits import KB
 from .machine_code import Kernel, kernels, resident_blocks
 
 
@@ -33,13 +33,13 @@ def test_every_kernel_is_there_for_every_architecture(built):
     sm_90a alone."""
     general = [kernel for kernel in built if not kernel.hopper]
     names = {kernel.name for kernel in general}
-    for architecture in MULTIPROCESSORS:
+    for architecture in machine_code.ARCHITECTURES:
         assert f"sm_{architecture}" in _C.build_info()["cuda"]
         here = [kernel.name for kernel in general if kernel.architecture == architecture]
         assert set(here) == names
         assert {name for name in names if here.count(name) > 1} <= {"add_rows<float>"}  # a pass of two files
     assert {kernel.architecture for kernel in built if kernel.hopper} == {90}
-    assert machine_code.ptx_targets() == {f"sm_{max(MULTIPROCESSORS)}"}
+    assert machine_code.ptx_targets() == {f"sm_{max(machine_code.ARCHITECTURES)}"}
 
 
 def test_every_budget_is_some_kernels(built):

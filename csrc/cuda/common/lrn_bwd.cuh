@@ -334,7 +334,7 @@ __device__ __forceinline__ void lrn_bwd_of_tile(const PlaneTile& tile, const T* 
     }
     // At channel c: x of channels c and on, q of channels c - Halo and on, a = dy t^-beta of channels c and on.
     float values[2 * Halo + kStep], q[2 * Halo + kStep] = {}, a[Halo + kStep] = {};
-    float* next_sum = &sums[warp][lane / (32 / kStep)];
+    float* next_sum = &sums[kRectified ? warp : 0][lane / (32 / kStep)];
     int32_t c = tile.begin - 2 * Halo;
 #pragma unroll
     for (int i = 0; i < 2 * Halo; ++i, next_x += stride) {
