@@ -122,7 +122,7 @@ def main() -> None:
         torch.library.opcheck(func, args, test_utils=("test_schema", "test_faketensor"))
     reached, wrong = {func.name() for func, _ in int8}, []
     for number, sample in enumerate(samples):
-        for turn, layout in enumerate((*DENSE, OTHERS[number % 3])):
+        for turn, layout in enumerate((DENSE[number % 2], OTHERS[number % 3])):
             calls = check(sample, DTYPES[(number + turn) % 3], layout, wrong)
             reached |= {func.name() for func, _ in calls}
             if layout in DENSE:

@@ -10,6 +10,7 @@ Two builds of the same sources, each a program of its own, so that a fault ends 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import re
@@ -86,16 +87,18 @@ def compile_object(kind: str, source: Path, csrc: Path) -> Path:
 
 
 def run_once(command: list[str], target: Path) -> None:
-    """Runs a compiler unless its output is there; two test runs at once do not see each other's half-written files."""
-    if not target.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=CACHE, delete=False) as scratch:
-            done = subprocess.run([*command, scratch.name], capture_output=True, text=True)
-        if done.returncode != 0:
-            os.unlink(scratch.name)
-            raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
-        os.chmod(scratch.name, 0o755)
-        os.replace(scratch.name, target)
+    """Runs a compiler unless its output is there; of two test runs at once the second waits for the first one's."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with target.with_suffix(target.suffix + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            with tempfile.NamedTemporaryFile(dir=CACHE, delete=False) as scratch:
+                done = subprocess.run([*command, scratch.name], capture_output=True, text=True)
+            if done.returncode != 0:
+                os.unlink(scratch.name)
+                raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+            os.chmod(scratch.name, 0o755)
+            os.replace(scratch.name, target)
 
 
 def kernel_files() -> list[Path]:

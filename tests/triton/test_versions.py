@@ -19,14 +19,14 @@ TRAINING = "tests/triton/test_training.py::test_training_step[alex2012]"
 @pytest.mark.parametrize(
     ("version", "which"),
     [
-        pytest.param("3.9.0", "not 80", marks=pytest.mark.slow),  # the gates of sm_90 alone
+        pytest.param("3.9.0", "training_step", marks=pytest.mark.slow),
         pytest.param("3.9.0", "", marks=pytest.mark.soak),
         pytest.param("3.6.0", "", marks=pytest.mark.soak),
     ],
 )
 def test_another_triton(version, which, tmp_path):
-    """The compile gates, and a training step of the net of 2012, which has every stage, in a process that finds that
-    version first.
+    """A training step of the net of 2012, which has every stage, and with --soak the compile gates, in a process that
+    finds that version first.
     ALEXNET_FAST_TEST_CACHE names a folder in which it (up to 1 GB) stays for the next time."""
     packages = Path(os.environ.get("ALEXNET_FAST_TEST_CACHE") or tmp_path) / f"triton-{version}"
     if not packages.exists():
