@@ -1,6 +1,9 @@
 // Partial sums that pieces of work left on a CPU, added up in their order: the same for any number of threads.
 #pragma once
 
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
 #include <algorithm>
 #include <vector>
 
@@ -26,14 +29,18 @@ void add_rows(const void* x, int64_t rows, Tensor& out) {
   std::copy(sums.begin(), sums.end(), static_cast<Out*>(out.mutable_data_ptr()));
 }
 
-// out: the sum of `rows` contiguous rows at x, of `from`, float32 or float64, made in float64 and rounded once.
+// out: the sum of `rows` contiguous rows at x, of `from`, float32 or float64, made in float64 and rounded; float64's in
+// float64.
 inline void add_rows(const void* x, ScalarType from, int64_t rows, Tensor& out) {
-  const ScalarType to = out.scalar_type();
-  if (from == ScalarType::Double && to == ScalarType::Double) return add_rows<double, double>(x, rows, out);
-  if (from == ScalarType::Float && to == ScalarType::Float) return add_rows<float, float>(x, rows, out);
-  Tensor sum = empty1d(out, out.size(0), ScalarType::Double);
-  from == ScalarType::Double ? add_rows<double, double>(x, rows, sum) : add_rows<float, double>(x, rows, sum);
-  torch::stable::copy_(out, sum);
+  if (from == ScalarType::Double) return add_rows<double, double>(x, rows, out);
+  switch (out.scalar_type()) {
+    case ScalarType::Half:
+      return add_rows<float, torch::headeronly::Half>(x, rows, out);
+    case ScalarType::BFloat16:
+      return add_rows<float, torch::headeronly::BFloat16>(x, rows, out);
+    default:
+      return add_rows<float, float>(x, rows, out);
+  }
 }
 
 // Of a contiguous x, (rows, columns).

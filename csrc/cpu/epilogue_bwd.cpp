@@ -6,34 +6,41 @@ namespace alexnet_fast::cpu::ALEXNET_FAST_ISA {
 namespace {
 
 constexpr int64_t kUnit = 64;                // pixels
+constexpr int64_t kSummed = 1 << 10;         // pixels whose sum one accumulator takes: more would lose digits
 constexpr int64_t kStripElements = 1 << 16;  // of the gradient between pooling and LRN
 
 bool normalizes(const EpilogueParams& p) { return p.lrn.size > 0; }
 bool pools(const EpilogueParams& p) { return p.window.kernel_h > 0; }
 
-// Every item has all channels, so that its rows of db_partial are full. Units are input rows, or kUnit pixels.
+// Without LRN, NCHW planes are on their own: two threads in one of them would write to the same lines of the cache, one
+// a channel. Units are input rows, or kUnit pixels.
 Cut cut(const EpilogueParams& p) {
-  const int64_t together = normalizes(p) ? 0 : kLittle;
-  if (pools(p)) return Cut(p.batch, p.height, p.width * p.channels, together);
-  return Cut(p.batch, ceil_div(p.height * p.width, kUnit), kUnit * p.channels, together);
+  const bool planes = !p.channels_last && !normalizes(p);
+  const int64_t images = planes ? p.batch * p.channels : p.batch, pixel = planes ? 1 : p.channels;
+  const bool together = !normalizes(p) && is_little(p.batch * p.channels * p.height * p.width);
+  if (pools(p)) return Cut(images, p.height, p.width * pixel, together);
+  return Cut(images, ceil_div(p.height * p.width, kUnit), kUnit * pixel, together);
 }
 
-// An item's two rows of db_partial, sums and what rounding lost of them, or null.
+// An item's two rows of db_partial, sums and what rounding lost of them, or null. They begin as zeros, also those of
+// channels that the item has not.
 template <class A>
 A* db_of(const EpilogueParams& p, int64_t item) {
   return p.db_partial != nullptr ? static_cast<A*>(p.db_partial) + 2 * item * p.channels : nullptr;
 }
 
 template <class T>
-void mask_channel(const T* dy, const T* r, T* dz, int64_t pixels, Acc<T>* db) {
+void mask_channel(const T* dy, const T* r, T* dz, int64_t pixels, int64_t channels, Acc<T>* db) {
   using A = Acc<T>;
-  Vector<A> total{};
-  for_each_vector<A>(pixels, [&](int64_t i, int64_t n) {
-    const Vector<A> v = load(r + i, n) <= 0 ? Vector<A>{} : load(dy + i, n);
-    total += v;
-    store(dz + i, v, n);
-  });
-  if (db != nullptr) *db += sum<A>(total);
+  for (int64_t first = 0; first < pixels; first += kSummed) {
+    Vector<A> total{};
+    for_each_vector<A>(min(kSummed, pixels - first), [&](int64_t i, int64_t n) {
+      const Vector<A> v = load(r + first + i, n) <= 0 ? Vector<A>{} : load(dy + first + i, n);
+      total += v;
+      store(dz + first + i, v, n);
+    });
+    if (db != nullptr) add_exactly<A>(db, db + channels, broadcast(sum<A>(total)), 1);
+  }
 }
 
 template <class T>
@@ -53,25 +60,21 @@ template <class T>
 void run_pixels(const EpilogueParams& p, int64_t begin, int64_t end) {
   using A = Acc<T>;
   const int64_t pixels = p.height * p.width, pixel = p.channels_last ? p.channels : 1;
+  const int64_t planes = p.channels_last || normalizes(p) ? 1 : p.channels;
   const auto each = [&](auto f) {
     cut(p).for_each(begin, end, [&](int64_t item, int64_t image, int64_t first, int64_t past) {
-      const int64_t start = image * pixels * p.channels + first * kUnit * pixel;
+      const int64_t start = image * pixels * p.channels / planes + first * kUnit * pixel;
+      A* const db = db_of<A>(p, item);
       f(static_cast<const T*>(p.dy) + start, static_cast<const T*>(p.r) + start, static_cast<T*>(p.dz) + start,
-        min(pixels, past * kUnit) - first * kUnit, db_of<A>(p, item));
+        min(pixels, past * kUnit) - first * kUnit, db != nullptr ? db + image % planes : nullptr);
     });
   };
   if (normalizes(p)) {
     const LrnBackward<T, true> lrn(p.lrn, p.channels, p.channels_last, pixels);
     each([&](const T* dy, const T* r, T* dz, int64_t count, A* db) { lrn(count, r, dz, pixels, dy, pixels, db); });
-  } else if (p.channels_last) {
-    each([&](const T* dy, const T* r, T* dz, int64_t count, A* db) { mask_pixels(dy, r, dz, count, p.channels, db); });
   } else {
-    each([&](const T* dy, const T* r, T* dz, int64_t count, A* db) {
-      for (int64_t c = 0; c < p.channels; ++c) {
-        const int64_t at = c * pixels;
-        mask_channel(dy + at, r + at, dz + at, count, db != nullptr ? db + c : nullptr);
-      }
-    });
+    const auto mask = p.channels_last ? mask_pixels<T> : mask_channel<T>;
+    each([&](const T* dy, const T* r, T* dz, int64_t count, A* db) { mask(dy, r, dz, count, p.channels, db); });
   }
 }
 
@@ -83,12 +86,10 @@ void run_pool(const EpilogueParams& p, int64_t begin, int64_t end) {
   const Pool pool(p.window, p.channels, p.width, p.out_height, p.out_width);
   cut(p).for_each(begin, end, [&](int64_t item, int64_t image, int64_t first, int64_t past) {
     Acc<T>* const db = db_of<Acc<T>>(p, item);
-    for (int64_t plane = 0; plane < planes; ++plane) {
-      const int64_t out = (image * planes + plane) * out_pixels * pixel;
-      pool(static_cast<const T*>(p.dy) + out, p.code + out, first, past,
-           static_cast<T*>(p.dz) + ((image * planes + plane) * pixels + first * p.width) * pixel,
-           db != nullptr ? db + plane : nullptr);
-    }
+    const int64_t out = image * out_pixels * pixel;
+    pool(static_cast<const T*>(p.dy) + out, p.code + out, first, past,
+         static_cast<T*>(p.dz) + (image * pixels + first * p.width) * pixel,
+         db != nullptr ? db + image % planes : nullptr);
   });
 }
 

@@ -15,7 +15,7 @@ bool pools(const EpilogueParams& p) { return p.window.kernel_h > 0; }
 Cut cut(const EpilogueParams& p) {
   const bool planes = !p.channels_last && !normalizes(p);
   const int64_t images = planes ? p.batch * p.channels : p.batch, pixel = planes ? 1 : p.channels;
-  const int64_t together = normalizes(p) ? 0 : kLittle;
+  const bool together = !normalizes(p) && is_little(p.batch * p.channels * p.height * p.width);
   if (pools(p)) return Cut(images, p.out_height, p.width * pixel * p.window.stride_h, together);
   return Cut(images, ceil_div(p.height * p.width, kUnit), kUnit * pixel, together);
 }

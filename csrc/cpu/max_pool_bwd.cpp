@@ -6,7 +6,8 @@ namespace {
 
 Cut cut(const PoolParams& p) {
   const int64_t images = p.channels_last ? p.batch : p.batch * p.channels;
-  return Cut(images, p.height, p.channels_last ? p.width * p.channels : p.width, kLittle);
+  const int64_t row = p.channels_last ? p.width * p.channels : p.width;
+  return Cut(images, p.height, row, is_little(images * p.height * row));
 }
 
 template <class Pool, class T>

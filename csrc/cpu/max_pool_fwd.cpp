@@ -9,7 +9,7 @@ namespace {
 Cut cut(const PoolParams& p) {
   const int64_t images = p.channels_last ? p.batch : p.batch * p.channels;
   const int64_t row = p.channels_last ? p.width * p.channels : p.width;
-  return Cut(images, p.out_height, row * p.window.stride_h, kLittle);
+  return Cut(images, p.out_height, row * p.window.stride_h, is_little(images * p.height * row));
 }
 
 template <class Pool, class T>

@@ -475,6 +475,8 @@ class PoolBackwardNchw {
     for (int64_t in = first; in < past; ++in, holders.next(), dx += width_) {
       if ((in - first) % kRowsAtOnce == 0) {
         const int64_t last = min(past, in + kRowsAtOnce) - 1;
+        if (db != nullptr) *db += sum<A>(total);
+        total = Vector<A>{};  // one accumulator of a large plane would lose digits
         for (; ready < out_height_ && ready * w.stride_h <= last + w.pad_h; ++ready) {
           copy_row(dy + ready * out_width_, codes + ready * out_width_, slot(ready));
         }

@@ -402,20 +402,20 @@ inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // So few elements stay together where each is a few instructions: pooling 256 planes of 13 x 13 pixels takes 12 us in
 // one thread, and took 15 in two.
-constexpr int64_t kLittle = 1 << 16;
+constexpr bool is_little(int64_t elements) { return elements <= 1 << 16; }
 
 // Images of `length` units each, cut into items by shape alone: runs of whole images, or of one image's units.
 // An item holds about 1/32 of all elements, but no fewer than 2^14 (waking a thread costs more) and no more than 2^17
-// (so that many processors share a large batch). `together`: so few elements make one item.
+// (so that many processors share a large batch). `together`: all is one item.
 struct Cut {
   int64_t images, length, images_per_item, pieces, items;
 
-  Cut(int64_t images, int64_t length, int64_t unit_elements, int64_t together = 0)
+  Cut(int64_t images, int64_t length, int64_t unit_elements, bool together = false)
       : images(images), length(length), images_per_item(1), pieces(1), items(0) {
     const int64_t image_elements = length * unit_elements;
     if (images == 0 || image_elements == 0) return;
     const int64_t elements = images * image_elements;
-    const int64_t item_elements = elements <= together ? elements : max(1 << 14, min(1 << 17, elements / 32));
+    const int64_t item_elements = together ? elements : max(1 << 14, min(1 << 17, elements / 32));
     pieces = max(1, min(length, image_elements / item_elements));
     images_per_item = min(images, max(1, item_elements / image_elements));
     items = pieces * ceil_div(images, images_per_item);
