@@ -63,9 +63,9 @@
 // functions, two products; half a rounding, an eighth of a store: 11.1, and 12.6 with the row that tiles share. For a
 // quarter of an output 6 loads, 12 maxima, 4 shifts and 8 stores for 8 channels: 0.9. Copies 0.2. That is 14 of 16.7,
 // and 3 are left for addresses, loops, barriers and places, which take 9. On an H100 10 are left. Outputs leave by
-// single elements: they are a quarter of the tensor, and copies of such short runs would be more instructions. 54 KB of
-// shared memory and up to 64 registers, four blocks, three on sm_80. Predicted for an H100, not measured: 2.2 TB/s in
-// inference, 2.5 in training.
+// single elements: they are a quarter of the tensor, and copies of such short runs would be more instructions. 52 KB of
+// shared memory, 55 in float32, and up to 64 registers: four blocks, on sm_80 three and two. Predicted for an H100, not
+// measured: 2.2 TB/s in inference, 2.5 in training.
 #include "cuda/common/lrn_fwd.cuh"
 #include "cuda/common/lrn_pool_fwd.cuh"
 #include "cuda/common/pool_fwd.cuh"

@@ -290,8 +290,8 @@ MUTANTS = [
         "epilogue_fwd",
         "where fewer channels than a vector's are left, more are written",
         "common/lrn_pool_fwd.cuh",
-        "if (left == V && ",
-        "if (",
+        "if (left == V &&",
+        "if (left > 0 &&",
     ),
     Mutant(
         "epilogue_fwd",
