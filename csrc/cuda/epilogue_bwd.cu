@@ -37,13 +37,23 @@
 // TB/s, 2.5 in float32.
 //
 // NCHW with LRN and pool, windows of 3 with stride 2 within the image (common/lrn_pool_bwd.cuh): tiles of four rows of
-// 55 pixels and 24 channels, 220 pixels, in float32 of two rows. In bfloat16 sm_90's walk issues 264 for 8 elements and
-// 125 before the first, 39 an element; the gather through the pool 62 for a patch of four, 21 with the channels beside
-// the chunk; copies 7, and a thread's place some 580, 24 an element: 91 of the 45 that 3.0 TB/s leave for 4.75 bytes,
-// so instructions bind, twofold; in float32 121 of 88. The walk alone has nearly all that there is. The first version
-// went through a pixel's windows in loops, of which a warp issues the longest: some 500 an element, and 574 GB/s were
-// measured in float32. Three blocks or more a multiprocessor. Predicted for an H100, not measured: 1.3 TB/s, 1.9 in
-// float32.
+// 55 pixels and 32 channels, 220 pixels, in float32 of two rows. In bfloat16 sm_90's walk issues 261 for 8 elements and
+// 140 before the first, 38 an element; the gather through the pool 113 for a patch of four pixels of two channels, 16
+// with the channels beside the chunk; copies 4.5, and a thread's place some 640, 20 an element: 79 of the 45 that 3.0
+// TB/s leave for 4.75 bytes, so instructions bind, 1.7 times over; in float32 107 of 89. Before it took 91 and 121,
+// with 24 channels, which spread a place and the channels beside over fewer elements, and a gather of single channels,
+// 62 for four pixels. The first version went through a pixel's windows in loops, of which a warp issues the longest:
+// some 500 an element, and 574 GB/s were measured in float32.
+//
+// The least that the arithmetic needs in 16 bits, an element: of the walk two loads, a conversion, 2.5 for sums of
+// squares, 1 for t, two special functions, 5 products (t^-3/4, 1 / t, a, and two for q), 2 for sums of q, 2 for dx, 2
+// for the mask, a rounding, a store and 1 for db: 22.5, and 1.7 for the channels beside the chunk. Of the gather 9
+// comparisons, 9 masks, 18 conversions, 10 additions and 8 stores for a patch of two channels, and 4 loads: 8.1. Copies
+// 0.7. That is 33, more than the 32 that 4.3 TB/s leave. On an H100 12 are left for addresses, moves, loops and places,
+// which take 46 now. Considered for that: the gather within the walk, by threads that have a patch of 2 x 2 pixels
+// each, without floats in shared memory: one address for four pixels, and windows in vectors of channels. Counted on
+// paper it is 45 to 49, at 128 registers and a quarter of the warps. 63 KB of shared memory, three blocks, two on
+// sm_80. Predicted for an H100, not measured: 1.5 TB/s, 2.1 in float32.
 #include "cuda/common/lrn_bwd.cuh"
 #include "cuda/common/lrn_pool_bwd.cuh"
 #include "cuda/common/pool_bwd.cuh"

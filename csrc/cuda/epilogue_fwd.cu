@@ -20,34 +20,52 @@
 // 23%): three integer divisions a vector of channels, 32 additions where 18 do, and a float and a place for each of a
 // window's nine elements. Measured were 874 GB/s of 55 x 55 pixels in inference and 1,519 in training, where a copy has
 // 2,844 (bfloat16, batch 128, one H100 80GB HBM3, 2026-11-27). Now, for AlexNet's LRN and window in 16 bits: sm_90's
-// loop over pixels has 121 instructions for 8 elements, in training 140, done 1.11 times each at 55 x 55 (tiles of 9 x
+// loop over pixels has 116 instructions for 8 elements, in training 138, done 1.11 times each at 55 x 55 (tiles of 9 x
 // 9 outputs and 48 channels read 19 x 19 pixels for 18 x 18); the loop over outputs 79 and 213 for 8, a quarter of an
 // element each; and some 250 a thread for its place, once for 62 elements. Together 23 an element in inference, 31 in
 // training. 3.0 TB/s leave 24 and 46, 4.3 TB/s 17 and 32. Special functions: 2.2 an element of the 3.0 and 2.1 that 2.5
 // bytes leave. So in training bytes bind, and in inference instructions as much as bytes. Predicted, not measured: 2.2
 // TB/s in inference, 2.5 in training.
 //
-// float32 in NHWC takes the same kernel: 132 in the loop for 4 elements, in training 151; some 100 and 200 for an
-// output of 4 channels, whose floats are compared as integers; and 290 for a place, which 40 KB spread over fewer
-// elements: 54 and 66, where the kernel for any window took 92. 3.0 TB/s leave 48 and 88, 4.3 TB/s 33 and 61:
-// instructions bind in inference, by an eighth, and in training on an H200.
+// float32 in NHWC takes the same kernel: 108 in the loop for 4 elements, in training 126, done 1.25 times each; some 90
+// and 200 for an output of 4 channels, whose floats are compared as integers; and 256 for a place, once for 34
+// elements: 47 and 60. The kernel for any window took 92, and this one 132 and 151 in the loop, 54 and 66, when it
+// found an address of 64 bits for each of a pixel's three loads, made t^-1/2 exact on the way to t^-3/4 (lrn.cuh), and
+// compared and selected for the ReLU. 3.0 TB/s leave 48 and 88, 4.3 TB/s 33 and 62: in inference instructions bind on
+// an H200.
 //
 // NCHW with LRN, AlexNet's windows: lrn_fwd.cu's tiles of planes. The lanes that have fetched a vector of a row add the
 // bias to it, once for 8 elements, and where r is kept it is copied out as y is. In bfloat16 and 55 x 55 planes that is
-// 25 instructions a row of 121 elements: 26 an element of 96 channels in inference, and 29 in training, where one pixel
-// a thread took 60 in its loop alone. 3.0 TB/s leave 38 for 4 bytes and 57 for 6, 4.3 TB/s 27 and 40: bytes bind, on an
-// H200 by little. float32: 49 and 53 of 77 and 115. Predicted for an H100, not measured: 2.4 TB/s.
+// 28 instructions for two vectors of a row of 121 elements: 24 an element of 96 channels in inference, and 27 in
+// training, where one pixel a thread took 60 in its loop alone. 3.0 TB/s leave 38 for 4 bytes and 57 for 6, 4.3 TB/s 27
+// and 40: bytes bind. float32: 39 and 45 of 77 and 115. Predicted for an H100, not measured: 2.4 TB/s.
 //
-// NCHW with LRN and pool, windows within the image: tiles of the rows under four rows of outputs, and 32 channels, 16
-// in float32 (common/lrn_pool_fwd.cuh). In bfloat16 and 55 x 55 planes sm_90's walk issues 116 for 8 elements, 18 each
-// with the row that tiles share; the pool 59 a column of a tile and 36 for two of its outputs, in training 130 and 69,
-// 6 and 12 an element; copies, bias and ReLU 6, or 10 with r; and a thread's place 7. Together 37 in inference, of the
-// 24 that 3.0 TB/s leave, and 49 in training, of 45: instructions bind, by 1.5 and by 1.1; in float32 70 of 48, and 80
-// of 88, where bytes do. LRN alone would have to become a third shorter. One pixel a thread took 64 in the walk alone
-// and some 80 in the pool; 558 and 939 GB/s were measured of it in float32 (same card and day). Outputs leave by single
-// elements: they are a quarter of the tensor, and copies of such short runs would be more instructions. 37 KB of shared
-// memory and up to 63 registers, four blocks. Predicted for an H100, not measured: 1.7 TB/s in inference, 2.3 in
-// training.
+// NCHW with LRN and pool, windows within the image: tiles of the rows under four rows of outputs, and 48 channels, 24
+// in float32 (common/lrn_pool_fwd.cuh). A thread walks through the channels of two pixels, and leaves LRN's output in
+// vectors of 16 bytes of channels, from which a thread pools 8 channels at once. In inference bias and ReLU are added
+// on the walk, to two channels by one instruction. In bfloat16 and 55 x 55 planes sm_90's walk issues 211 for 16
+// elements, 15.3 each with the row that tiles share, in training 192; the pool 91 a column of a tile and 62 for 8 of
+// its outputs, in training 130 and 156, 3 and 6.5 an element; copies 1, with r 4.5 and bias and ReLU; and a thread's
+// place some 260, in training 450, 3.2 and 5.5. Together 23 in inference, of the 24 that 3.0 TB/s leave and the 16.7
+// of 4.3, and 30 in training, of 45 and 32; in float32 38 of 48 and 33, and 52 of 89 and 62: bytes bind, but for
+// inference on an H200.
+//
+// The version before took 37 and 49, in float32 70 and 80. It walked through one pixel with an address for each access
+// and wrote element by element, 116 for 8; pooled two channels, 59 and 36 for two outputs, from four loads of single
+// elements each; and added the bias in a pass of its own over 32 channels, 25 a vector. One pixel a thread without
+// shared memory took 64 in the walk alone and some 80 in the pool; 558 and 939 GB/s were measured of that in float32
+// (same card and day). Tried as well: loading both pixels before the arithmetic, 4 fewer and spills in training; rows
+// of outputs two by two, 59 for 62 and spills; offsets of 64 bits by multiplications, which ptxas makes additions
+// again.
+//
+// Can 16 bits in inference be bound by bytes on an H200 at all? What the arithmetic needs, an element: a load, half an
+// instruction that pairs two, half one for bias and ReLU, a conversion; 2.5 for sums of squares; 1 for t, two special
+// functions, two products; half a rounding, an eighth of a store: 11.1, and 12.6 with the row that tiles share. For a
+// quarter of an output 6 loads, 12 maxima, 4 shifts and 8 stores for 8 channels: 0.9. Copies 0.2. That is 14 of 16.7,
+// and 3 are left for addresses, loops, barriers and places, which take 9. On an H100 10 are left. Outputs leave by
+// single elements: they are a quarter of the tensor, and copies of such short runs would be more instructions. 52 KB of
+// shared memory, 55 in float32, and up to 64 registers: four blocks, on sm_80 three and two. Predicted for an H100, not
+// measured: 2.2 TB/s in inference, 2.5 in training.
 #include "cuda/common/lrn_fwd.cuh"
 #include "cuda/common/lrn_pool_fwd.cuh"
 #include "cuda/common/pool_fwd.cuh"

@@ -13,8 +13,8 @@
 // (common/lrn_planes.cuh), 121 pixels wide and up to 64 channels deep in 16 bits, 32 in float32: rows of x and dy with
 // those of the halo, up to 40 KB a block of 128 threads, and five blocks. Every t and q is computed once, but for those
 // of 4 channels more a chunk. Of AlexNet's first 96 channels, in chunks of 48 and 55 x 55 planes, sm_90's walk issues
-// 209 for 8 elements and 125 before the first, a row that 16 threads fetch 10, a row that they put back 15, and a
-// thread some 380 for its place: 44 an element, 66 in float32 with chunks of 32, where one pixel a thread took 54 and
+// 209 for 8 elements and 125 before the first, a row that 8 threads fetch 13, a row that 16 put back 15, and a thread
+// some 430 for its place: 44 an element, 66 in float32 with chunks of 32, where one pixel a thread took 54 and
 // 65. 3.0 TB/s leave 57 and 114, 4.3 TB/s leave 40 and 80: bytes bind on an H100, and instructions on an H200 in 16
 // bits. There the walk alone is 26, of which 21 are arithmetic, conversions, loads and stores. Tiles of 233 pixels and
 // 32 channels took 54 and 72. Predicted for an H100, not measured: 2.3 TB/s in bfloat16, 2.5 in float32.

@@ -11,7 +11,7 @@
 // Bytes: x once, y once, 4 a bfloat16 element. Arithmetic at size 5 in 16 bits, an element: 2 conversions, 1.5 squares
 // (those of the halo are shared by 8 channels) and 1.3 additions, which share parts of sums, a fused multiply-add for
 // t, 2 special functions and 2 multiplications for t^-3/4 x. With addresses, loads and branches sm_90's loop in NHWC
-// has 102 for 8 elements, 13 each, and in float32 106 for 4; it had 156 when every window was added up by itself, and
+// has 102 for 8 elements, 13 each, and in float32 86 for 4; it had 156 when every window was added up by itself, and
 // 134 where it asks for the window and its power, as the kernel for other windows does. In the time that 4.3 TB/s
 // take for 4 bytes, 132 multiprocessors at 1.7 GHz issue 27, and 3.3 special functions: bound by memory. A k so small
 // that t may be subnormal costs 4 more each. Bytes in flight: 16 a thread and 1,500 threads a multiprocessor are 24
@@ -19,8 +19,8 @@
 //
 // Tiles of planes: a warp's load of one bfloat16 a thread moves 64 bytes, of which both ends are parts of sectors, and
 // a store as little. Tiles are 121 pixels wide and a chunk of channels deep, 96 in 16 bits. Of AlexNet's first 96
-// channels, in one group and 55 x 55 planes, sm_90's walk issues 110 for 8 elements, a row that 16 threads fetch 10, a
-// row that they put back 17, and a thread some 260 for its place: 21 an element, 39 in float32. 3.0 TB/s leave 38 and
+// channels, in one group and 55 x 55 planes, sm_90's walk issues 110 for 8 elements, a row that 8 threads fetch 13, a
+// row that 16 put back 17, and a thread some 280 for its place: 21 an element, 32 in float32. 3.0 TB/s leave 38 and
 // 76, 4.3 TB/s leave 27 and 53, so bytes bind; with 48 channels a group the place counts twice, and it is 24. The first
 // tiles were 233 pixels and 48 channels, and found out for every row anew how it lies within 16 bytes, 18 and 33
 // instructions a row: 27 an element, and 44. One pixel a thread took 27 and 37. What the depth costs is that a row in
@@ -29,8 +29,8 @@
 // or at work. Predicted for an H100, not measured: 2.5 TB/s. Considered: vectors of pixels in registers, shifted by
 // each plane's place. That is two loads a vector, or shuffles, and backward 168 registers for the walk.
 //
-// float32: the fast root instructions err by 2 ulp; one Newton step (5 instructions of 54 affordable) makes it less
-// than 1.
+// float32: the fast root instructions err by 2 ulp; one Newton step (8 instructions of 54 affordable) makes it less
+// than 1. A step for t^-1/2 as well, on the way, was 6 more, and changed nothing: 39 an element in planes.
 #include "cuda/common/lrn_fwd.cuh"
 #include "launchers.h"
 

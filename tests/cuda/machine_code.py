@@ -73,6 +73,8 @@ class Kernel:
 
     def dynamic(self, mask: bool = False) -> int:
         """Bytes of shared memory that a launch asks for: the most there is, but for convolutions without ``mask``."""
+        if self.family == "lrn_pool_fwd_planes":
+            return 55 * KB  # LrnPoolPlanes::kMostBytes
         if self.family.startswith("lrn_pool_fwd"):
             return 40 * KB  # kTileBytes
         if self.family == "lrn_fwd_planes":  # rows of a tile: up to 96 channels of 16 bits, and what lies beside them
@@ -81,7 +83,7 @@ class Kernel:
         if self.family == "lrn_bwd_planes":
             return 40 * KB  # PlaneTiles::kTileBytes
         if self.family == "lrn_pool_bwd_planes":
-            return 50 * KB  # LrnPoolTiles::kMostBytes
+            return 66 * KB  # LrnPoolTiles::kMostBytes
         if self.family in ("lpips_fwd_planes", "lpips_bwd_planes"):  # a thread's lines of two images, and two sums
             return 256 * (8 * 32 + 2 * (16 if self.arguments[0] == "float" else 32))
         if self.family == "pool_fwd_planes":

@@ -339,11 +339,12 @@ def test_every_bit_of_pooling(dtype, channels_last, shape, numbers):
         assert torch.equal(inferred.outputs["y"].view(torch.int16), y.view(torch.int16))
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_nan_through_lrn_and_pool(dtype):
+def test_nan_through_lrn_and_pool(dtype, channels_last):
     """Of a window's NaN the last one is named, and numbers that pairs cannot tell from NaN are numbers."""
     sample = epilogue("", (1, 16, 9, 9), lrn=LRN(5, 1e-30, 0.75, 1.0), pool=Pool(3, 2))
-    forward = of(sample, dtype, True)[0]
+    forward = of(sample, dtype, channels_last)[0]
     z = forward.case.inputs["z"].clone()
     z[0, 3, 2:5, 3:6] = torch.nan
     z[0, 9, 4, 4] = torch.finfo(dtype).max

@@ -79,19 +79,22 @@ int with_halo(const LrnWindow& window, Body&& body) {
 // ---------------------------------------------------------------- t^-beta
 
 // One Newton step on w = t^-beta removes the error of the fast instructions, 2 ulp, for float32 results. `error` is
-// 1 - t^(n beta) w^n and 1 / n the weight; at t = 0 and infinity it is NaN, and w right as it stands.
+// 1 - t^(n beta) w^n and 1 / n the weight; at t = 0 and infinity it is NaN, and w is infinity or 0, which any number in
+// its place leaves alone: a minimum takes the other one.
 __device__ __forceinline__ float refined(float w, float error, float weight) {
-  return error == error ? fmaf(w, weight * error, w) : w;
+  return fmaf(w, weight * fminf(error, 1.0f), w);
 }
 
 // w = t^-beta. With r = t^-1/2: t^-3/4 = r sqrt(r). Other powers are 2^(-beta log2 t), whose error grows with the
 // exponent: 2 ulp at t = 1, 4 at t = 1000.
 //
-// Backward wants 1 / t as well, which is r r.
-template <class T, int N, class L>
+// Backward wants 1 / t as well, which is r r. Forward r needs no step of its own on the way to t^-3/4: the one on w
+// takes an error of 3 ulp to the same place as one of 1.
+template <class T, bool kReciprocal = true, int N, class L>
 __device__ __forceinline__ void inverse_power(const float (&t)[N], const L& lrn, float (&w)[N],
                                               float (&reciprocal)[N]) {
   constexpr bool kExact = sizeof(T) == 4;
+  const bool root_alone = kReciprocal || lrn.power != Power::three_quarters;
   float r[N];
   if (lrn.normal) {  // these branches are the same for every thread
 #pragma unroll
@@ -106,7 +109,7 @@ __device__ __forceinline__ void inverse_power(const float (&t)[N], const L& lrn,
   }
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    if constexpr (kExact) {
+    if (kExact && root_alone) {
       r[i] = refined(r[i], fmaf(-(t[i] * r[i]), r[i], 1.0f), 0.5f);
     }
     reciprocal[i] = r[i] * r[i];
@@ -145,7 +148,7 @@ __device__ __forceinline__ void inverse_power(const float (&t)[N], const L& lrn,
 template <class T, int N, class L>
 __device__ __forceinline__ void inverse_power(const float (&t)[N], const L& lrn, float (&w)[N]) {
   float unused[N];
-  inverse_power<T>(t, lrn, w, unused);
+  inverse_power<T, false>(t, lrn, w, unused);
 }
 
 // ---------------------------------------------------------------- windows
@@ -225,6 +228,49 @@ __device__ __forceinline__ void scales(const float (&x)[N + 2 * Halo], const L& 
   }
 }
 
+// Sums of squares of five neighbours along a row of values that a thread walks through, eight at a time. Two windows
+// share a sum of four, and two of those a sum of two: 20 instructions for 8 sums, where sums_of_five takes 22.
+struct WalkOfFives {
+  float values[3];  // the last ones before the step
+  float two, four;  // sums of squares of as many
+
+  __device__ __forceinline__ void begin(const float (&first)[2][2]) {
+    two = squares(first[1]);
+    four = squares(first[0]) + two;
+    values[0] = first[0][1];
+    values[1] = first[1][0];
+    values[2] = first[1][1];
+  }
+
+  // The next eight values; `middle[i]` is the one that sum[i] is about, two before next[i].
+  __device__ __forceinline__ void step(const float (&next)[4][2], float (&middle)[8], float (&sum)[8]) {
+    float all[11];
+#pragma unroll
+    for (int i = 0; i < 11; ++i) {
+      all[i] = i < 3 ? values[i] : next[(i - 3) / 2][(i - 3) % 2];
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i += 2) {
+      const float next_two = squares(next[i / 2]);
+      sum[i] = fmaf(all[3 + i], all[3 + i], four);
+      four = two + next_two;
+      sum[i + 1] = fmaf(all[i], all[i], four);
+      two = next_two;
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      middle[i] = all[1 + i];
+    }
+#pragma unroll
+    for (int i = 0; i < 3; ++i) {
+      values[i] = all[8 + i];
+    }
+  }
+
+ private:
+  static __device__ __forceinline__ float squares(const float (&of)[2]) { return fmaf(of[0], of[0], of[1] * of[1]); }
+};
+
 // V channels of a pixel and Halo channels on either side, in NHWC. The sides are read in pieces that never cross a
 // group's end, because it is a multiple of V away; what lies beyond that end is zero.
 template <class Source, class T, int V, int Halo>
@@ -254,15 +300,16 @@ struct Neighbourhood {
     }
   }
 
-  // Of pixel `offset` the piece that begins `distance` channels from the own ones.
-  __device__ __forceinline__ Pack<T, kPiece> beside(int64_t offset, int32_t distance) const {
+  // The piece that begins `distance` channels from the own ones, which are at an offset or a place.
+  template <class At>
+  __device__ __forceinline__ Pack<T, kPiece> beside(At at, int32_t distance) const {
     if (distance < 0 ? -distance > before : distance - V >= after) {
       return {};
     }
     if constexpr (kKept) {
-      return (distance < 0 ? left : right).at(offset + distance);
+      return (distance < 0 ? left : right).at(at + distance);
     } else {
-      return source.template local<kPiece>(channel + distance).at(offset + distance);
+      return source.template local<kPiece>(channel + distance).at(at + distance);
     }
   }
 
@@ -283,14 +330,15 @@ struct Neighbourhood {
     }
   };
 
-  // `offset`: of the pixel's `channel`.
-  __device__ __forceinline__ Values load(int64_t offset) const {
+  // Of the pixel whose `channel` is at that offset or place.
+  template <class At>
+  __device__ __forceinline__ Values load(At at) const {
     Values values;
-    values.own = own.at(offset);
+    values.own = own.at(at);
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
-      values.left[i] = beside(offset, i * kPiece - Halo);
-      values.right[i] = beside(offset, V + i * kPiece);
+      values.left[i] = beside(at, i * kPiece - Halo);
+      values.right[i] = beside(at, V + i * kPiece);
     }
     return values;
   }

@@ -307,7 +307,7 @@ struct BackwardTiles : PlaneTiles {
 // From x and dy in shared memory to dx, as the kernels below lay them there: `dy` may have other elements and another
 // stride than x, and dx takes the place of one of both. `partial`: null, or (items, channels) for sums of dx over the
 // pixels of a tile.
-template <bool kRectified, int kLanes, class T, class D, class L>
+template <bool kRectified, int kLanes, int kVectors = 1, class T, class D, class L>
 __device__ __forceinline__ void lrn_bwd_of_tile(const PlaneTile& tile, const T* x_rows, const D* dy_rows,
                                                 int32_t dy_stride, T* dx_rows, T* dx, float* partial, int32_t channels,
                                                 const L& lrn) {
@@ -406,7 +406,7 @@ __device__ __forceinline__ void lrn_bwd_of_tile(const PlaneTile& tile, const T* 
     }
   }
   __syncthreads();
-  tile.template put<kLanes>(dx_rows, dx);
+  tile.template put<kLanes, kVectors>(dx_rows, dx);
   if (kRectified && partial != nullptr) {
     for (int32_t i = threadIdx.x; i < tile.channels(); i += blockDim.x) {
       float total = 0;
@@ -427,8 +427,8 @@ __global__ void __launch_bounds__(kPlaneThreads, kTiledBlocks<L>)
   const int32_t channels = ceil_div(tile.channels(), PlaneTiles::kStep) * PlaneTiles::kStep;
   T* const x_rows = place_run(dynamic_shared(), x + tile.offset(tile.begin - 2 * Halo));
   T* const dy_rows = place_run(dynamic_shared() + tiles.dy_at, dy + tile.offset(tile.begin - Halo));
-  tile.template fetch<kRowLanes<T>>(x_rows, x, tile.begin - 2 * Halo, channels + 4 * Halo);
-  tile.template fetch<kRowLanes<T>>(dy_rows, dy, tile.begin - Halo, channels + 2 * Halo);
+  tile.template fetch<kFetchLanes<T>, 2>(x_rows, x, tile.begin - 2 * Halo, channels + 4 * Halo);
+  tile.template fetch<kFetchLanes<T>, 2>(dy_rows, dy, tile.begin - Halo, channels + 2 * Halo);
   await_runs();
   lrn_bwd_of_tile<kRectified, kRowLanes<T>>(tile, x_rows, dy_rows, tiles.stride, dy_rows + Halo * tiles.stride, dx,
                                             partial, tiles.channels, lrn);

@@ -18,12 +18,12 @@ namespace alexnet_fast::cuda {
 
 // ---------------------------------------------------------------- NHWC
 
-// y of V channels of one pixel; their x is left in `own`.
-template <class T, int V, int Halo, class Source, class L>
-__device__ __forceinline__ Pack<T, V> lrn_of_vector(const Neighbourhood<Source, T, V, Halo>& near, int64_t offset,
-                                                    const L& lrn, Pack<T, V>& own) {
+// y of V channels of one pixel, as near.load() finds it; their x is left in `own`.
+template <class T, int V, int Halo, class Source, class At, class L>
+__device__ __forceinline__ Pack<T, V> lrn_of_vector(const Neighbourhood<Source, T, V, Halo>& near, At at, const L& lrn,
+                                                    Pack<T, V>& own) {
   float x[Halo + V + Halo], t[V], w[V];
-  const auto values = near.load(offset);
+  const auto values = near.load(at);
   own = values.own;
   values.unpack(x);
   scales<Halo>(x, lrn, t);
@@ -177,9 +177,9 @@ __global__ void __launch_bounds__(kPlaneThreads, 8)
   T* const x = place_run(dynamic_shared(), source.tensor() + tile.offset(first));
   T* const own = x + Halo * stride;
   const int32_t rows = ceil_div(tile.channels(), kStep) * kStep + 2 * Halo;
-  tile.template fetch<kRowLanes<T>>(x, source.tensor(), first, rows);
+  tile.template fetch<kFetchLanes<T>, 2>(x, source.tensor(), first, rows);
   if constexpr (Source::kRectified) {
-    tile.template rectify<kRowLanes<T>>(x, source, first, rows);
+    tile.template rectify<kFetchLanes<T>, 2>(x, source, first, rows);
     __syncthreads();
     if (source.kept() != nullptr) {
       tile.template put<kRowLanes<T>>(own, source.kept());

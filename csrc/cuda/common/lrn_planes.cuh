@@ -10,13 +10,25 @@
 
 #include "cuda/common/lrn_walk.cuh"
 #include "cuda/common/planes.cuh"
+#include "cuda/common/source.cuh"
 
 namespace alexnet_fast::cuda {
 
-// Threads that share a row of a tile, each with 16 bytes of it. Tiles are some 120 pixels wide, for kPlaneThreads, and
-// deep.
+// Threads that share a row of a tile as it is copied out, each with 16 bytes of it; half as many copy it in, each twice
+// as much. Tiles are some 120 pixels wide, for kPlaneThreads, and deep.
 template <class T>
 constexpr int kRowLanes = 8 * sizeof(T);
+template <class T>
+constexpr int kFetchLanes = kRowLanes<T> / 2;
+
+template <class T>
+__device__ __forceinline__ Pack<T, 2> pack_two(T first, T second) {
+  if constexpr (sizeof(T) == 4) {
+    return {{__float_as_uint(first), __float_as_uint(second)}};
+  } else {
+    return {{first.bits | static_cast<uint32_t>(second.bits) << 16}};
+  }
+}
 
 struct PlaneTiles {
   static constexpr int64_t kTileBytes = 40 * 1024;  // two blocks on sm_86, four on sm_80, five on sm_90
@@ -119,13 +131,14 @@ struct PlaneTile {
   __device__ __forceinline__ int32_t channels() const { return end - begin; }
 
   // Begins to copy rows of channels `first` and on to shared memory, where the first one lies at `to`; zeros where the
-  // group has no such channel. kLanes threads share a row, which is no longer than longest_run().
-  template <int kLanes, class T>
+  // group has no such channel. kLanes threads share a row, kVectors of it each; it is no longer than longest_run().
+  template <int kLanes, int kVectors = 1, class T>
   __device__ __forceinline__ void fetch(T* to, const T* tensor, int32_t first, int32_t count) const {
     const int32_t there = max(first, 0), beyond = min(first + count, lie.group_channels);
-    along_vectors<kLanes>(
-        to, tensor, first, count, [](T* place, const T* from, int32_t /*channel*/) { async_copy<16>(place, from); },
-        [](T* place, const T* from, int32_t /*channel*/) { store_shared(place, load<1>(from)); });
+    along_vectors<kLanes, kVectors>(
+        to, tensor, first, count, [](int32_t /*channel*/) { return nullptr; },
+        [](T* place, const T* from, std::nullptr_t) { async_copy<16>(place, from); },
+        [](T* place, const T* from, std::nullptr_t) { store_shared(place, load<1>(from)); });
     const auto clear = [&](int32_t begin, int32_t end) {
       T* const rows = to + (begin - first) * lie.stride;
 #pragma unroll 1
@@ -137,36 +150,44 @@ struct PlaneTile {
     clear(beyond, first + count);
   }
 
-  // Turns rows that fetch has copied from source.tensor() into what the source makes of them. Each lane does what it
-  // has fetched, so it need not wait for others; nor have others what it did before a barrier.
-  template <int kLanes, class T, class Source>
-  __device__ __forceinline__ void rectify(T* rows, const Source& source, int32_t first, int32_t count) const {
+  // Turns rows that fetch has copied from source.z into the ReLU's output. Each lane does what it has fetched, so it
+  // need not wait for others; nor have others what it did before a barrier.
+  template <int kLanes, int kVectors = 1, class T>
+  __device__ __forceinline__ void rectify(T* rows, const Rectified<T, false>& source, int32_t begin,
+                                          int32_t count) const {
     constexpr int32_t V = kVector<T>;
     async_commit();
     async_wait<0>();
-    along_vectors<kLanes>(
-        rows, source.tensor(), first, count,
-        [&](T* place, const T* /*from*/, int32_t channel) {
-          store_shared_16(place, source.over(place).template local<V>(first_channel + channel).at(0));
+    along_vectors<kLanes, kVectors>(
+        rows, source.z, begin, count,
+        [&](int32_t channel) { return source.template local<V>(first_channel + channel).bias; },
+        [](T* place, const T* /*from*/, const Pack<T, V>& bias) {
+          store_shared_16(place, add_relu(load<V>(place), bias));
         },
-        [&](T* place, const T* /*from*/, int32_t channel) {
-          store_shared(place, source.over(place).template local<1>(first_channel + channel).at(0));
+        [](T* place, const T* /*from*/, const Pack<T, V>& bias) {
+          store_shared(place, add_relu(load<1>(place), first(bias)));
         });
   }
 
-  // Copies rows of channels begin ... end out; the first one lies at `from`.
-  template <int kLanes, class T>
+  // Copies rows of channels begin ... end out; the first one lies at `from`. kLanes threads share a row, which has up
+  // to kVectors whole vectors for each, and up to V - 1 elements before and after those: one for each.
+  template <int kLanes, int kVectors = 1, class T>
   __device__ __forceinline__ void put(T* from, T* tensor) const {
     constexpr int32_t V = kVector<T>;
+    static_assert(kLanes >= 2 * (V - 1));
     const int32_t lane = threadIdx.x % kLanes;
     along_rows<kLanes>(from, tensor, begin, end, [&](const T* row, T* run) {
       const int32_t head = min(-lead(run) & (V - 1), width), tail = head + ((width - head) & -V);
       const int32_t whole = head + lane * V, single = lane < head ? lane : tail + lane - head;
-      const bool has_whole = whole < tail, has_single = single < width;
+      const int32_t wholes = ceil_div(tail - whole, kLanes * V);
+      const bool has_single = single < width;
       return [=, whole_row = row + whole, whole_run = run + whole, row = row + single, run = run + single](
                  int32_t /*channel*/, int32_t row_step, uint32_t run_step) mutable {
-        if (has_whole) {
-          store(whole_run, load<V>(whole_row));
+#pragma unroll
+        for (int32_t i = 0; i < kVectors; ++i) {
+          if (i < wholes) {
+            store(whole_run + i * kLanes * V, load<V>(whole_row + i * kLanes * V));
+          }
         }
         if (has_single) {
           store(run, load<1>(row));
@@ -180,38 +201,44 @@ struct PlaneTile {
   }
 
  private:
-  // Calls vector(place, from, channel) for each vector that this lane has of the rows fetch copies, and single for each
-  // element of those that the tensor has not whole.
-  template <int kLanes, class T, class Vector, class Single>
+  // Calls vector(place, from, known(channel)) for each vector that this lane has of the rows fetch copies, and single
+  // for each element of those that the tensor has not whole.
+  template <int kLanes, int kVectors, class T, class Known, class Vector, class Single>
   __device__ __forceinline__ void along_vectors(T* to, const T* tensor, int32_t first, int32_t count,
-                                                const Vector& vector, const Single& single) const {
+                                                const Known& known, const Vector& vector, const Single& single) const {
     constexpr int32_t V = kVector<T>;
     const int32_t lane = threadIdx.x % kLanes;
     const int32_t there = max(first, 0), beyond = min(first + count, lie.group_channels);
     const auto go = [&](auto is_within) {
       along_rows<kLanes>(to + (there - first) * lie.stride, tensor, there, beyond, [&](T* row, const T* run) {
         const int32_t pixel = lane * V - lead(run);
-        return [=, &vector, &single, place = row + pixel, from = run + pixel](int32_t channel, int32_t row_step,
-                                                                              uint32_t run_step) mutable {
-          bool whole = pixel < width;
-          if constexpr (!decltype(is_within)::value) {
-            if (whole && (from < tensor || from + V > tensor + lie.elements)) {
+        return [=, &known, &vector, &single, place = row + pixel, from = run + pixel](int32_t channel, int32_t row_step,
+                                                                                      uint32_t run_step) mutable {
+          const auto of_row = known(channel);
+#pragma unroll
+          for (int32_t at = 0; at < kVectors * kLanes * V; at += kLanes * V) {
+            bool whole = pixel + at < width;
+            if constexpr (!decltype(is_within)::value) {
+              if (whole && (from + at < tensor || from + at + V > tensor + lie.elements)) {
 #pragma unroll 1
-              for (int32_t i = max(-pixel, 0); i < min(V, width - pixel); ++i) {
-                single(place + i, from + i, channel);
+                for (int32_t i = max(-pixel - at, 0); i < min(V, width - pixel - at); ++i) {
+                  single(place + at + i, from + at + i, of_row);
+                }
+                whole = false;
               }
-              whole = false;
             }
-          }
-          if (whole) {
-            vector(place, from, channel);
+            if (whole) {
+              vector(place + at, from + at, of_row);
+            }
           }
           place += row_step;
           from += run_step;
         };
       });
     };
-    if (offset(there) >= V && offset(beyond - 1) + width + V <= lie.elements) {
+    const uint32_t in_image = static_cast<uint32_t>(lie.chunks.divisor * lie.in_plane.divisor);
+    const bool within = blockIdx.x >= in_image && blockIdx.x + in_image < gridDim.x;  // between other images
+    if (within || (offset(there) >= V && offset(beyond - 1) + width + V <= lie.elements)) {
       go(std::true_type{});
     } else {
       go(std::false_type{});

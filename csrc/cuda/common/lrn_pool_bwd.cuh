@@ -117,9 +117,9 @@ __global__ void __launch_bounds__(kPatchThreads, 5)
 // the place of; of dy and codes those of the windows over the tile; and the gradient through the pool, in float32.
 template <class T>
 struct LrnPoolTiles {
-  static constexpr int32_t kHalo = 2, kLongestChunk = 24;
-  static constexpr int64_t kMostBytes = 50 * 1024;  // three blocks on sm_80, four on sm_90
-  static constexpr int kLanes = 32, kDyLanes = 16, kCodeLanes = 8;
+  static constexpr int32_t kHalo = 2, kLongestChunk = 32;
+  static constexpr int64_t kMostBytes = 66 * 1024;                               // two blocks on sm_80, three on sm_90
+  static constexpr int kVectors = 2, kLanes = 16, kDyLanes = 8, kCodeLanes = 4;  // of rows, and what each lane has
 
   PlaneTiles x, dy, code;
   int32_t channels, height, width, out_height, out_width;
@@ -143,8 +143,9 @@ struct LrnPoolTiles {
       const int64_t in_band = ceil_div(pairs, bands);
       rows = static_cast<int32_t>(2 * in_band);
       const int64_t pixels = std::min<int64_t>(rows, height) * p.width, outputs = (in_band + 1) * p.out_width;
-      if (pixels > PlaneTiles::longest_run(sizeof(T), kLanes) ||
-          outputs > PlaneTiles::longest_run(sizeof(T), kDyLanes) || outputs > PlaneTiles::longest_run(1, kCodeLanes)) {
+      if (pixels > PlaneTiles::longest_run(sizeof(T), kVectors * kLanes) ||
+          outputs > PlaneTiles::longest_run(sizeof(T), kVectors * kDyLanes) ||
+          outputs > PlaneTiles::longest_run(1, kVectors * kCodeLanes)) {
         continue;
       }
       x.cut(pixels, sizeof(T));
@@ -170,12 +171,13 @@ struct LrnPoolTiles {
 };
 
 // The gradient through the pool, of `count` channels: gather_patch has the arithmetic. A thread stays with its patch,
-// and goes through every `slices`th channel.
+// and goes through every `slices`th channel, or in 16 bits pair of channels: the codes of two are compared by one
+// instruction, and a mask leaves of their dy what belongs to a pixel.
 template <class T>
 __device__ __forceinline__ void gather_tile(const LrnPoolTiles<T>& tiles, int32_t first_row, int32_t tile_rows,
                                             int32_t out_begin, const T* dy, const uint8_t* code, float* gradient,
                                             int32_t count) {
-  constexpr int K = 3, S = 2;
+  constexpr int K = 3, S = 2, N = 4 / sizeof(T);  // channels at once
   uint32_t patch, patch_column;
   const int32_t slice = tiles.patches.divide_small(threadIdx.x, patch);
   const int32_t row = tiles.patch_columns.divide_small(patch, patch_column), column = patch_column;
@@ -183,8 +185,9 @@ __device__ __forceinline__ void gather_tile(const LrnPoolTiles<T>& tiles, int32_
     return;
   }
   // A window that is not there is read as the nearest one that is, and compared with codes that nobody has.
-  constexpr int32_t kNobody = 1 << 10;
-  int32_t from[2][2], nobody[2][2];
+  constexpr uint32_t kNobody = 1 << 10, kEach = N == 2 ? 0x10001 : 1;
+  int32_t from[2][2];
+  uint32_t nobody[2][2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
 #pragma unroll
@@ -192,28 +195,41 @@ __device__ __forceinline__ void gather_tile(const LrnPoolTiles<T>& tiles, int32_
       const int32_t y = first_row / S + row - i, x = column - j;
       const int32_t near_y = min(max(y, 0), tiles.out_height - 1), near_x = min(max(x, 0), tiles.out_width - 1);
       from[i][j] = (near_y - out_begin) * tiles.out_width + near_x;
-      nobody[i][j] = y == near_y && x == near_x ? 0 : kNobody;
+      nobody[i][j] = y == near_y && x == near_x ? 0 : kNobody * kEach;
     }
   }
   const bool tall = row * S + 1 < tile_rows, wide = column * S + 1 < tiles.width;
-  dy += slice * tiles.dy.stride;
-  code += slice * tiles.code.stride;
-  gradient += slice * tiles.x.width + row * S * tiles.width + column * S;
+  const int32_t step = N * tiles.slices;
+  dy += N * slice * tiles.dy.stride;
+  code += N * slice * tiles.code.stride;
+  gradient += N * slice * tiles.x.width + row * S * tiles.width + column * S;
 #pragma unroll 1
-  for (int32_t channel = slice; channel < count; channel += tiles.slices) {
-    float sums[S][S] = {};
+  for (int32_t channel = N * slice; channel < count; channel += step) {
+    float sums[S][S][N];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        const float value = to_float(dy[from[i][j]]);
-        const int32_t place = code[from[i][j]] + nobody[i][j];
+        const T* const its_dy = dy + from[i][j];
+        const uint8_t* const its_code = code + from[i][j];
+        uint32_t places = its_code[0] + nobody[i][j];
+        Pack<T, N> values;
+        if constexpr (N == 2) {
+          places += static_cast<uint32_t>(its_code[tiles.code.stride]) << 16;
+          values = pack_two(its_dy[0], its_dy[tiles.dy.stride]);
+        } else {
+          values = load<1>(its_dy);
+        }
 #pragma unroll
         for (int h = 0; h + i * S < K && h < S; ++h) {
 #pragma unroll
           for (int w = 0; w + j * S < K && w < S; ++w) {
-            if (place == K * (h + i * S) + w + j * S) {
-              sums[h][w] += value;
+            const uint32_t place = (K * (h + i * S) + w + j * S) * kEach;
+            const uint32_t mask = N == 2 ? equal_pair(places, place) : places == place ? ~0u : 0u;
+            const Pack<T, N> own{{values.words[0] & mask}};
+#pragma unroll
+            for (int n = 0; n < N; ++n) {
+              sums[h][w][n] = i + j == 0 ? element(own, n) : sums[h][w][n] + element(own, n);
             }
           }
         }
@@ -224,13 +240,16 @@ __device__ __forceinline__ void gather_tile(const LrnPoolTiles<T>& tiles, int32_
 #pragma unroll
       for (int w = 0; w < S; ++w) {
         if ((h == 0 || tall) && (w == 0 || wide)) {
-          gradient[h * tiles.width + w] = sums[h][w];
+#pragma unroll
+          for (int n = 0; n < N; ++n) {
+            gradient[h * tiles.width + w + n * tiles.x.width] = sums[h][w][n];
+          }
         }
       }
     }
-    dy += tiles.slices * tiles.dy.stride;
-    code += tiles.slices * tiles.code.stride;
-    gradient += tiles.slices * tiles.x.width;
+    dy += step * tiles.dy.stride;
+    code += step * tiles.code.stride;
+    gradient += step * tiles.x.width;
   }
 }
 
@@ -238,7 +257,8 @@ template <class T>
 __global__ void __launch_bounds__(kThreads, 3)
     lrn_pool_bwd_planes(const T* __restrict__ x, const T* __restrict__ dy, const uint8_t* __restrict__ code,
                         T* __restrict__ dx, float* __restrict__ partial, LrnPoolTiles<T> tiles, LrnOfFive lrn) {
-  constexpr int Halo = LrnPoolTiles<T>::kHalo, kStep = PlaneTiles::kStep;
+  using Tiles = LrnPoolTiles<T>;
+  constexpr int Halo = Tiles::kHalo, kStep = PlaneTiles::kStep;
   unsigned char* const room = dynamic_shared();
   const PlaneTile tile(tiles.x);
   const int32_t first = tile.begin - Halo, count = ceil_div(tile.channels(), kStep) * kStep + 2 * Halo;
@@ -250,14 +270,14 @@ __global__ void __launch_bounds__(kThreads, 3)
   T* const dy_rows = place_run(room + tiles.dy_at, dy + dy_tile.offset(first));
   uint8_t* const code_rows = place_run(room + tiles.code_at, code + code_tile.offset(first));
   float* const gradient = reinterpret_cast<float*>(room + tiles.gradient_at);
-  dy_tile.template fetch<LrnPoolTiles<T>::kDyLanes>(dy_rows, dy, first, count);
-  code_tile.template fetch<LrnPoolTiles<T>::kCodeLanes>(code_rows, code, first, count);
-  tile.template fetch<LrnPoolTiles<T>::kLanes>(x_rows, x, first - Halo, count + 2 * Halo);
+  dy_tile.template fetch<Tiles::kDyLanes, Tiles::kVectors>(dy_rows, dy, first, count);
+  code_tile.template fetch<Tiles::kCodeLanes, Tiles::kVectors>(code_rows, code, first, count);
+  tile.template fetch<Tiles::kLanes, Tiles::kVectors>(x_rows, x, first - Halo, count + 2 * Halo);
   await_runs();
   gather_tile(tiles, first_row, tile_rows, out_begin, dy_rows, code_rows, gradient, count);
   __syncthreads();
-  lrn_bwd_of_tile<true, LrnPoolTiles<T>::kLanes>(tile, x_rows, gradient, tiles.x.width,
-                                                 x_rows + 2 * Halo * tiles.x.stride, dx, partial, tiles.channels, lrn);
+  lrn_bwd_of_tile<true, Tiles::kLanes, Tiles::kVectors>(
+      tile, x_rows, gradient, tiles.x.width, x_rows + 2 * Halo * tiles.x.stride, dx, partial, tiles.channels, lrn);
 }
 
 // ---------------------------------------------------------------- launch

@@ -5,8 +5,8 @@
 // The ReLU's output, kept for backward, is written by the tile that owns the pixel: of an overlap, the later one; of
 // pixels that no window holds, the last one.
 //
-// NCHW, AlexNet's windows: a tile is whole rows of planes, as common/lrn_planes.cuh has them, whose LRN takes its place
-// in shared memory.
+// NCHW, AlexNet's windows: a tile is whole rows of planes, as common/lrn_planes.cuh has them, whose LRN takes their
+// place in shared memory, in vectors of channels as NHWC has them.
 #pragma once
 
 #include "cuda/common/lrn_fwd.cuh"
@@ -237,20 +237,23 @@ __global__ void __launch_bounds__(kThreads, 4)
   const int32_t tile_line = tiling.columns.inputs * tiling.channels;
 
   if (there && columns.end > columns.begin) {
-    const Neighbourhood<Rectified<T, true>, T, V, Halo> near(source, channel, group_channels);
     const int64_t in =
         image * shape.in.image + (int64_t{rows.begin} * shape.width + columns.begin) * channels + channel;
+    const Neighbourhood<Rectified<T, true>, T, V, Halo> near(source, channel, group_channels);
+    // An offset of 32 bits is one instruction away from an address then.
+    const T* const z = anew(source.z + in);
+    T* const r = anew(source.r + in);
     T* to = tile + (rows.begin - rows.origin) * tile_line + (columns.begin - columns.origin) * tiling.channels;
 #pragma unroll 1
     for (Stroll at(threadIdx.y, blockDim.y, columns.end - columns.begin, shape.width * channels, channels, tile_line,
                    tiling.channels);
          at.row < rows.end - rows.begin; at.next()) {
       Pack<T, V> own;
-      const Pack<T, V> result = lrn_of_vector(near, in + at.offset, lrn, own);
+      const Pack<T, V> result = lrn_of_vector(near, anew(z + at.offset), lrn, own);
       if (kTraining) {
         const int32_t h = rows.begin + at.row, w = columns.begin + at.column;
         if (h < rows.own_end && w < columns.own_end) {  // own_begin is begin
-          store(source.r + in + at.offset, own);
+          store(r + at.offset, own);
         }
         if (h - rows.origin >= tiling.rows.inputs || w - columns.origin >= tiling.columns.inputs) {
           continue;  // kept, and in no window
@@ -323,7 +326,9 @@ __global__ void __launch_bounds__(kThreads, 4)
 // outputs, and a chunk of channels.
 template <class T>
 struct LrnPoolPlanes {
-  static constexpr int32_t kHalo = 2, kLongestChunk = 64 / sizeof(T), kLanes = 32 * sizeof(T);  // of a row of the tile
+  static constexpr int32_t kHalo = 2, kLongestChunk = 96 / sizeof(T);
+  static constexpr int64_t kMostBytes = 55 * 1024;                 // two blocks on sm_80, four on sm_90
+  static constexpr int32_t kLanes = 16 * sizeof(T), kVectors = 2;  // of a row of the tile, and what each has of it
 
   PlaneTiles x;
   int32_t rows;  // of outputs
@@ -336,16 +341,17 @@ struct LrnPoolPlanes {
       : x({p.dtype, false, p.batch, p.channels, p.height * p.width}, p.lrn.groups, kLongestChunk),
         columns(p.out_width),
         fit(false) {
+    const int64_t beyond = p.height - 2 * p.out_height;  // the last window's third row, and rows that are in no window
     for (int64_t bands = 1; bands <= p.out_height && !fit; ++bands) {
       rows = static_cast<int32_t>(ceil_div<int64_t>(p.out_height, bands));
-      const int64_t pixels = std::min<int64_t>(2 * rows + 2, p.height) * p.width;  // with a last row in no window
-      if (pixels > PlaneTiles::longest_run(sizeof(T), kLanes)) {
+      const int64_t pixels = (2 * rows + beyond) * p.width;
+      if (pixels > PlaneTiles::longest_run(sizeof(T), kLanes * kVectors)) {
         continue;
       }
       x.cut(pixels, sizeof(T));
       x.in_plane = Divider(ceil_div<int64_t>(p.out_height, rows));
       bytes = x.bytes(x.chunk + 2 * kHalo, sizeof(T));
-      fit = bytes <= PlaneTiles::kTileBytes && x.image <= INT32_MAX;
+      fit = bytes <= kMostBytes && x.image <= INT32_MAX;
     }
   }
 
@@ -359,12 +365,162 @@ struct LrnPoolPlanes {
   }
 };
 
+// LRN of a tile, from rows of channels at `x` to vectors of V channels, [vector][pixel], which begin where the rows do:
+// a vector takes the place of V rows, and all threads have read those when they meet at a barrier, once in kStep
+// channels. With kRectify x is not the ReLU's output yet: `bias` has that of the rows from the first on.
+template <bool kRectify, class T>
+__device__ __forceinline__ void lrn_to_vectors(const PlaneTile& tile, unsigned char* room, const T* x, const T* bias,
+                                               int32_t pixels, const LrnOfFive& lrn) {
+  constexpr int V = kVector<T>, kStep = PlaneTiles::kStep, kBefore = 4, kPixels = 2;  // of a thread
+  static_assert(LrnPoolPlanes<T>::kLanes * LrnPoolPlanes<T>::kVectors * V <= kPixels * kThreads);
+  const int32_t stride = tile.lie.stride;
+  // Channels `row` and row + 1 of a thread's pixel p.
+  const auto two = [&](int p, int row, const Pack<T, 2>& its_bias, float (&values)[2]) {
+    const T* const at = x + p * kThreads + row * stride;
+    if constexpr (kRectify) {
+      unpack(add_relu(pack_two(at[0], at[stride]), its_bias), values);
+    } else {
+      values[0] = to_float(at[0]);
+      values[1] = to_float(at[stride]);
+    }
+  };
+  x += threadIdx.x;
+  WalkOfFives walk[kPixels];
+  bool active[kPixels];
+#pragma unroll
+  for (int p = 0; p < kPixels; ++p) {
+    active[p] = static_cast<int32_t>(threadIdx.x) + p * kThreads < pixels;
+    if (active[p]) {
+      float before[kBefore / 2][2];
+#pragma unroll
+      for (int i = 0; i < kBefore / 2; ++i) {
+        two(p, 2 * i, kRectify ? load<2>(bias + 2 * i) : Pack<T, 2>{}, before[i]);
+      }
+      walk[p].begin(before);
+    }
+  }
+  x += kBefore * stride;
+  bias += kBefore;
+  Pack<T, V>* to = reinterpret_cast<Pack<T, V>*>(room) + threadIdx.x;
+#pragma unroll 1
+  for (int32_t c = tile.begin; c < tile.end; c += kStep, x += kStep * stride, bias += kStep) {
+    alignas(16) Pack<T, 2> of_step[kStep / 2];
+    Pack<T, V> result[kPixels][kStep / V];
+    if constexpr (kRectify) {
+#pragma unroll
+      for (int i = 0; i < kStep; i += V) {
+        reinterpret_cast<Pack<T, V>&>(of_step[i / 2]) = load<V>(bias + i);
+      }
+    }
+#pragma unroll
+    for (int p = 0; p < kPixels; ++p) {
+      if (active[p]) {
+        float next[kStep / 2][2], middle[kStep], t[kStep], w[kStep];
+#pragma unroll
+        for (int i = 0; i < kStep / 2; ++i) {
+          two(p, 2 * i, of_step[i], next[i]);
+        }
+        walk[p].step(next, middle, t);
+#pragma unroll
+        for (int i = 0; i < kStep; ++i) {
+          t[i] = fmaf(lrn.scale, t[i], lrn.k);
+        }
+        inverse_power<T>(t, lrn, w);
+#pragma unroll
+        for (int i = 0; i < kStep; ++i) {
+          w[i] *= middle[i];
+        }
+#pragma unroll
+        for (int i = 0; i < kStep; i += V) {
+          result[p][i / V] = pack<T>(reinterpret_cast<const float (&)[V]>(w[i]));
+        }
+      }
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kStep / V; ++i, to += stride) {
+#pragma unroll
+      for (int p = 0; p < kPixels; ++p) {
+        if (active[p]) {
+          store_shared_16(reinterpret_cast<T*>(to + p * kThreads), result[p][i]);
+        }
+      }
+    }
+  }
+}
+
+// Reads a channel of vectors of V, pixel by pixel.
+template <class T, int V>
+struct OfVectors {
+  const T* x;
+  __device__ __forceinline__ Pack<T, 1> at(int64_t pixel) const { return load<1>(x + pixel * V); }
+};
+
+// `rows` outputs of a column, of V channels, from vectors [pixel] at `x`: no element is less than 0. Outputs of the
+// channels are `out_plane` apart. Returns whether there may be a NaN among them: then codes are to be found anew.
+template <class T, int V, bool kCodes>
+__device__ __forceinline__ bool pool_column_of_vectors(const Pack<T, V>* x, int32_t width, T* y, uint8_t* code,
+                                                       int32_t out_plane, int32_t out_width, int32_t rows) {
+  constexpr int K = 3, S = 2, N = V / kInWord<T>;
+  struct Best {
+    uint32_t values[N], places[N];
+  };
+  const auto best_of_row = [&](uint32_t place) {
+    const Pack<T, V> a = x[0], b = x[1], c = x[2];
+    Best best;
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      best.values[n] = max_of_three<T, true>(a.words[n], b.words[n], c.words[n]);
+      best.places[n] =
+          if_equal<T>(a.words[n], best.values[n], place * kEach<T>,
+                      if_equal<T>(b.words[n], best.values[n], (place + 1) * kEach<T>, (place + 2) * kEach<T>));
+    }
+    return best;
+  };
+  uint32_t most = 0;
+  Best first = best_of_row(0);
+#pragma unroll 1
+  for (int32_t row = 0; row < rows; ++row) {
+    Best best = first;
+#pragma unroll
+    for (int i = 1; i < K; ++i) {
+      x += width;
+      first = best_of_row(K * i);  // at last the one of the window below
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        const uint32_t before = best.values[n];
+        best.values[n] = max_of_two<T>(before, first.values[n]);
+        best.places[n] = if_equal<T>(before, best.values[n], best.places[n], first.places[n]);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      first.places[n] -= K * S * kEach<T>;
+    }
+#pragma unroll
+    for (int n = 0; n < N; n += 2) {
+      most = max_of_three<T, true>(most, best.values[n], best.values[n + 1]);
+    }
+    T* its_y = y;
+    uint8_t* its_code = code;
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      store_of_word<kCodes>(best.values[v / kInWord<T>], best.places[v / kInWord<T>], v % kInWord<T>, its_y, its_code);
+      its_y += out_plane;
+      its_code += kCodes ? out_plane : 0;
+    }
+    y += out_width;
+    code += kCodes ? out_width : 0;
+  }
+  return unequal<T>(most) != 0;
+}
+
 template <class T, bool kTraining>
 __global__ void __launch_bounds__(kThreads, 4)
     lrn_pool_fwd_planes(Rectified<T, false> source, T* __restrict__ y, uint8_t* __restrict__ code, PoolShape shape,
                         LrnPoolPlanes<T> tiles, LrnOfFive lrn) {
-  constexpr int K = 3, S = 2, Halo = LrnPoolPlanes<T>::kHalo, kStep = PlaneTiles::kStep;
-  constexpr int kLanes = LrnPoolPlanes<T>::kLanes;
+  using Tiles = LrnPoolPlanes<T>;
+  constexpr int K = 3, S = 2, V = kVector<T>, Halo = Tiles::kHalo, kStep = PlaneTiles::kStep, kLanes = Tiles::kLanes;
   const PlaneTile place(tiles.x);
   const int32_t first_out = place.place * tiles.rows, rows = min(tiles.rows, shape.out_height - first_out);
   const bool last = first_out + rows == shape.out_height;
@@ -373,50 +529,54 @@ __global__ void __launch_bounds__(kThreads, 4)
   const PlaneTile tile(place, tiles.x, first, kTraining ? max(read, kept) : read), own(place, tiles.x, first, kept);
   const int32_t begin = tile.begin - Halo, stride = tiles.x.stride;
   const int32_t channels = ceil_div(tile.channels(), kStep) * kStep + 2 * Halo;
-  T* const x = place_run(dynamic_shared(), source.z + tile.offset(begin));
-  T* const own_x = x + Halo * stride;
-  tile.template fetch<kLanes>(x, source.z, begin, channels);
-  tile.template rectify<kLanes>(x, source, begin, channels);
-  __syncthreads();
+  unsigned char* const room = dynamic_shared();
+  T* const x = place_run(room, source.z + tile.offset(begin));
+  tile.template fetch<kLanes, Tiles::kVectors>(x, source.z, begin, channels);
   if constexpr (kTraining) {
-    own.template put<kLanes>(own_x, source.r);
+    tile.template rectify<kLanes, Tiles::kVectors>(x, source, begin, channels);
     __syncthreads();
-  }
-#pragma unroll 1
-  for (int32_t pixel = threadIdx.x; pixel < read; pixel += kThreads) {
-    lrn_of_tile(tile, x + pixel, lrn);
+    own.template put<kLanes, Tiles::kVectors>(x + Halo * stride, source.r);
+    __syncthreads();
+    lrn_to_vectors<false, T>(tile, room, x, nullptr, read, lrn);
+  } else {
+    // Of the rows that are read first 2 Halo, and then vectors of V: these are aligned.
+    constexpr int kBefore = 2 * Halo;
+    ALEXNET_FAST_SHARED(T[kBefore + Tiles::kLongestChunk + 2 * Halo], bias);
+    if (static_cast<int32_t>(threadIdx.x) < channels) {
+      const int32_t channel = begin + threadIdx.x;
+      Pack<T, 1> its_bias{};  // a row of zeros stays one
+      if (source.bias != nullptr && tile.has(channel)) {
+        its_bias = load<1>(source.bias + tile.first_channel + channel);
+      }
+      store_shared(&bias[kBefore + threadIdx.x], its_bias);
+    }
+    await_runs();
+    lrn_to_vectors<true, T>(tile, room, x, &bias[kBefore], read, lrn);
   }
   __syncthreads();
 
-  // A thread goes down a column of outputs, in 16 bits of two channels at once; one that is left over goes with itself.
-  constexpr int32_t kAtOnce = sizeof(T) == 2 ? 2 : 1;
+  // A thread goes down a column of outputs, of V channels at once. Where there are fewer left, or a NaN is among them,
+  // it does so channel by channel.
   const int32_t out_plane = shape.out_height * shape.out_width;
   const int64_t out = (int64_t{tile.image} * shape.out.image) + int64_t{tile.first_channel + tile.begin} * out_plane +
                       first_out * shape.out_width;
-  const uint32_t units = ceil_div(tile.channels(), kAtOnce) * shape.out_width;
+  const uint32_t units = ceil_div(tile.channels(), V) * shape.out_width;
 #pragma unroll 1
   for (uint32_t unit = threadIdx.x; unit < units; unit += kThreads) {
     uint32_t column;
-    const int32_t channel = tiles.columns.divide_small(unit, column) * kAtOnce;
-    const auto by_elements = [&](int32_t channel) {
-      pool_column<K, S, kTraining, false>(Plain<T>{own_x}.template local<1>(0), channel * stride + column * S,
-                                          shape.width, y + out, kTraining ? code + out : nullptr,
-                                          channel * out_plane + column, shape.out_width, rows);
-    };
-    if constexpr (kAtOnce == 1) {
-      by_elements(channel);
-    } else {
-      const int32_t second = min(channel + 1, tile.channels() - 1), beside = (second - channel) * stride;
-      const auto pair = [&](int32_t at) {
-        return own_x[at].bits | static_cast<uint32_t>(own_x[at + beside].bits) << 16;
-      };
-      const uint32_t undecided = pool_column_of_pairs<T, K, S, true, kTraining, false>(
-          pair, channel * stride + column * S, shape.width, y + out, kTraining ? code + out : nullptr,
-          channel * out_plane + column, (second - channel) * out_plane, shape.out_width, rows);
-      if (undecided != 0) {  // rare
-        by_elements(channel);
-        by_elements(second);
-      }
+    const int32_t vector = tiles.columns.divide_small(unit, column), channel = vector * V;
+    const Pack<T, V>* from = reinterpret_cast<const Pack<T, V>*>(room) + vector * stride + column * S;
+    const int64_t to = out + channel * out_plane + column;
+    const int32_t left = min(tile.channels() - channel, V);
+    if (left == V &&
+        !pool_column_of_vectors<T, V, kTraining>(from, shape.width, y + to, kTraining ? code + to : nullptr, out_plane,
+                                                 shape.out_width, rows)) {
+      continue;
+    }
+#pragma unroll 1
+    for (int32_t c = 0; c < left; ++c) {
+      pool_column<K, S, kTraining, false>(OfVectors<T, V>{reinterpret_cast<const T*>(from) + c}, 0, shape.width, y + to,
+                                          kTraining ? code + to : nullptr, c * out_plane, shape.out_width, rows);
     }
   }
 }

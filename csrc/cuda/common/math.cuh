@@ -20,6 +20,13 @@ __device__ __forceinline__ float approximate_reciprocal_root(float value) {
   return result;
 }
 
+// max(0, value); NaN stays one. A comparison and a selection are two instructions.
+__device__ __forceinline__ float rectified(float value) {
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(value), "f"(0.0f));
+  return result;
+}
+
 // max(0, a + b) of two pairs, each sum rounded once; NaN stays.
 template <class T>
 __device__ __forceinline__ uint32_t add_relu_pair(uint32_t a, uint32_t b) {
@@ -40,6 +47,8 @@ inline float __log2f(float value) { return host_simt::lg2_approx(value); }
 using host_simt::exp2f;
 using host_simt::log2f;
 using host_simt::rsqrtf;
+
+inline float rectified(float value) { return value <= 0 ? 0.0f : value; }
 
 // Rounding a sum to float32 and then to 16 bits could round twice. Rounded to odd, float32 keeps enough to tell.
 inline float add_to_odd(float a, float b) {

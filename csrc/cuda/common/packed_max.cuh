@@ -45,6 +45,12 @@ __device__ __forceinline__ uint32_t anew(uint32_t number) {
   return number;
 }
 
+template <class T>
+__device__ __forceinline__ T* anew(T* at) {
+  asm volatile("" : "+l"(at));
+  return at;
+}
+
 // The lower bytes of four halves.
 __device__ __forceinline__ uint32_t even_bytes(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x6420); }
 
@@ -88,7 +94,10 @@ inline uint32_t equal_pair(uint32_t a, uint32_t b) {
   return result;
 }
 
-inline uint32_t anew(uint32_t number) { return number; }
+template <class T>
+T anew(T number) {
+  return number;
+}
 
 inline uint32_t even_bytes(uint32_t a, uint32_t b) {
   return (a & 0xff) | (a >> 16 & 0xff) << 8 | (b & 0xff) << 16 | (b >> 16 & 0xff) << 24;

@@ -137,9 +137,59 @@ __device__ __forceinline__ uint32_t equal_four(const uint32_t (&a)[V], const uin
   return even_bytes(equal_pair(a[2 * n], b[2 * n]), equal_pair(a[2 * n + 1], b[2 * n + 1]));
 }
 
+// Of words, which hold two elements of 16 bits, or a float that is no less than 0: those are integers in order, and a
+// NaN of either sign is more than infinity.
+template <class T>
+constexpr int kInWord = 4 / sizeof(T);
+template <class T>
+constexpr uint32_t kEach = sizeof(T) == 2 ? 0x10001 : 1;
+
 template <class T, bool kRectified>
 __device__ __forceinline__ uint32_t max_of_three(uint32_t a, uint32_t b, uint32_t c) {
-  return kRectified ? max_of_rectified<T>(a, b, c) : max_pair<T>(max_pair<T>(a, b), c);
+  if constexpr (sizeof(T) == 4) {
+    static_assert(kRectified);
+    return max(max(a, b), c);
+  } else {
+    return kRectified ? max_of_rectified<T>(a, b, c) : max_pair<T>(max_pair<T>(a, b), c);
+  }
+}
+
+template <class T>
+__device__ __forceinline__ uint32_t max_of_two(uint32_t a, uint32_t b) {
+  if constexpr (sizeof(T) == 4) {
+    return max(a, b);
+  } else {
+    return max_pair<T>(a, b);
+  }
+}
+
+// The bits of `yes` where a's and b's elements are equal, else those of `no`.
+template <class T>
+__device__ __forceinline__ uint32_t if_equal(uint32_t a, uint32_t b, uint32_t yes, uint32_t no) {
+  if constexpr (sizeof(T) == 4) {
+    return a == b ? yes : no;
+  } else {
+    return select_bits(equal_pair(a, b), yes, no);
+  }
+}
+
+// Not 0 if an element is never equal to anything.
+template <class T>
+__device__ __forceinline__ uint32_t unequal(uint32_t word) {
+  return sizeof(T) == 4 ? word > 0x7f800000 : unequal_to_itself(word);
+}
+
+// The element `i` of a word to y, and its code.
+template <bool kCodes, class T>
+__device__ __forceinline__ void store_of_word(uint32_t value, uint32_t place, int i, T* y, uint8_t* code) {
+  if constexpr (sizeof(T) == 4) {
+    *y = __uint_as_float(value);
+  } else {
+    y->bits = static_cast<uint16_t>(value >> 16 * i);
+  }
+  if (kCodes) {
+    *code = static_cast<uint8_t>(place >> 16 * i);
+  }
 }
 
 // store_best for pairs. Returns 0 if they decide: not the place of a NaN, nor the sign of a 0 where `signs`, an OR
@@ -439,50 +489,51 @@ __device__ __forceinline__ void pool_column(const Local& local, int32_t from, in
   }
 }
 
-// The same of 16-bit elements of two planes at once, a pair in a word: pair(offset) reads one. The second plane's
-// outputs lie `other` further on. Returns 0 if pairs decide, as store_packed does.
-template <class T, int K, int S, bool kRectified, bool kCodes, bool kClosing, class Pair>
-__device__ __forceinline__ uint32_t pool_column_of_pairs(const Pair& pair, int32_t from, int32_t width, T* y,
+// The same word by word, in 16 bits of two planes at once: word(offset) reads one. The second plane's outputs lie
+// `other` further on. Returns 0 if words decide, as store_packed does.
+template <class T, int K, int S, bool kRectified, bool kCodes, bool kClosing, class Word>
+__device__ __forceinline__ uint32_t pool_column_of_words(const Word& word, int32_t from, int32_t width, T* y,
                                                          uint8_t* code, int32_t to, int32_t other, int32_t out_width,
                                                          int32_t rows) {
   static_assert(K == 3 && S == 2 && (kRectified || !kClosing));
-  constexpr uint32_t kBoth = 0x10001;
   uint32_t signs = 0, undecided = 0;
-  struct Best2 {
+  struct BestOfWord {
     uint32_t values, places;
   };
   const auto best_of_row = [&](uint32_t place) {
-    const uint32_t a = pair(from), b = pair(from + 1), c = pair(from + 2);
+    const uint32_t a = word(from), b = word(from + 1), c = word(from + 2);
     if (!kRectified) {
       signs |= a | b | c;
     }
     const uint32_t values = max_of_three<T, kRectified>(a, b, c);
-    return Best2{values, select_bits(equal_pair(a, values), place * kBoth,
-                                     select_bits(equal_pair(b, values), (place + 1) * kBoth, (place + 2) * kBoth))};
+    return BestOfWord{values, if_equal<T>(a, values, place * kEach<T>,
+                                          if_equal<T>(b, values, (place + 1) * kEach<T>, (place + 2) * kEach<T>))};
   };
-  Best2 last = best_of_row(0);
+  BestOfWord last = best_of_row(0);
 #pragma unroll 1
   for (int32_t row = 0; row < rows; ++row) {
-    Best2 best = last;
+    BestOfWord best = last;
 #pragma unroll
     for (int i = 1; i < K; ++i) {
       from += width;
       last = best_of_row(K * i);
       const uint32_t before = best.values;
-      best.values = max_pair<T>(before, last.values);
-      best.places = select_bits(equal_pair(before, best.values), best.places, last.places);
+      best.values = max_of_two<T>(before, last.values);
+      best.places = if_equal<T>(before, best.values, best.places, last.places);
     }
-    last.places -= K * S * kBoth;  // in the window below
-    y[to].bits = static_cast<uint16_t>(best.values);
-    y[to + other].bits = static_cast<uint16_t>(best.values >> 16);
+    last.places -= K * S * kEach<T>;  // in the window below
     if (!kRectified) {
       undecided |= zero_in(best.values) & signs;
     }
     if (kCodes) {
-      undecided |= unequal_to_itself(best.values);
-      const uint32_t codes = best.places | (kClosing ? equal_pair(best.values, 0) : 0);  // all ones: kClosed
-      code[to] = static_cast<uint8_t>(codes);
-      code[to + other] = static_cast<uint8_t>(codes >> 16);
+      undecided |= unequal<T>(best.values);
+    }
+    if (kClosing) {
+      best.places = if_equal<T>(best.values, 0, ~0u, best.places);  // all ones: kClosed
+    }
+#pragma unroll
+    for (int i = 0; i < kInWord<T>; ++i) {
+      store_of_word<kCodes>(best.values, best.places, i, y + to + i * other, code + (kCodes ? to + i * other : 0));
     }
     to += out_width;
   }
@@ -490,11 +541,11 @@ __device__ __forceinline__ uint32_t pool_column_of_pairs(const Pair& pair, int32
 }
 
 // A thread goes down columns of outputs, of a plane or, in 16 bits, of two planes at once; a plane that is left over
-// goes with itself.
+// goes with itself. Floats that may be negative go element by element.
 template <class T, int K, int S, bool kCodes, bool kClosing, class Source>
 __global__ void __launch_bounds__(kPlaneThreads, 8)
     pool_fwd_planes(Source source, T* __restrict__ y, uint8_t* __restrict__ code, PoolPlanes planes, PoolShape shape) {
-  constexpr int32_t kAtOnce = sizeof(T) == 2 ? 2 : 1;
+  constexpr int32_t kAtOnce = kInWord<T>;
   unsigned char* const room = dynamic_shared();
   const PlaneBand band(planes.lie);
   const int32_t width = shape.width, plane = shape.height * width, out_plane = shape.out_height * shape.out_width;
@@ -518,24 +569,25 @@ __global__ void __launch_bounds__(kPlaneThreads, 8)
       pool_column<K, S, kCodes, kClosing>(local(number), number * plane + from, width, own_y, own_code,
                                           number * out_plane + to, shape.out_width, strip.rows);
     };
-    if constexpr (kAtOnce == 1) {
+    if constexpr (kAtOnce == 1 && !Source::kRectified) {
       by_elements(first);
     } else {
-      const int32_t second = min(first + 1, band.number - 1), beside = (second - first) * plane;
+      const int32_t second = min(first + kAtOnce - 1, band.number - 1), beside = (second - first) * plane;
+      const auto of_first = local(first);
       uint32_t bias = 0;
-      if constexpr (Source::kRectified) {
-        bias = local(first).bias.words[0] | static_cast<uint32_t>(local(second).bias.words[0]) << 16;
+      if constexpr (Source::kRectified && kAtOnce == 2) {
+        bias = of_first.bias.words[0] | static_cast<uint32_t>(local(second).bias.words[0]) << 16;
       }
-      const auto pair = [&](int32_t at) {
-        const uint32_t both = x[at].bits | static_cast<uint32_t>(x[at + beside].bits) << 16;
-        if constexpr (Source::kRectified) {
-          return add_relu_pair<T>(both, bias);
+      const auto word = [&](int32_t at) {
+        if constexpr (kAtOnce == 1) {
+          return of_first.at(at).words[0];
         } else {
-          return both;
+          const uint32_t both = x[at].bits | static_cast<uint32_t>(x[at + beside].bits) << 16;
+          return Source::kRectified ? add_relu_pair<T>(both, bias) : both;
         }
       };
-      const uint32_t undecided = pool_column_of_pairs<T, K, S, Source::kRectified, kCodes, kClosing>(
-          pair, first * plane + from, width, own_y, own_code, first * out_plane + to, (second - first) * out_plane,
+      const uint32_t undecided = pool_column_of_words<T, K, S, Source::kRectified, kCodes, kClosing>(
+          word, first * plane + from, width, own_y, own_code, first * out_plane + to, (second - first) * out_plane,
           shape.out_width, strip.rows);
       if (undecided != 0) {  // rare
 #pragma unroll 1

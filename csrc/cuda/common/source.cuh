@@ -13,8 +13,7 @@ __device__ __forceinline__ Pack<T, N> add_relu(const Pack<T, N>& z, const Pack<T
   if constexpr (sizeof(T) == 4) {
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      const float sum = element(z, i) + element(bias, i);
-      result.words[i] = __float_as_uint(sum <= 0 ? 0.0f : sum);  // NaN stays
+      result.words[i] = __float_as_uint(rectified(element(z, i) + element(bias, i)));
     }
   } else {
 #pragma unroll
@@ -48,9 +47,9 @@ __device__ __forceinline__ Pack<T, 1> first(const Pack<T, N>& pack) {
   return {{static_cast<typename Pack<T, 1>::Word>(pack.words[0])}};
 }
 
-// A Source reads N neighbours in memory at an offset: source.local<N>(channel).at(offset). What depends on the channel
-// alone is read by local(), once however many offsets follow. over(copy) reads a copy of the tensor, or of a part of
-// it, tensor() is where the tensor begins, and kept() where keep() writes, or null.
+// A Source reads N neighbours in memory at an offset or a place: source.local<N>(channel).at(offset). What depends on
+// the channel alone is read by local(), once however many offsets follow. over(copy) reads a copy of the tensor, or of
+// a part of it, tensor() is where the tensor begins, and kept() where keep() writes, or null.
 template <class T>
 struct Plain {
   static constexpr bool kRectified = false;
@@ -59,7 +58,8 @@ struct Plain {
   template <int N>
   struct Local {
     const T* x;
-    __device__ __forceinline__ Pack<T, N> at(int64_t offset) const { return load<N>(x + offset); }
+    __device__ __forceinline__ Pack<T, N> at(const T* here) const { return load<N>(here); }
+    __device__ __forceinline__ Pack<T, N> at(int64_t offset) const { return at(x + offset); }
   };
 
   template <int N>
@@ -87,7 +87,8 @@ struct Rectified {
   struct Local {
     const T* z;
     Pack<T, N> bias;
-    __device__ __forceinline__ Pack<T, N> at(int64_t offset) const { return add_relu(load<N>(z + offset), bias); }
+    __device__ __forceinline__ Pack<T, N> at(const T* here) const { return add_relu(load<N>(here), bias); }
+    __device__ __forceinline__ Pack<T, N> at(int64_t offset) const { return at(z + offset); }
   };
 
   template <int N>
