@@ -4,8 +4,8 @@
 - ``cpu``: C++ of this package; convolutions through the oneDNN that torch carries
 - ``cuda``: CUDA C++ of this package, convolutions included, where it was built with nvcc and torch sees a GPU
 - ``triton``: Triton kernels of this package; on a CPU through its interpreter (TRITON_INTERPRET=1)
-- ``auto``: the fastest of them for the operator and the device, by the table ``AUTO``; for convolutions on GPUs also
-  for the shape, and with cuDNN among them, by alexnet_fast/tuning.py
+- ``auto``: the fastest of them for the operator and the device, by the table ``AUTO``; for convolutions and
+  ``linear_relu`` on GPUs also for the shape, and with cuDNN or cuBLAS among them, by alexnet_fast/tuning.py
 
 The choice, first wins: an operator's ``backend=`` argument, ``with alexnet_fast.backend(name):``, the environment
 variable ALEXNET_FAST_BACKEND, ``auto``. A named backend never falls back: it raises :class:`BackendError` and says why.
@@ -41,7 +41,8 @@ DTYPES = {
 # "tuned": what alexnet_fast/tuning.py chooses for the shape; it has no name for callers.
 #
 # cpu: measured by `pytest benchmarks`. cuda: the pointwise kernels move fewer bytes. Which convolution is fastest,
-# cuDNN's or ours, in one kernel or two, depends on shape and batch (benchmarks/results/*/layers.json).
+# cuDNN's or ours, in one kernel or two, depends on shape and batch (benchmarks/results/*/layers.json). A linear layer of
+# floats has torch's product on CPUs.
 AUTO = {
     "cpu": {
         "lrn": "cpu",
@@ -49,6 +50,7 @@ AUTO = {
         "epilogue": "cpu",
         "conv_relu": "cpu",
         "conv_stage": "cpu",
+        "linear_relu": "cpu",
         "linear_relu_dropout": "reference",
         "linear_int8": "cpu",
         "augment": "cpu",
@@ -61,6 +63,7 @@ AUTO = {
         "epilogue": "cuda",
         "conv_relu": "tuned",
         "conv_stage": "tuned",
+        "linear_relu": "tuned",
         "linear_relu_dropout": "triton",
         "linear_int8": "cuda",
         "augment": "triton",
