@@ -41,8 +41,7 @@ DTYPES = {
 # "tuned": what alexnet_fast/tuning.py chooses for the shape; it has no name for callers.
 #
 # cpu: measured by `pytest benchmarks`. cuda: the pointwise kernels move fewer bytes. Which convolution is fastest,
-# cuDNN's or ours, in one kernel or two, depends on shape and batch (benchmarks/results/*/layers.json). A linear layer of
-# floats has torch's product on CPUs.
+# cuDNN's or ours, in one kernel or two, depends on shape and batch (benchmarks/results/*/layers.json).
 AUTO = {
     "cpu": {
         "lrn": "cpu",
