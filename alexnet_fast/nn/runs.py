@@ -187,9 +187,5 @@ def _linear(
             kind, tensors[0], copies = "onednn_linear", copy.packed, [(copy, weight, module)]
         elif like.dtype == torch.float32 and like.shape[0] > 1:
             kind = "onednn_linear"
-    return (
-        [Layer(kind, bias is not None, relu, tuned=own == "tuned")],
-        tensors,
-        copies,
-        torch.Size([like.shape[0], weight.shape[0]]),
-    )
+    layer = Layer(kind, bias is not None, relu, tuned=own == "tuned")
+    return [layer], tensors, copies, torch.Size([like.shape[0], weight.shape[0]])

@@ -375,12 +375,11 @@ class Run {
     return torch::stable::sum(x, torch::headeronly::IntHeaderOnlyArrayRef(&rows, 1));
   }
 
-  // x's memory as another tensor, past torch's dispatcher; autograd does not know of it.
+  // x's memory as another tensor, past torch's dispatcher; autograd does not know of it. The 0 counts from x's offset.
   template <size_t N>
   static Tensor view(const Tensor& x, const std::array<int64_t, N>& size, const std::array<int64_t, N>& strides) {
     AtenTensorHandle made = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        aoti_torch__reinterpret_tensor(x.get(), N, size.data(), strides.data(), x.storage_offset(), &made));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(x.get(), N, size.data(), strides.data(), 0, &made));
     return Tensor(made);
   }
 

@@ -132,6 +132,20 @@ def test_training(on_cpu):
         torch.testing.assert_close(a, b.grad)
 
 
+def test_a_run_goes_back(on_cpu):
+    """One call into C++ forward, which asks for each layer's choice, and one backward."""
+    on_cpu("cuda")
+    model = FusedSequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
+    x = torch.randn(2, 4, 4, 4)
+    y = model(x)
+    assert y.grad_fn.name() == "alexnet_fast_run_backward"
+    assert ran == [(2, 16), (2, 8)]
+    found = torch.autograd.grad(y.square().sum(), [*model.parameters()])
+    with backend("reference"):
+        wanted = torch.autograd.grad(model(x).square().sum(), [*model.parameters()])
+    torch.testing.assert_close(found, wanted)
+
+
 def test_autocast_and_graphs_stay_as_they_are(on_cpu, monkeypatch):
     """Of weights that autocast has cast torch keeps the copy; a graph may be for any number of rows."""
     on_cpu("cuda")
