@@ -4,8 +4,8 @@
 - ``cpu``: C++ of this package; convolutions through the oneDNN that torch carries
 - ``cuda``: CUDA C++ of this package, convolutions included, where it was built with nvcc and torch sees a GPU
 - ``triton``: Triton kernels of this package; on a CPU through its interpreter (TRITON_INTERPRET=1)
-- ``auto``: the fastest of them for the operator and the device, by the table ``AUTO``; for convolutions on GPUs also
-  for the shape, and with cuDNN among them, by alexnet_fast/tuning.py
+- ``auto``: the fastest of them for the operator and the device, by the table ``AUTO``; for convolutions and
+  ``linear_relu`` on GPUs also for the shape, and with cuDNN or cuBLAS among them, by alexnet_fast/tuning.py
 
 The choice, first wins: an operator's ``backend=`` argument, ``with alexnet_fast.backend(name):``, the environment
 variable ALEXNET_FAST_BACKEND, ``auto``. A named backend never falls back: it raises :class:`BackendError` and says why.
@@ -49,6 +49,7 @@ AUTO = {
         "epilogue": "cpu",
         "conv_relu": "cpu",
         "conv_stage": "cpu",
+        "linear_relu": "cpu",
         "linear_relu_dropout": "reference",
         "linear_int8": "cpu",
         "augment": "cpu",
@@ -61,6 +62,7 @@ AUTO = {
         "epilogue": "cuda",
         "conv_relu": "tuned",
         "conv_stage": "tuned",
+        "linear_relu": "tuned",
         "linear_relu_dropout": "triton",
         "linear_int8": "cuda",
         "augment": "triton",

@@ -479,7 +479,7 @@ def tune(
     training: Annotated[bool, _option("training steps too", "--train")] = False,
     precision: Annotated[str, _option("fp32, fp16 or bf16 (bf16)")] = "bf16",
 ) -> None:
-    """Measure which convolutions are fastest on this GPU, and keep that for cudnn.benchmark and for train."""
+    """Measure what computes AlexNet's layers fastest on this GPU, and keep that for cudnn.benchmark and for train."""
     from alexnet_fast.bench import commands
 
     commands.tune(variant, batch, training, precision)

@@ -1,4 +1,5 @@
-"""Which way of computing a convolution ``auto`` takes on a GPU: the fastest for the shape, by measurement.
+"""Which way of computing a convolution, or a linear layer of few rows, ``auto`` takes on a GPU: the fastest for the
+shape, by measurement.
 
 A candidate computes an operator from its arguments. By operator, the first is the library's, right everywhere:
 
@@ -8,9 +9,11 @@ A candidate computes an operator from its arguments. By operator, the first is t
 - ``conv_stage``: ``cudnn_epilogue``, ``cuda``, ``cuda_sm90``, ``triton``; ``cuda_epilogue`` and ``cuda_sm90_epilogue``,
   this package's conv_relu, then its epilogue
 - ``conv_backward_input``, ``conv_backward_weight``: ``cudnn``, ``cuda``, ``cuda_sm90``, ``triton``
+- ``linear_relu``, of up to 8 rows: ``cublas``, torch's product, then its ReLU; ``cuda``
 
 ``cuda`` and ``cuda_epilogue`` estimate which tile of the output each block had best compute; a name of ``TILES`` behind
-a colon, as in ``cuda:128x64``, chooses the tile. No GPU has run ``cuda_sm90`` yet, so the table has no row of it.
+a colon, as in ``cuda:128x64``, chooses the tile. No GPU has run ``cuda_sm90`` yet, nor ``linear_relu``'s ``cuda``, so
+the table has no row of them.
 
 Which one is taken? The first of these that there is:
 
@@ -55,6 +58,7 @@ LIBRARY = {
     "conv_stage": "cudnn_epilogue",
     "conv_backward_input": "cudnn",
     "conv_backward_weight": "cudnn",
+    "linear_relu": "cublas",
 }
 # How far a result may be from the library's, as a share of its largest value: 8 times the rounding of the dtype, or of
 # TF32. In float32 both sides round sums of up to 400 thousand products in their own order.
@@ -438,16 +442,16 @@ def _differs(call: Call, arguments: tuple, wanted: Tensor | tuple[Tensor, ...], 
         return " ".join(str(error).split())[:200]
     shapes = [[(result.shape, result.dtype) for result in results] for results in (got, wanted)]
     if shapes[0] != shapes[1]:
-        return f"its results are {shapes[0]}, cuDNN's {shapes[1]}"
+        return f"its results are {shapes[0]}, the library's {shapes[1]}"
     for one, other in zip(got, wanted, strict=True):
         if not other.is_floating_point():
             share = (one != other).float().mean().item()
             if share > CODES:
-                return f"{share:.0%} of its pooling's winners are others than cuDNN's"
+                return f"{share:.0%} of its pooling's winners are others than the library's"
             continue
         error = _largest_difference(one, other) / max(other.abs().max().item(), torch.finfo(other.dtype).tiny)
         if not error <= tolerance:
-            return f"its result differs from cuDNN's by {error:.2g} of the largest value, over {tolerance:.2g}"
+            return f"its result differs from the library's by {error:.2g} of the largest value, over {tolerance:.2g}"
     return ""
 
 

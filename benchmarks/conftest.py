@@ -37,6 +37,7 @@ FIRST_LOOK = {
     "bench_conv_stage": f"2012 conv2, LRN, pool-{_BUSY}",
     "bench_epilogue": f"bias, ReLU, LRN, pool-{_BUSY}",
     "bench_linear_int8": r"fc6-1\]",
+    "bench_linear_relu": r"float32-fc6-1\]",
     "bench_lpips_layer": "test_layer.*192",
     "bench_lrn": f"after conv1-{_BUSY}",
     "bench_max_pool": f"after conv1-{_BUSY}",

@@ -310,7 +310,9 @@ STEPS: dict[str, Callable[[Path], Result]] = {
     "bench-conv-1024": lambda _: bench("conv_relu", batch=1024),
     "bench-stage-128": lambda _: bench("conv_stage", batch=128),
     "bench-stage-1024": lambda _: bench("conv_stage", batch=1024),
-    "bench-other": lambda _: bench("linear_relu_dropout", "linear_int8", "lpips_layer", "augment", "sgd", "host"),
+    "bench-other": lambda _: bench(
+        "linear_relu", "linear_relu_dropout", "linear_int8", "lpips_layer", "augment", "sgd", "host"
+    ),
     "bench-net": lambda _: bench("alexnet", "fuse"),
     "bench-train": lambda _: bench("train_step"),
 }

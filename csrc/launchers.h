@@ -63,7 +63,8 @@ const char* build();  // "13.0 sm_80 sm_86 …": nvcc's version and the architec
   X(conv_stage_fwd, StageParams)       \
   X(lpips_layer_fwd, LpipsParams)      \
   X(lpips_layer_bwd, LpipsParams)      \
-  X(linear_int8_fwd, LinearInt8Params)
+  X(linear_int8_fwd, LinearInt8Params) \
+  X(linear_relu_fwd, LinearParams)
 
 #define X(name, Params) int name(const Params& params, void* stream);
 ALEXNET_FAST_CUDA_LAUNCHERS(X)

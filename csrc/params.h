@@ -115,6 +115,17 @@ struct LinearInt8Params {
   void* y;               // (rows, outputs)
 };
 
+// y = x weight^T + bias, or max(0, ...) of it.
+struct LinearParams {
+  DType dtype;
+  bool relu;
+  int64_t rows, inputs, outputs;
+  const void* x;       // (rows, inputs)
+  const void* weight;  // (outputs, inputs)
+  const void* bias;    // (outputs), or null
+  void* y;             // (rows, outputs)
+};
+
 // One step of SGD:
 //   torch  g = g + weight_decay * w; v = momentum * v + keep * g, or g at first; g = v, or g + momentum * v (nesterov);
 //          w = w - lr * g

@@ -14,7 +14,8 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-STEMS = "conv_relu", "lrn", "max_pool", "conv_stage", "epilogue", "linear_relu_dropout", "linear_int8", "lpips_layer"
+STEMS = "conv_relu", "lrn", "max_pool", "conv_stage", "epilogue", "lpips_layer"
+STEMS += "linear_relu", "linear_relu_dropout", "linear_int8"
 REFERENCE = {
     "Operators": [f"ops.{stem}" for stem in (*STEMS, "augment")] + ["geometry"],
     "Models": [f"models.{name}" for name in ("alexnet", "variants", "weights", "lpips", "features")] + ["explain"],

@@ -97,6 +97,7 @@ CALLS = {
     "max_pool": lambda x, b: ops.max_pool2d(x, 2, backend=b),
     "epilogue": lambda x, b: ops.epilogue(x, backend=b),
     "conv_relu": lambda x, b: ops.conv_relu(x, torch.ones(2, 4, 3, 3, device=x.device), backend=b),
+    "linear_relu": lambda x, b: ops.linear_relu(x.flatten(1), torch.ones(2, 100, device=x.device), backend=b),
     "linear_relu_dropout": lambda x, b: ops.linear_relu_dropout(
         x.flatten(1), torch.ones(2, 100, device=x.device), backend=b
     ),

@@ -28,7 +28,14 @@ SHARED_PAGES = {
 STEMS = sorted({page.stem for page in (PACKAGE / "ops").glob("*.py")} - SHARED_PAGES)
 # The passes that have a C++ kernel: forward and backward, but of these. A convolution or a matrix product is that of
 # torch's library, and the rest epilogue's; images get no gradient, nor do int8 weights, beside which torch has all.
-PASSES = {"conv_relu": (), "conv_stage": (), "linear_relu_dropout": (), "augment": ("fwd",), "linear_int8": ("fwd",)}
+PASSES = {
+    "conv_relu": (),
+    "conv_stage": (),
+    "linear_relu": (),
+    "linear_relu_dropout": (),
+    "augment": ("fwd",),
+    "linear_int8": ("fwd",),
+}
 # Bytes in, and for them no gradient: their tests share nothing with the others'.
 UNSAMPLED = {"augment", "linear_int8"}
 # Files that are no operator's: the optimizer's step, packed weights, successions of layers with their guard, what

@@ -72,7 +72,8 @@ def plan(
 
 
 def tune(variant: str, batch: str, training: bool, precision: str) -> None:
-    """Measures which convolutions are fastest on this GPU, and prints and keeps that; raises :class:`InputError`."""
+    """Measures which ways of computing AlexNet's layers are fastest on this GPU, and prints and keeps that; raises
+    :class:`InputError`."""
     _check_known("--variant", variant, VARIANTS)
     _check_known("--precision", precision, bench.PRECISIONS)
     batches = [int(part) if part.isdecimal() else 0 for part in batch.split(",")]
@@ -83,13 +84,13 @@ def tune(variant: str, batch: str, training: bool, precision: str) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     net = AlexNet(variant=variant).to(device)
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), transient=True) as bar:
-        task = bar.add_task("measuring", total=len(batches) * bench.passes(net, training))
+        task = bar.add_task("measuring", total=bench.passes(net, batches, training))
 
         def heard(form: tuning.Form, _record: tuning.Record) -> None:
             bar.update(task, advance=1, description=form.operator)
 
         bench.tune(net, batches, precision, training, heard)
-        bar.update(task, completed=len(batches) * bench.passes(net, training))
+        bar.update(task, completed=bench.passes(net, batches, training))
     show_measured(Console(), device)
 
 

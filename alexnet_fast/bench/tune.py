@@ -13,16 +13,18 @@ from alexnet_fast import tuning
 from alexnet_fast.backends import backend
 from alexnet_fast.errors import RunError
 from alexnet_fast.models import AlexNet
+from alexnet_fast.ops.linear_relu import MOST_ROWS
 from alexnet_fast.tuning import Form, Record
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def passes(net: nn.Module, train: bool) -> int:
-    """How many choices :func:`tune` makes for a batch. Training adds the forward pass and two gradients for each
-    convolution, of which the first needs none for its input."""
-    layers = sum(isinstance(module, nn.Conv2d) for module in net.modules())
-    return layers + train * (3 * layers - 1)
+def passes(net: nn.Module, batches: Sequence[int], train: bool) -> int:
+    """How many choices :func:`tune` makes. Training adds the forward pass and two gradients for each convolution, of
+    which the first needs none for its input; linear layers are chosen for few rows."""
+    layers, linear = (sum(isinstance(m, kind) for m in net.modules()) for kind in (nn.Conv2d, nn.Linear))
+    few = sum(batch <= MOST_ROWS for batch in batches)
+    return len(batches) * (layers + train * (3 * layers - 1)) + few * linear
 
 
 @contextlib.contextmanager

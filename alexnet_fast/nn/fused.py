@@ -29,6 +29,7 @@ from alexnet_fast.nn.norm import GroupedLocalResponseNorm
 from alexnet_fast.nn.replays import Replays
 from alexnet_fast.nn.runs import Segment
 from alexnet_fast.ops.arguments import FLOATS
+from alexnet_fast.ops.linear_relu import own_kernel
 
 # A subclass may compute something else (parametrized, quantized, sharded and lazy modules are subclasses too), so the
 # type has to be exactly one of these. The letter stands for the module in RUNS.
@@ -174,6 +175,8 @@ def _call(run: str, members: list[nn.Module], x: Any, inference_dtype: torch.dty
                 y = packed.linear(first, weight, bias, x, "r" in run)
                 if y is not None:
                     return last(y) if run == "lrd" and last.training else y
+            if run != "lrd" and _plain(weight) and own_kernel(x):
+                return ops.linear_relu(x, weight, bias, "r" in run)
             fusable = run != "l" and _plain(weight) and x.dim() <= 2
             if fusable and backends.choose("linear_relu_dropout", x, None) == "triton":
                 p, training = (last.p, last.training) if "d" in run else (0.0, False)
@@ -351,6 +354,7 @@ class FusedSequential(nn.Sequential):
         MaxPool2d                                            ops.max_pool2d
         Identity; any Dropout in inference                   nothing, also between the members of a run
         Conv2d, BatchNorm2d, …                               as without it, if fuse() was asked to fold it
+        Linear [, ReLU]                                      ops.linear_relu, of up to 8 rows on a GPU
         Linear, ReLU [, Dropout]                             ops.linear_relu_dropout, on the triton backend alone
         Linear [, ReLU [, Dropout]]                          oneDNN's product, in inference on CPUs
 

@@ -21,6 +21,7 @@ from alexnet_fast.ops.conv_relu import _prepare as prepare_conv_relu
 from alexnet_fast.ops.conv_relu import planned as plan_conv
 from alexnet_fast.ops.conv_stage import _prepare as prepare_conv_stage
 from alexnet_fast.ops.epilogue import pooled
+from alexnet_fast.ops.linear_relu import own_kernel
 from alexnet_fast.ops.lrn import _prepare as prepare_lrn
 from alexnet_fast.ops.lrn import planned as plan_lrn
 from alexnet_fast.ops.max_pool import _prepare as prepare_max_pool
@@ -176,7 +177,8 @@ def _linear(
     if bias is not None and bias.shape != weight.shape[:1]:
         return None
     relu = "r" in run
-    if relu and backends.choose("linear_relu_dropout", like, None) == "triton":
+    own = own_kernel(like)
+    if own == "cuda" or (relu and not own and backends.choose("linear_relu_dropout", like, None) == "triton"):
         return None
     kind, copies = "linear", []
     if packed.applies(weight, like, inference):
@@ -185,4 +187,5 @@ def _linear(
             kind, tensors[0], copies = "onednn_linear", copy.packed, [(copy, weight, module)]
         elif like.dtype == torch.float32 and like.shape[0] > 1:
             kind = "onednn_linear"
-    return [Layer(kind, bias is not None, relu)], tensors, copies, torch.Size([like.shape[0], weight.shape[0]])
+    layer = Layer(kind, bias is not None, relu, tuned=own == "tuned")
+    return [layer], tensors, copies, torch.Size([like.shape[0], weight.shape[0]])

@@ -6,6 +6,7 @@ from alexnet_fast.ops.conv_relu import conv_relu
 from alexnet_fast.ops.conv_stage import conv_stage
 from alexnet_fast.ops.epilogue import epilogue
 from alexnet_fast.ops.linear_int8 import linear_int8
+from alexnet_fast.ops.linear_relu import linear_relu
 from alexnet_fast.ops.linear_relu_dropout import linear_relu_dropout
 from alexnet_fast.ops.lpips_layer import lpips_layer
 from alexnet_fast.ops.lrn import local_response_norm
@@ -19,6 +20,7 @@ __all__ = [
     "conv_stage",
     "epilogue",
     "linear_int8",
+    "linear_relu",
     "linear_relu_dropout",
     "local_response_norm",
     "lpips_layer",

@@ -99,6 +99,15 @@ def check_bias(bias: object, channels: int, like: Tensor) -> None:
         raise ValueError(f"bias: expected one element for each of {channels} channels, got {bias.shape[0]}")
 
 
+def check_linear(input: object, weight: object, bias: object) -> None:
+    check_tensor("input", input, (1, 2))
+    check_tensor("weight", weight, (2,), input)
+    if input.shape[-1] != weight.shape[1]:
+        raise ValueError(f"weight: shape {tuple(weight.shape)} takes {weight.shape[1]} features, got {input.shape[-1]}")
+    if bias is not None:
+        check_bias(bias, weight.shape[0], input)
+
+
 def integer(value: object) -> int | torch.SymInt | None:
     """``value`` as an int, if it is one as torch sees it: numpy's and a tensor of one integer count, floats do not."""
     if type(value) is int or isinstance(value, torch.SymInt):

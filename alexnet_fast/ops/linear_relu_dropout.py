@@ -15,7 +15,7 @@ from torch import Tensor
 
 from alexnet_fast import reference
 from alexnet_fast.backends import choose
-from alexnet_fast.ops.arguments import check_bias, check_tensor
+from alexnet_fast.ops.arguments import check_linear
 from alexnet_fast.ops.epilogue import NO_LRN, NO_POOL
 from alexnet_fast.ops.registry import LIBRARY, NATIVE, Family, define, family
 from alexnet_fast.reference.linear_relu_dropout import dropout_factors, seed_tensor
@@ -61,7 +61,7 @@ def _forward(z: Tensor, bias: Tensor | None, p: float, seed: Tensor | None) -> T
 
 
 def _backward_by_epilogue(dy: Tensor, y: Tensor, p: float, want_bias: bool) -> tuple[Tensor, Tensor]:
-    scaled = dy / (1 - p) if p < 1 else torch.zeros_like(dy)
+    scaled = dy if p == 0 else dy / (1 - p) if p < 1 else torch.zeros_like(dy)
     no_code = y.new_empty(0, dtype=torch.uint8)
     windows = *NO_LRN, *NO_POOL[:3]
     dz, db = NATIVE.epilogue_backward(scaled[:, :, None, None], no_code, y[:, :, None, None], 1, 1, want_bias, *windows)
@@ -102,12 +102,7 @@ def linear_relu_dropout(
         ValueError, TypeError: an argument is wrong; the message names it.
         BackendError: the named backend cannot run this call.
     """
-    check_tensor("input", input, (1, 2))
-    check_tensor("weight", weight, (2,), input)
-    if input.shape[-1] != weight.shape[1]:
-        raise ValueError(f"weight: shape {tuple(weight.shape)} takes {weight.shape[1]} features, got {input.shape[-1]}")
-    if bias is not None:
-        check_bias(bias, weight.shape[0], input)
+    check_linear(input, weight, bias)
     if not 0 <= p <= 1:
         raise ValueError(f"p: expected a probability, got {p!r}")
     if isinstance(seed, Tensor) and (seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != input.device):

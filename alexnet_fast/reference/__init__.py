@@ -9,6 +9,7 @@ from alexnet_fast.reference.conv_relu import conv_relu, conv_relu_backward
 from alexnet_fast.reference.conv_stage import conv_stage
 from alexnet_fast.reference.epilogue import epilogue, epilogue_backward
 from alexnet_fast.reference.linear_int8 import linear_int8
+from alexnet_fast.reference.linear_relu import linear_relu
 from alexnet_fast.reference.linear_relu_dropout import linear_relu_dropout, linear_relu_dropout_backward
 from alexnet_fast.reference.lpips_layer import lpips_layer, lpips_layer_backward
 from alexnet_fast.reference.lrn import local_response_norm, lrn_backward
@@ -22,6 +23,7 @@ __all__ = [
     "epilogue",
     "epilogue_backward",
     "linear_int8",
+    "linear_relu",
     "linear_relu_dropout",
     "linear_relu_dropout_backward",
     "local_response_norm",

@@ -36,7 +36,7 @@ const std::unordered_map<std::string, Kind> KINDS{{"conv", Kind::conv},
 struct Layer {
   Kind kind;
   bool bias, relu, ceil_mode, channels_last;  // channels_last: what a packed weight was
-  bool tuned;                                 // convolves by what alexnet_fast/tuning.py chooses for the call
+  bool tuned;                                 // computes by what alexnet_fast/tuning.py chooses for the call
   Ints stride, padding, dilation;
   int64_t groups, lrn_size, lrn_groups;
   double alpha, beta, k;
@@ -291,6 +291,7 @@ class Run {
         return epilogue(x, bias, layer.lrn_size, layer.alpha, layer.beta, layer.k, layer.lrn_groups, layer.pool_kernel,
                         layer.pool_stride, layer.pool_padding, layer.ceil_mode, training);
       case Kind::linear: {
+        if (layer.tuned) return alone(tuned_linear(x, weight(), bias, layer.relu));
         const Tensor y = linear(x, weight(), bias);
         return alone(layer.relu ? relu_(y) : y);
       }
@@ -308,6 +309,12 @@ class Run {
   }
 
   // By the operators of alexnet_fast/ops, which choose among implementations for each call's shapes.
+  static Tensor tuned_linear(const Tensor& x, const Tensor& weight, const Maybe& bias, bool relu) {
+    std::array<StableIValue, 4> stack{from(x), from(weight), from(bias), from(relu)};
+    call_torch("alexnet_fast::linear_relu_tuned", stack);
+    return to<Tensor>(stack[0]);
+  }
+
   static std::tuple<Tensor, Maybe, Maybe> tuned_conv(const Layer& layer, const Tensor& x, const Tensor& weight,
                                                      const Maybe& bias, bool training) {
     const StableIValue stride = from(layer.stride), padding = from(layer.padding), dilation = from(layer.dilation);
@@ -368,12 +375,11 @@ class Run {
     return torch::stable::sum(x, torch::headeronly::IntHeaderOnlyArrayRef(&rows, 1));
   }
 
-  // x's memory as another tensor, past torch's dispatcher; autograd does not know of it.
+  // x's memory as another tensor, past torch's dispatcher; autograd does not know of it. The 0 counts from x's offset.
   template <size_t N>
   static Tensor view(const Tensor& x, const std::array<int64_t, N>& size, const std::array<int64_t, N>& strides) {
     AtenTensorHandle made = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        aoti_torch__reinterpret_tensor(x.get(), N, size.data(), strides.data(), x.storage_offset(), &made));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(x.get(), N, size.data(), strides.data(), 0, &made));
     return Tensor(made);
   }
 

@@ -23,7 +23,7 @@ from . import host_build
 
 TORCH = Path(torch.__file__).parent
 ROOT = host_build.CSRC.parent
-STEMS = ("lrn", "max_pool", "epilogue", "conv_relu", "conv_stage", "lpips_layer", "linear_int8")
+STEMS = ("lrn", "max_pool", "epilogue", "conv_relu", "conv_stage", "lpips_layer", "linear_int8", "linear_relu")
 BINDINGS = (*STEMS, "conv_prepare")
 FLAGS = [
     *("-std=c++17", "-g1", "-O1", "-Wall", "-Wextra", "-Werror", *host_build.ADDRESS),

@@ -110,8 +110,10 @@ BUDGETS = [
     Budget("lpips_bwd<", 80, 7 * KB, (3, 3, 3), 1480),
     Budget("lpips_weight<", 64, 9 * KB, (4, 4, 4), 1500),
     Budget("lpips_average<", 48, 0, (6, 6, 5), 400),
-    # Four rows of 16 inputs, their sums, and 16 weights of an output.
-    Budget("linear_int8<", 128, 0, (2, 2, 2)),
+    # Four blocks, so that fc6's and fc7's 512 are there at once: what a lane may have are 128 registers. Of two outputs
+    # it has up to four loads in flight, with the sums and addresses of one row; two, or one of float32 and int8, with
+    # those of eight and four. The loops are in two copies, for the first rows and for more.
+    Budget(r"linear<[\w ]+, [\w ]+, \d+, [148]>", 128, 0, (4, 4, 4)),
     Budget("add_rows<", 32, 4 * KB, (2, 1, 2), 190),
     # The larger tiles: two blocks on cards with the shared memory for it. 128 x 192 has 256 threads, and one block.
     Budget(r"conv_relu_fwd<ConvTile<TensorCores<\w+>, 128, 128,", 224, 99 * KB, (2, 1, 2)),
@@ -236,6 +238,18 @@ WORK = [
     Work("lpips_bwd_planes<float, false", 8, 29, 71),
     Work(f"lpips_bwd_planes<{HALF}, true", 4, 31, 192, ("H200",)),
     Work("lpips_bwd_planes<float, true", 8, 33, 87),
+    # A weight, by one row, up to four and up to eight. The units that turn int8 into floats do 3.6 TB/s: on an H200
+    # they bind.
+    Work(f"linear<{HALF}, {HALF}, 8, 1", 2, 3, 181),
+    Work("linear<float, float, 4, 1", 4, 2, 53),
+    Work(f"linear<{HALF}, {HALF}, 8, 4", 2, 8, 255),
+    Work("linear<float, float, 4, 4", 4, 6, 98),
+    Work(f"linear<{HALF}, {HALF}, 8, 8", 2, 15, 468, ("H200",)),
+    Work("linear<float, float, 4, 8", 4, 14, 112),
+    Work(f"linear<{HALF}, signed char, 16, 1", 1, 4, 248),
+    Work("linear<float, signed char, 16, 1", 1, 4, 219),
+    Work(f"linear<{HALF}, signed char, 16, 4", 1, 9, 290, ("H200",)),
+    Work("linear<float, signed char, 16, 4", 1, 8, 234, ("H200",)),
 ]
 
 
@@ -243,7 +257,7 @@ WORK = [
 GENERAL = (
     r"pool_(fwd|bwd)_(any|strips)<|lrn_(fwd|bwd)_nchw<|lrn_(fwd|bwd)_planes<\w+, Lrn,"
     r"|lrn_(fwd|bwd)_nhwc<\w+, \d, \d, Lrn,|lrn_pool_fwd<|\w+<\w+, 1[,>]|lpips_(weight|average)<|add_rows<"
-    r"|conv_|linear_|sm90::"
+    r"|conv_|linear<[\w ]+, [\w ]+, 1,|sm90::"
 )
 
 
@@ -306,9 +320,9 @@ def wanted_instructions(kernel: Kernel) -> list[str]:
         return [product, *copies, *results, *early, r"SYNCS\.PHASECHK.*"]
     if kernel.family == "conv_fold_image":
         return [r"STG\.E\.128"]
-    if kernel.family == "linear_int8":
+    if kernel.family == "linear":
         return (early if kernel.architecture >= 90 else []) + (
-            [r"LDG\.E\.128(\.CONSTANT)?"] if kernel.arguments[1] == "16" else []
+            [r"LDG\.E\.128(\.CONSTANT)?"] if kernel.arguments[-2] != "1" else []
         )
     if kernel.family in ("lpips_fwd", "lpips_weight"):  # which write a number a pixel, or a channel
         return [rf"LDG?\.E\.{8 * kernel.vector}(\.CONSTANT)?"] if kernel.vector == 16 else []

@@ -13,7 +13,7 @@ from alexnet_fast.ops import conv_relu, convolution
 from alexnet_fast.ops.conv_relu import FORWARDS, INPUT_GRADIENTS, WEIGHT_GRADIENTS
 from alexnet_fast.ops.conv_stage import FORWARDS as STAGES
 
-from ..ops import test_linear_int8
+from ..ops import test_linear_int8, test_linear_relu
 from ..ops.calls import Calls
 from ..ops.compare import as_exact, double, error, output_gradient, results
 from ..ops.layouts import relayout
@@ -103,6 +103,7 @@ def check_linear_int8() -> list[tuple]:
         test_linear_int8.test_layouts_and_dimensions("auto", "cpu")
         test_linear_int8.test_gradients("auto", "cpu")
     test_linear_int8.test_past_the_function()
+    test_linear_relu.past_the_function()
     return mode.calls
 
 

@@ -36,6 +36,7 @@ class Mutant:
         return host_build.build("threads", changed={self.unit or self.launcher: csrc})
 
 
+LINEAR = "common/linear.cuh"
 MUTANTS = [
     Mutant(
         "lrn_fwd",
@@ -469,53 +470,53 @@ MUTANTS = [
     Mutant(
         "linear_int8_fwd",
         "weights have no sign",
-        "linear_int8_fwd.cu",
+        LINEAR,
         "return static_cast<int8_t>(pack.words[i / 4] >> (8 * (i % 4)))",
         "return static_cast<uint8_t>(pack.words[i / 4] >> (8 * (i % 4)))",
     ),
     Mutant(
         "linear_int8_fwd",
         "a pack's second half is multiplied by the first one's weights",
-        "linear_int8_fwd.cu",
-        "weight_of(weights, v + k)",
-        "weight_of(weights, k)",
+        LINEAR,
+        "element(weights[j], v + k)",
+        "element(weights[j], k)",
     ),
-    Mutant(
-        "linear_int8_fwd",
-        "lanes past a row's last vector read on",
-        "linear_int8_fwd.cu",
-        "c < p.inputs; c += 32 * V",
-        "c < p.inputs + V; c += 32 * V",
-    ),
-    Mutant(
-        "linear_int8_fwd",
-        "two halves of a warp are not added",
-        "linear_int8_fwd.cu",
-        "int step = 16; step > 0",
-        "int step = 8; step > 0",
-    ),
-    Mutant(
-        "linear_int8_fwd",
-        "rows that are not there are read",
-        "linear_int8_fwd.cu",
-        "min(row + i, p.rows - 1)",
-        "(row + i)",
-    ),
-    Mutant("linear_int8_fwd", "nobody waits for the kernel before", "linear_int8_fwd.cu", "  dependency_wait();\n", ""),
-    Mutant("linear_int8_fwd", "rows that are not there are written", "linear_int8_fwd.cu", " && row + i < p.rows", ""),
-    Mutant(
-        "linear_int8_fwd",
-        "the bias is scaled too",
-        "linear_int8_fwd.cu",
-        "p.scales[output] * sums[i] + bias",
-        "p.scales[output] * (sums[i] + bias)",
-    ),
+    Mutant("linear_int8_fwd", "lanes past a row's last vector read on", LINEAR, "c < inputs;", "c < inputs + V;"),
+    Mutant("linear_int8_fwd", "two halves of a warp are not added", LINEAR, "int step = 16;", "int step = 8;"),
+    Mutant("linear_int8_fwd", "rows that are not there are read", LINEAR, "min(row + i, p.rows - 1)", "(row + i)"),
+    Mutant("linear_int8_fwd", "nobody waits for the kernel before", LINEAR, "  dependency_wait();\n", ""),
+    Mutant("linear_int8_fwd", "rows that are not there are written", LINEAR, " && at_row < p.rows", ""),
+    Mutant("linear_int8_fwd", "the bias is scaled too", LINEAR, "* mine + bias", "* (mine + bias)"),
     Mutant(
         "linear_int8_fwd",
         "whether x is aligned is not asked",
-        "linear_int8_fwd.cu",
-        "p.inputs % 16 == 0 && aligned_16(p.x) && aligned_16(p.weight)",
-        "p.inputs % 16 == 0 && aligned_16(p.weight)",
+        LINEAR,
+        "p.inputs % V != 0 || !aligned_16(p.x) || !aligned_16(p.weight)",
+        "p.inputs % V != 0 || !aligned_16(p.weight)",
+    ),
+    Mutant(
+        "linear_relu_fwd",
+        "outputs that are not there are read",
+        LINEAR,
+        "min(output + j, p.outputs - 1)",
+        "(output + j)",
+    ),
+    Mutant("linear_relu_fwd", "outputs that are not there are written", LINEAR, " && at_output < p.outputs", ""),
+    Mutant(
+        "linear_relu_fwd",
+        "a lane writes its neighbour's output",
+        LINEAR,
+        "output + lane % kLinearOutputs",
+        "output + (lane + 1) % kLinearOutputs",
+    ),
+    Mutant("linear_relu_fwd", "NaN becomes zero", LINEAR, "p.relu && y <= 0", "p.relu && !(y > 0)"),
+    Mutant("linear_relu_fwd", "ReLU is never left out", LINEAR, "p.relu && y <= 0", "y <= 0"),
+    Mutant(
+        "linear_relu_fwd",
+        "of more than eight rows the first ones come again",
+        LINEAR,
+        "x[i] = p.x + min(row + i,",
+        "x[i] = p.x + min(int64_t{i},",
     ),
 ]
 

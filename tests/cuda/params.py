@@ -68,6 +68,15 @@ class LinearInt8Params(Structure):
     ]
 
 
+class LinearParams(Structure):
+    _fields_ = [
+        ("dtype", c_int32),
+        ("relu", c_bool),
+        *((name, c_int64) for name in ("rows", "inputs", "outputs")),
+        *((name, c_void_p) for name in ("x", "weight", "bias", "y")),
+    ]
+
+
 class ConvParams(Structure):
     _fields_ = [
         ("dtype", c_int32),

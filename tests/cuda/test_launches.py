@@ -41,7 +41,8 @@ from .mutants import Mutant
 from .pointwise import tasks
 from .test_conv_relu import CUDA_ERROR_INVALID_VALUE
 from .test_hopper import LISTED, LISTED_STAGES, hopper, hopper_backward, hopper_stage
-from .test_linear_int8 import all_cases
+from .test_linear_int8 import all_cases as int8_cases
+from .test_linear_relu import all_cases as linear_cases
 from .test_pointwise import STEMS, of
 
 OLD_LAUNCH = Mutant(
@@ -85,7 +86,7 @@ def cases() -> list[Case]:
     for task in [task for stem in STEMS for task in tasks(stem, 60, seed=1)]:  # elements that make no vectors
         tensors = {**task.case.inputs, **task.case.outputs}
         found.append(replace(task.case, offsets={key: tensor.element_size() for key, tensor in tensors.items()}))
-    found += [one for one, *_ in all_cases()]
+    found += [one for one, *_ in [*int8_cases(), *linear_cases()]]
     for mode in MODES:
         found += [forward(shape, mode)[0] for shape in TILES if shape.tile <= TILE_ROWS[mode.name]]
         found += [forward(shape, mode)[0] for shape in EDGES[:6]]

@@ -15,7 +15,7 @@ import torch
 
 from tests.conftest import TABLES
 
-from . import host_build, test_linear_int8, test_pointwise
+from . import host_build, test_linear_int8, test_linear_relu, test_pointwise
 from .conv import BF16, EDGES, Shape, backward, forward, prepared, stage, stages
 from .mutants import MUTANTS, SM90_MUTANTS, Mutant
 from .pointwise import tasks
@@ -49,6 +49,12 @@ def suite(launcher: str) -> dict[str, Callable[[], None]]:
         if launcher == "conv_relu_fwd":
             found["test_prepared_weights"] = lambda: check("threads", [with_moved_x(shape) for shape in EDGES[5:10]])
         return found
+    if stem == "linear_relu":
+        few = test_linear_relu.all_cases()[::2]
+        return {
+            "test_as_exact_as_torch": lambda: test_linear_int8.check("threads", few),
+            "test_special_values": lambda: test_linear_relu.test_special_values(19, True),
+        }
     if stem == "linear_int8":
         few, moved = test_linear_int8.all_cases()[::2], test_linear_int8.misaligned()[::5]
         return {

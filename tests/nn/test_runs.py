@@ -121,6 +121,19 @@ def test_other_dtypes_and_layouts(image, dtype, calls):
     assert calls == [True] * 4
 
 
+def test_parameters_that_are_views_of_one_buffer(image, calls):
+    """As where parameters are flattened: each begins past its memory's start, and is read from there."""
+    plain, fused = pair()
+    flat = torch.cat([parameter.detach().flatten() for parameter in fused.parameters()])
+    parts = flat.split([parameter.numel() for parameter in fused.parameters()])
+    for parameter, part in zip(fused.parameters(), parts, strict=True):
+        parameter.data = part.view(parameter.shape)
+    torch.testing.assert_close(gradients(fused, image), gradients(plain, image))
+    with torch.inference_mode():
+        torch.testing.assert_close(fused(image), plain(image))
+    assert calls == [True, True]
+
+
 @pytest.mark.parametrize("start", [0, 3, 4, 11, 12])
 @pytest.mark.parametrize("frozen", [0, 1, 5, 12, 16, 21])
 @pytest.mark.parametrize("wants_image", [True, False])

@@ -25,6 +25,7 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "epilogue": ops.epilogue,
     "conv_relu": ops.conv_relu,
     "conv_stage": ops.conv_stage,
+    "linear_relu": ops.linear_relu,
     "linear_relu_dropout": ops.linear_relu_dropout,
     "lpips_layer": ops.lpips_layer,
 }
@@ -59,7 +60,7 @@ class Sample:
         data = {}
         if self.stem == "lrn":  # a standard deviation of 10 makes the sum of squares count beside k
             data["input"] = 10 * torch.randn(self.input, generator=generator)
-        elif self.stem == "linear_relu_dropout":  # sums are multiples of 1/16, exact in bfloat16
+        elif self.stem.startswith("linear_relu"):  # sums are multiples of 1/16, exact in bfloat16
             data["input"] = torch.randint(-3, 4, self.input, generator=generator) / 2
             data["weight"] = torch.randint(-2, 3, self.weight, generator=generator) / 8
         elif self.stem == "lpips_layer":
@@ -136,6 +137,11 @@ def torch_conv_stage(input, weight, bias=None, stride=1, padding=0, dilation=1, 
     return torch_epilogue(F.conv2d(input, weight, bias, stride, padding, dilation, groups), lrn=lrn, pool=pool)
 
 
+def torch_linear_relu(input, weight, bias=None, relu=True):
+    y = F.linear(input, weight, bias)
+    return F.relu(y) if relu else y
+
+
 def torch_linear_relu_dropout(input, weight, bias=None, p=0.5, training=True, seed=0):
     """torch's own dropout draws from its generator alone: here the elements that stay are given."""
     y = F.relu(F.linear(input, weight, bias))
@@ -158,6 +164,7 @@ TORCH: dict[str, Callable[..., Tensor]] = {
     "epilogue": torch_epilogue,
     "conv_relu": torch_conv_stage,
     "conv_stage": torch_conv_stage,
+    "linear_relu": torch_linear_relu,
     "linear_relu_dropout": torch_linear_relu_dropout,
     "lpips_layer": torch_lpips_layer,
 }
@@ -181,6 +188,10 @@ def epilogue(reason: str, input: tuple[int, ...], *, bias: bool = True, **argume
 
 def conv_relu(reason: str, input: tuple[int, ...], weight: tuple[int, ...], *, bias: bool = True, **arguments):
     return Sample("conv_relu", reason, input, arguments, weight, bias)
+
+
+def linear_relu(reason: str, input: tuple[int, ...], weight: tuple[int, ...], *, bias: bool = True, **arguments):
+    return Sample("linear_relu", reason, input, arguments, weight, bias)
 
 
 def linear_relu_dropout(reason: str, input: tuple[int, ...], weight: tuple[int, ...], *, bias: bool = True, **more):
@@ -280,6 +291,14 @@ SAMPLES = [
     conv_stage("neither LRN nor pool", (2, 5, 7, 7), (6, 5, 3, 3), padding=1),
     conv_stage("(C, H, W)", (5, 7, 7), (6, 5, 3, 3), padding=1, pool=OVERLAPPING),
     conv_stage("batch 0", (0, 5, 7, 7), (6, 5, 3, 3), padding=1, lrn=SMALL, pool=OVERLAPPING),
+    linear_relu("a classifier's layer", (4, 24), (12, 24)),
+    linear_relu("one row", (1, 32), (17, 32)),
+    linear_relu("eight rows", (8, 40), (9, 40)),
+    linear_relu("many rows", (70, 16), (300, 16)),
+    linear_relu("the last layer", (2, 16), (10, 16), relu=False),
+    linear_relu("no bias", (5, 7), (6, 7), bias=False),
+    linear_relu("(C,)", (20,), (12, 20)),
+    linear_relu("batch 0", (0, 8), (6, 8)),
     linear_relu_dropout("a classifier's layer", (4, 20), (12, 20)),
     linear_relu_dropout("three quarters zeroed", (3, 9), (40, 9), p=0.75),
     linear_relu_dropout("nothing zeroed", (4, 20), (12, 20), p=0.0),

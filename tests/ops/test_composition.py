@@ -22,6 +22,7 @@ REASONS = {  # the first sample of each operator, and those whose operators retu
     "epilogue": ["bias and ReLU", "ReLU alone", "LRN", "pool", "LRN and pool"],
     "conv_relu": ["AlexNet's first", "no bias"],
     "conv_stage": ["AlexNet's first", "two towers"],
+    "linear_relu": ["a classifier's layer", "the last layer"],
     "linear_relu_dropout": ["a classifier's layer", "in evaluation"],
     "lpips_layer": ["mean over pixels", "of each pixel"],
 }

@@ -25,6 +25,7 @@ REASONS = {
     ],
     "conv_relu": ["two towers", "no bias", "1x1", "a channel alone", "batch 0"],
     "conv_stage": ["AlexNet's first", "two towers", "LRN within towers", "no bias", "batch 0"],
+    "linear_relu": ["a classifier's layer", "no bias", "batch 0"],
     "linear_relu_dropout": ["a classifier's layer", "in evaluation", "no bias", "batch 0"],
     "lpips_layer": ["mean over pixels", "of each pixel", "one pixel", "batch 0"],
 }

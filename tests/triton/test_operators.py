@@ -62,6 +62,7 @@ REASONS = {
     "epilogue": ["bias and ReLU", "pool without bias", "LRN and padded pool, stride 1"],
     "conv_relu": ["two towers", "no bias", "1x1"],
     "conv_stage": ["AlexNet's first", "LRN within towers", "no bias"],
+    "linear_relu": ["a classifier's layer", "no bias"],
     "linear_relu_dropout": ["a classifier's layer", "no bias"],
     "lpips_layer": ["mean over pixels", "one pixel"],
 }

@@ -177,8 +177,8 @@ def test_without_the_switch_nothing_is_measured(monkeypatch, folder):
 
 
 WRONG = {
-    "a value": (lambda x: 2 * x + (torch.arange(x.numel()).view(x.shape) == 7), "differs from cuDNN's by 0."),
-    "NaN": (lambda x: torch.where(x == x[0, 0, 0, 0], torch.nan, 2 * x), "differs from cuDNN's by nan"),
+    "a value": (lambda x: 2 * x + (torch.arange(x.numel()).view(x.shape) == 7), "differs from the library's by 0."),
+    "NaN": (lambda x: torch.where(x == x[0, 0, 0, 0], torch.nan, 2 * x), "differs from the library's by nan"),
     "its dtype": (lambda x: (2 * x).half(), "its results are"),
     "its failure": (lambda x: torch.mm(x[0, 0], x[0, 0, :3]), "shapes cannot be multiplied"),
 }
@@ -341,7 +341,7 @@ def test_a_shape_that_is_not_covered_speaks_against_no_other(hopper, benchmark, 
 def test_hoppers_kernel_that_is_wrong_is_taken_for_no_shape(hopper, benchmark, monkeypatch):
     race = Race(monkeypatch, {"cudnn_epilogue": 50, "cuda_sm90": 20}, {"cuda_sm90": lambda x: 2 * x.roll(1, 3)})
     half = partial(race.run, dtype=torch.bfloat16)
-    with pytest.warns(RuntimeWarning, match="cuda_sm90 is not taken.*differs from cuDNN's"):
+    with pytest.warns(RuntimeWarning, match="cuda_sm90 is not taken.*differs from the library's"):
         assert half() == "cudnn_epilogue"
     with tuning.pinned({str(race.form(torch.rand(2, 3, 8, 8).bfloat16(), 5)): "cuda_sm90"}):
         assert half(batch=5) == "cudnn_epilogue"

@@ -313,7 +313,7 @@ def test_tuning_ahead_measures_what_inference_and_training_will_ask(precision, o
     net, heard = Small(), []
     bench.tune(net, [2, 3], precision, True, lambda form, record: heard.append((str(form), record.why)))
     assert {why for _, why in heard} == {"measured"}
-    assert len(heard) == len(tuning.measured(CPU)) == 2 * bench.passes(net, True) == 2 * (2 + 3 + 2)
+    assert len(heard) == len(tuning.measured(CPU)) == bench.passes(net, [2, 3], True) == 2 * (2 + 3 + 2)
     assert not torch.backends.cudnn.benchmark
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     monkeypatch.setattr(tuning, "clock", None)  # nothing is left to measure
