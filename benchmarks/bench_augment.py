@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from alexnet_fast import ops
+from alexnet_fast import FusedSequential, ops
 from alexnet_fast.geometry import fold_of
 from alexnet_fast.ops.augment import IMAGENET_COLOUR
 from alexnet_fast.reference.augment import space_to_depth
@@ -45,3 +45,28 @@ def test_augment(benchmark, keep, device, dtype, fold):
     row = row_of(benchmark, {"ours": drawn, "eager": plain}, labels, device, seconds=2)
     pixels = BATCH * 3 * SIDE**2
     keep(row and row | {"bytes": pixels + drawn().nbytes, "flops": 0})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=short)
+@pytest.mark.parametrize("training", [False, True], ids=["forward", "training"])
+@devices
+def test_first_stage(benchmark, keep, device, training, dtype):
+    """AlexNet's first convolution, ReLU and pooling of folded images, against the same of plain ones; in training with
+    the gradients of weight and bias."""
+    batch = 32 if device == "cpu" else BATCH
+    images = torch.randint(256, (batch, 3, SIDE, SIDE), dtype=torch.uint8, device=device)
+    plain, folded = (ops.augment(images, SIDE, MEAN, STD, dtype=dtype, fold=fold) for fold in (None, FOLD))
+    conv = torch.nn.Conv2d(3, 64, *FOLD).to(device, dtype, memory_format=torch.channels_last).requires_grad_(training)
+    layers = FusedSequential(conv, torch.nn.ReLU(), torch.nn.MaxPool2d(3, 2))
+    with torch.no_grad():
+        dy = torch.ones_like(layers(plain))
+
+    def run(x: torch.Tensor):
+        y = layers(x)
+        return torch.autograd.grad(y, list(layers.parameters()), dy) if training else y
+
+    torch.testing.assert_close(run(folded), run(plain), rtol=0.05, atol=0.05 * run(plain)[0].abs().max().item())
+    labels = {"bench": "augment", "case": f"first stage, {batch} images folded", "dtype": short(dtype)}
+    labels |= {"layout": "channels_last", "pass": "training" if training else "forward"}
+    labels |= {"backend": "cpu" if device == "cpu" else "auto"}
+    keep(row_of(benchmark, {"ours": lambda: run(folded), "plain": lambda: run(plain)}, labels, device, seconds=2))

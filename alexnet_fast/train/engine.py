@@ -87,9 +87,10 @@ class Trainer:
             stored, kept = resumed.read(model)
             own = {key.removeprefix(WEIGHT): value for key, value in kept.items() if key.startswith(WEIGHT)}
             model.load_state_dict({**stored, **own})
-        self.fold = ranks.gather(fold_for(model, config, ranks.device, training=True))[0]
         if config.fold == "auto":
-            self.config = config = dataclasses.replace(config, fold="on" if self.fold else "off")
+            folds = ranks.gather(fold_for(model, config, ranks.device, training=True) is not None)[0]
+            self.config = config = dataclasses.replace(config, fold="on" if folds else "off")
+        self.fold = fold_for(model, config, ranks.device, training=True)
         self.split = self._split(model)
         self.model = self.split.whole
         if config.cache == "device":

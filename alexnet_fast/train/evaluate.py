@@ -46,10 +46,9 @@ class Evaluation(NamedTuple):
 def fold_for(model: nn.Module, config: TrainConfig, device: torch.device, training: bool) -> ops.SpaceToDepth | None:
     """The fold in which ``model`` is given images: its own, if ``config`` asks for it or, with auto, where that pays.
 
-    On CUDA devices that is with bfloat16, where the first convolution is one of this package's kernels: they read
-    images so, and would fold them themselves in each call. On CPUs it is in training with bfloat16, where the weight's
-    gradient over three channels takes oneDNN several times as long. Raises :class:`InputError` where training is asked
-    to fold and cannot.
+    That is on CUDA devices with bfloat16, where the first convolution is one of this package's kernels: they read
+    images so, and would fold them in each call. A training step by oneDNN gains nothing (benchmarks/bench_augment.py
+    compares). Raises :class:`InputError` where training is asked to fold and cannot.
     """
     features = getattr(model, "features", None)
     fold = input_fold(features) if isinstance(features, FusedSequential) else None
@@ -59,10 +58,8 @@ def fold_for(model: nn.Module, config: TrainConfig, device: torch.device, traini
             reason = "erasing and CutMix change images that are not folded" if fold else "no first convolution takes it"
             raise InputError(f"--fold: {reason}")
         return None
-    if config.fold != "auto" or config.precision != "bf16":
+    if config.fold != "auto" or device.type != "cuda" or config.precision != "bf16":
         return fold if config.fold == "on" else None
-    if device.type == "cpu":
-        return fold if training and config.backend in ("auto", "cpu") else None
     if config.backend != "auto":
         return fold if config.backend in ("cuda", "triton") else None
     conv = next(module for module in features if isinstance(module, nn.Conv2d))

@@ -30,7 +30,7 @@ def _forward_kernel(
     height,
     width,
     crop_height,
-    crop_width,
+    CROP_WIDTH: tl.constexpr,
     out_height,
     OUT_WIDTH: tl.constexpr,
     FACTOR_H: tl.constexpr,
@@ -47,16 +47,20 @@ def _forward_kernel(
     channel = element % 3
     row = element // (OUT_WIDTH * PIXEL) * FACTOR_H + element // (FACTOR_W * 3) % FACTOR_H - PAD_H
     column = element // PIXEL % OUT_WIDTH * FACTOR_W + element // 3 % FACTOR_W - PAD_W
-    inside = mask & (row >= 0) & (row < crop_height) & (column >= 0) & (column < crop_width)
+    inside = mask
+    if FACTOR_H * FACTOR_W > 1 or PAD_H + PAD_W > 0:
+        inside = mask & (row >= 0) & (row < crop_height) & (column >= 0) & (column < CROP_WIDTH)
 
     top, left = tl.load(place_ptr + 3 * image), tl.load(place_ptr + 3 * image + 1)
     mirrored = tl.load(place_ptr + 3 * image + 2) != 0
-    column = tl.where(mirrored, crop_width - 1 - column, column)
+    column = tl.where(mirrored, CROP_WIDTH - 1 - column, column)
     x_pixel = (image * height + top + row) * width + left + column
     x = tl.load(x_ptr + 3 * x_pixel + channel, inside, other=0).to(tl.float32)
     shift = tl.load(shift_ptr + 3 * image + channel)
     scale = tl.load(scale_ptr + channel)
-    y = tl.where(inside, tl.div_rn(x - shift, scale), 0.0)
+    y = tl.div_rn(x - shift, scale)
+    if FACTOR_H * FACTOR_W > 1 or PAD_H + PAD_W > 0:
+        y = tl.where(inside, y, 0.0)
     tl.store(y_ptr + image * (out_height * OUT_WIDTH * PIXEL) + element, y, mask)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import fcntl
 import io
 import json
@@ -372,18 +373,30 @@ def test_a_run_on_folded_images_is_that_on_plain_ones(tmp_path: Path, monkeypatc
 
 
 def test_a_run_keeps_to_the_fold_that_it_began_with(tmp_path: Path):
-    """On a CPU auto folds with bfloat16 alone. A run that goes on has the same bits, and may be told otherwise."""
-    for precision, fold in (("fp32", "off"), ("bf16", "on")):
-        whole, broken = tmp_path / precision, tmp_path / f"{precision} again"
-        small_alexnet(whole, precision=precision)
-        small_alexnet(broken, precision=precision, max_steps=5)
-        assert checkpoint.load(checkpoint.find(broken, "last")).config.fold == fold
-        small_alexnet(broken, broken, max_steps=None)
-        one, other = runs.tensors(whole), runs.tensors(broken)
-        assert all(torch.equal(one[name], other[name]) for name in one)
-    small_alexnet(tmp_path / "other", max_steps=5)
-    small_alexnet(tmp_path / "other", tmp_path / "other", fold="on", max_steps=12)
-    assert checkpoint.load(checkpoint.find(tmp_path / "other", "last")).config.fold == "on"
+    """Which auto has decided is in its checkpoints. Going on gives the same bits, and may be told otherwise."""
+
+    def fold(run: Path) -> str:
+        return checkpoint.load(checkpoint.find(run, "last")).config.fold
+
+    whole, broken, plain = tmp_path / "whole", tmp_path / "broken", tmp_path / "plain"
+    small_alexnet(whole, fold="on", precision="bf16")
+    small_alexnet(broken, fold="on", precision="bf16", max_steps=5)
+    small_alexnet(broken, broken, max_steps=None)
+    assert fold(broken) == "on"
+    runs.assert_same_bits(whole, broken)
+    small_alexnet(plain, max_steps=5)
+    assert fold(plain) == "off"
+    small_alexnet(plain, plain, fold="on", max_steps=7)
+    assert fold(plain) == "on"
+
+
+def test_ranks_fold_as_one_process_does(tmp_path: Path):
+    one, two, auto = tmp_path / "one", tmp_path / "two", tmp_path / "auto"
+    small_alexnet(one, fold="on", max_steps=3, mixup=0.0)
+    small_alexnet(two, fold="on", max_steps=3, mixup=0.0, nproc=2)
+    torch.testing.assert_close(runs.tensors(two), runs.tensors(one), rtol=1e-4, atol=1e-5)
+    small_alexnet(auto, max_steps=1, nproc=2)
+    assert checkpoint.load(checkpoint.find(auto, "last")).config.fold == "off"
 
 
 def test_a_fold_that_cannot_be_is_refused(tmp_path: Path):
@@ -397,19 +410,19 @@ def test_a_fold_that_cannot_be_is_refused(tmp_path: Path):
 
 
 def test_where_a_fold_pays(monkeypatch: pytest.MonkeyPatch):
-    """On a CPU: in training with bfloat16 by oneDNN. On a GPU: with bfloat16, where the table takes a kernel of this
-    package for the first layer of a rank's batch."""
+    """On a GPU with bfloat16, where the table takes a kernel of this package for the first layer of a rank's batch."""
     monkeypatch.setattr(tuning, "device_name", lambda device: "NVIDIA H100 80GB HBM3")
     model = AlexNet(2, widths=(64, 8, 8, 8, 8, 16, 16))
 
     def folds(device: str, training: bool, **given) -> bool:
-        given = {"data": ".", "out": "", "precision": "bf16", "batch_size": 128, **given}
-        return fold_for(model, resolve(given, 2), torch.device(device), training) is not None
+        given = {"precision": "bf16", "batch_size": 128, **given}
+        config = dataclasses.replace(resolve({"data": ".", "out": ""}, 2), **given)
+        return fold_for(model, config, torch.device(device), training) is not None
 
     for training in (True, False):
-        assert folds("cpu", training) == training
-        assert not folds("cpu", training, backend="reference")
         assert folds("cuda", training)
+        assert folds("cuda", training, batch_size=8, backend="cuda")
+        assert not folds("cpu", training)
         for other in ({"precision": "fp32"}, {"batch_size": 8}, {"nproc": 16}, {"backend": "reference"}):
             assert not folds("cuda", training, **other), other
         for option in ({"random_erase": 0.5}, {"cutmix": 1.0}):
