@@ -32,10 +32,9 @@ class Pool(NamedTuple):
 
 
 class SpaceToDepth(NamedTuple):
-    """How :func:`augment` lays out images for a convolution with these options, which over few channels with a stride s
-    is slow: s x s pixels become channels, (a, b, channel) in this order, of one pixel. The convolution then is one of
-    stride 1 and padding 0 over s·s·channels. Its own padding is part of the images, and pixels that no window sees are
-    not."""
+    """How :func:`augment` lays out images for a convolution with these options: with a stride s, s x s pixels become
+    channels of one pixel, in the order (a, b, channel). The convolution then is one of stride 1 and padding 0 over
+    s·s·channels. Its own padding is part of the images, and pixels that no window sees are not."""
 
     kernel_size: IntPair
     stride: IntPair

@@ -207,10 +207,11 @@ def input_fold(layers: FusedSequential) -> ops.SpaceToDepth | None:
     run, members = (runs(list(layers)) or [("", [])])[0]
     if run[:1] != "c" or len(run) == 1:
         return None
-    fold, first = None, members[0]
-    if first.in_channels == 3 and first.groups == 1 and first.dilation == (1, 1) and isinstance(first.padding, tuple):
-        fold = ops.SpaceToDepth(first.kernel_size, first.stride, first.padding)
-    return fold if fold and first.stride != (1, 1) else None
+    first = members[0]
+    plain = type(first.stride) is type(first.padding) is tuple and (first.dilation, first.groups) == ((1, 1), 1)
+    if first.in_channels != 3 or first.stride == (1, 1) or not plain:
+        return None
+    return ops.SpaceToDepth(first.kernel_size, first.stride, first.padding)
 
 
 def pools_nothing(module: nn.Module, x: object) -> bool:
