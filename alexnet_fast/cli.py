@@ -215,6 +215,7 @@ def train(
     hybrid_scheme: Annotated[str | None, _option("of One weird trick: a, b or c (a)", panel=RANKS)] = None,
     gradients: Annotated[str | None, _option("sent as fp32 or bf16 (fp32)", panel=RANKS)] = None,
     precision: Annotated[str | None, _option("fp32 or bf16 autocast (fp32)", panel=RANKS)] = None,
+    fold: Annotated[str | None, _option("images laid out for conv1: auto, on or off (auto)", panel=RANKS)] = None,
     backend: Annotated[str | None, _option(f"{BACKEND_HELP} (auto)", panel=RANKS)] = None,
     workers: Annotated[
         int | None,

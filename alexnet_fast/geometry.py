@@ -31,6 +31,25 @@ class Pool(NamedTuple):
     ceil_mode: bool = False
 
 
+class SpaceToDepth(NamedTuple):
+    """How :func:`augment` lays out images for a convolution with these options: with a stride s, s x s pixels become
+    channels of one pixel, in the order (a, b, channel). The convolution then is one of stride 1 and padding 0 over
+    s·s·channels. Its own padding is part of the images, and pixels that no window sees are not."""
+
+    kernel_size: IntPair
+    stride: IntPair
+    padding: IntPair = 0
+
+
+class Fold(NamedTuple):
+    """A checked :class:`SpaceToDepth` for images of one size: pixel (i, j) is made of the pixels (i · factor + a -
+    padding, j · factor + b - padding); ``sides`` in pixels of the result."""
+
+    factor: list[int]
+    padding: list[int]
+    sides: list[int]
+
+
 class Window(NamedTuple):
     """A checked pooling window."""
 
@@ -51,6 +70,15 @@ class Geometry(NamedTuple):
     padding: list[int]
     dilation: list[int]
     groups: int
+
+
+def fold_of(options: SpaceToDepth | None, crop: Sequence[int]) -> Fold:
+    """The fold of images of ``crop`` pixels; None: the one that changes nothing."""
+    if options is None:
+        return Fold([1, 1], [0, 0], list(crop))
+    kernel, stride, padding = ([v, v] if isinstance(v, int) else list(v) for v in options)
+    outs = [out_side("fold", *side) for side in zip(crop, kernel, stride, padding, strict=True)]
+    return Fold(stride, padding, [out + -(-k // s) - 1 for out, k, s in zip(outs, kernel, stride, strict=True)])
 
 
 def out_side(name: str, side: int, kernel: int, stride: int, padding: int, ceil_mode: bool = False) -> int:

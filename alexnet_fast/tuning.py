@@ -195,8 +195,26 @@ def near(measured: Work, asked: Work) -> bool:
 
 @cache
 def table() -> tuple[Row, ...]:
-    rows = json.loads(TABLE.read_text())["rows"]
-    return tuple(Row(row["device"], work_of_row(row), row["candidate"], row["library"]) for row in rows)
+    return tuple(Row(row["device"], work_of_row(row), row["candidate"], row["library"]) for row in _rows())
+
+
+def _rows() -> list[dict[str, Any]]:
+    return json.loads(TABLE.read_text())["rows"]
+
+
+@cache
+def folded_table() -> tuple[Row, ...]:
+    """The table's first layers that are this package's, as of images that come folded (ops.augment): the same kernels
+    compute those, less a copy of the images that was measured with them."""
+    found = []
+    for row in _rows():
+        step, taps = row["stride"], -(-row["kernel"] // row["stride"])
+        if row["channels"] == 3 and step > 1 and not row["candidate"].startswith("cudnn"):
+            sides = [(row[side] + 2 * row["padding"] - row["kernel"]) // step + taps for side in ("height", "width")]
+            options = {"channels": 3 * step * step, "kernel": taps, "stride": 1, "padding": 0}
+            folded = row | options | dict(zip(("height", "width"), sides, strict=True))
+            found.append(Row(row["device"], work_of_row(folded), row["candidate"], row["library"]))
+    return tuple(found)
 
 
 def shipped(form: Form, device: str = "") -> str:
@@ -204,12 +222,15 @@ def shipped(form: Form, device: str = "") -> str:
 
     The nearest row of the same operator, element size and kind (with groups or without) answers: of rows measured on
     this device if there are any, else of all. If it is not :func:`near`, it answers for the library alone; if there is
-    none, the answer is the library's convolution and then the epilogue.
+    none, the answer is the library's convolution and then the epilogue. For images that come folded, which have the
+    channels, kernel and stride of a row of :func:`folded_table` that is near, the nearest of those answers.
     """
     lrn, (pool, *_) = form.lrn, form.pool
     geometry = form.stride, form.padding, form.dilation, form.groups
     asked = work(form.operator, str(form.dtype).removeprefix("torch."), form.x, form.weight, *geometry, lrn, pool)
-    rows = [row for row in table() if comparable(row.work, asked)]
+    rows = [row for row in folded_table() if comparable(row.work, asked) and near(row.work, asked)]
+    rows = [row for row in rows if (row.work.sizes[2], *row.work.sizes[4:]) == (asked.sizes[2], *asked.sizes[4:])]
+    rows = rows or [row for row in table() if comparable(row.work, asked)]
     rows = [row for row in rows if row.device == device] or rows
     if not rows:
         return LIBRARY[form.operator]

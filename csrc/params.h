@@ -73,10 +73,13 @@ struct EpilogueParams {
   void* db;          // backward on CUDA, whose launcher adds the rows up: C elements of dtype
 };
 
-// y = (x - shift) / scale over crops of uint8 NHWC images of three channels, mirrored or not.
+// y = (x - shift) / scale over crops of uint8 NHWC images of three channels, mirrored or not. y is (N, out_height,
+// out_width, factor_h, factor_w, 3): pixel (i, j, a, b) is (i factor_h + a - pad_h, j factor_w + b - pad_w) of the
+// crop, and 0 outside of it. Factors of 1 and no padding leave the crop as it is.
 struct AugmentParams {
   DType dtype;  // of y
-  int64_t batch, height, width, out_height, out_width;
+  int64_t batch, height, width, crop_height, crop_width, out_height, out_width;
+  int64_t factor_h, factor_w, pad_h, pad_w;
   const uint8_t* x;
   const int32_t* place;  // (N, 3): the crop's first row, its first column, and 1 if it is mirrored
   const float* shift;    // (N, 3)

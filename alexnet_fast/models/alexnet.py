@@ -67,7 +67,8 @@ class AlexNet(nn.Module):
     ``features`` to the side that fc6 expects, 6 pixels (keras: 5). At the variant's own image size it changes nothing;
     it lets every variant take other sizes.
 
-    Shape: (N, 3, H, W) to (N, num_classes); H and W at least ``variant.min_image_size``.
+    Shape: (N, 3, H, W) to (N, num_classes); H and W at least ``variant.min_image_size``. Images may come folded for the
+    first convolution (:func:`alexnet_fast.ops.augment`).
 
     Raises:
         ValueError: an argument is wrong, or an image has another number of channels or is too small.

@@ -1,6 +1,6 @@
 """Modules: what turns an ``nn.Sequential`` into fused stages, and the normalizations that torch.nn lacks."""
 
-from alexnet_fast.nn.fused import FusedSequential
+from alexnet_fast.nn.fused import FusedSequential, input_fold
 from alexnet_fast.nn.fusion import fuse, fusion_report
 from alexnet_fast.nn.grouped import GroupedLinear
 from alexnet_fast.nn.int8 import Int8Linear, weight_only_int8
@@ -15,6 +15,7 @@ __all__ = [
     "SpatialResponseNorm",
     "fuse",
     "fusion_report",
+    "input_fold",
     "pack",
     "weight_only_int8",
 ]

@@ -28,6 +28,7 @@ from alexnet_fast.nn import folding, packed
 from alexnet_fast.nn.norm import GroupedLocalResponseNorm
 from alexnet_fast.nn.replays import Replays
 from alexnet_fast.nn.runs import Segment
+from alexnet_fast.ops import convolution
 from alexnet_fast.ops.arguments import FLOATS
 from alexnet_fast.ops.linear_relu import own_kernel
 
@@ -189,9 +190,11 @@ def _call(run: str, members: list[nn.Module], x: Any, inference_dtype: torch.dty
                 weight, bias = folding.parameters(first, members[1])
                 members = [first, *members[2:]]
             geometry = first.stride, first.padding, first.dilation, first.groups
+            if folded := convolution.is_folded(x, weight, *geometry):
+                weight, geometry = convolution.fold_weight(weight, first.stride), convolution.STRIDE_1
             if len(members) == 1:
                 return F.conv2d(x, weight, bias, *geometry)
-            if x.dim() == 4 and packed.applies(weight, x, inference_dtype):
+            if not folded and x.dim() == 4 and packed.applies(weight, x, inference_dtype):
                 y = packed.stage(members, weight, bias, x, lrn, pool)
                 if y is not None:
                     return y
@@ -199,6 +202,19 @@ def _call(run: str, members: list[nn.Module], x: Any, inference_dtype: torch.dty
     for module in members:
         x = module(x)
     return x
+
+
+def input_fold(layers: FusedSequential) -> ops.SpaceToDepth | None:
+    """The fold of images (``ops.augment(fold=…)``) that ``layers`` takes as well as plain ones: a first convolution
+    with a stride, over three channels, with a ReLU behind it. None: there is no such."""
+    run, members = (runs(list(layers)) or [("", [])])[0]
+    if run[:1] != "c" or len(run) == 1:
+        return None
+    first = members[0]
+    plain = type(first.stride) is type(first.padding) is tuple and (first.dilation, first.groups) == ((1, 1), 1)
+    if first.in_channels != 3 or first.stride == (1, 1) or not plain:
+        return None
+    return ops.SpaceToDepth(first.kernel_size, first.stride, first.padding)
 
 
 def pools_nothing(module: nn.Module, x: object) -> bool:
@@ -363,6 +379,10 @@ class FusedSequential(nn.Sequential):
     - has a hook of any kind (its neighbours then see and give true values), or any module while global hooks are set;
     - is of a subclass, so parametrized, pruned, quantized and sharded modules; or whose ``forward`` was replaced;
     - has an option that no operator has: ``padding_mode`` other than zeros, ``return_indices``, a dilated window.
+
+    A first convolution with a stride also takes images that :func:`alexnet_fast.ops.augment` has folded for it, which
+    it knows by their channels: the layers compute of them what they compute of plain images, within rounding. Where
+    modules are called one by one, there it is an error.
 
     A run whose input or weight is no dense floating-point tensor (integers, DTensor, torch.fx proxies) is called module
     by module as well, and so are all modules under forward-mode differentiation, and where a graph leaves for other

@@ -37,18 +37,27 @@ find = _C.finder([torch.is_grad_enabled, torch._C._get_mkldnn_enabled, backends.
 
 class Run(Native):
     """The layers that a succession of ``count`` runs of modules is, with the modules' ``parameters``, and the packed
-    ``copies`` among them with the weights and modules that these are of."""
+    ``copies`` among them with the weights and modules that these are of. ``fold``: the stride by which the images are
+    folded, and the first of the parameters has to be."""
 
-    def __init__(self, layers: list[Layer], shapes: list, parameters: list[Tensor], copies: list, count: int):
-        super().__init__(layers, shapes, [p.shape for p in parameters])
-        self.parameters, self.copies, self.count = tuple(parameters), copies, count
+    def __init__(
+        self, layers: list[Layer], shapes: list, parameters: list[Tensor], copies: list, count: int, fold: tuple | None
+    ):
+        self.parameters, self.copies, self.count, self.fold = tuple(parameters), copies, count, fold
+        super().__init__(layers, shapes, [p.shape for p in self._as_read()])
+
+    def _as_read(self) -> tuple[Tensor, ...]:
+        """The parameters as the layers read them."""
+        if self.fold is None:
+            return self.parameters
+        return convolution.fold_weight(self.parameters[0], self.fold), *self.parameters[1:]
 
     def carry_out(self, x: Tensor) -> Tensor | None:
         """The output, or None if the tensors are not what they were when this was planned."""
         for copy, weight, owner in self.copies:
             if not packed.is_newest(copy, weight, owner):
                 return None
-        return self(x, *self.parameters)
+        return self(x, *self._as_read())
 
 
 class Segment:
@@ -93,13 +102,14 @@ def _native(runs: list[tuple[str, list[nn.Module]]], x: Tensor) -> Run | None:
     if x.dtype not in FLOATS or x.layout != torch.strided or x.numel() == 0:
         return None
     inference = packed.inference_dtype(x)
+    fold = _fold(*runs[0], x)
     layers: list[Layer] = []
     parameters: list[Tensor] = []
     copies: list[tuple] = []
     ends: list[tuple[int, int, int]] = [(0, 0, 0)]  # after each run: layers, parameters, copies
     shapes = [x.shape]
     for run, members in runs:
-        planned = _layer(run, members, x, shapes[-1], inference)
+        planned = _layer(run, members, x, shapes[-1], inference, None if layers else fold)
         if planned is None or 1 + len(parameters) + len(planned[1]) > MOST_TENSORS:
             break
         layers += planned[0]
@@ -116,10 +126,23 @@ def _native(runs: list[tuple[str, list[nn.Module]]], x: Tensor) -> Run | None:
     products = [layer.kind.endswith("linear") or layer.kind == "flatten" for layer in layers]
     if all(products) and (torch.is_grad_enabled() or len(products) < 2):
         return None  # torch's own functions are as good
-    return Run(layers, shapes[: 1 + len(layers)], parameters, copies, count)
+    return Run(layers, shapes[: 1 + len(layers)], parameters, copies, count, fold)
 
 
-def _layer(run: str, members: list[nn.Module], x: Tensor, shape: torch.Size, inference: torch.dtype | None):
+def _geometry(conv: nn.Conv2d) -> tuple:
+    return conv.stride, conv.padding, conv.dilation, conv.groups
+
+
+def _fold(run: str, members: list[nn.Module], x: Tensor) -> tuple[int, ...] | None:
+    """The stride by which images ``x`` are folded for the convolution that they come to, or None."""
+    first = members[0]
+    folded = run[0] == "c" and convolution.is_folded(x, first._parameters["weight"], *_geometry(first))
+    return first.stride if folded else None
+
+
+def _layer(
+    run: str, members: list[nn.Module], x: Tensor, shape: torch.Size, inference: torch.dtype | None, fold: tuple | None
+):
     """Layers, their parameters, packed copies with their weights, and the output's shape; None if there is no such."""
     like = x.new_empty(()).expand(shape)  # for the operators' checks: what comes here, without memory
     first, last = members[0], members[-1]
@@ -145,8 +168,10 @@ def _layer(run: str, members: list[nn.Module], x: Tensor, shape: torch.Size, inf
         return _linear(run, first, weight, bias, tensors, like, inference)
     norm = ops.LRN(*_lrn(members[2])) if "n" in run else None
     pool = ops.Pool(last.kernel_size, last.stride, last.padding, last.ceil_mode) if "p" in run else None
-    geometry = first.stride, first.padding, first.dilation, first.groups
-    if packed.applies(weight, like, inference) and packed.asked(first):
+    geometry = _geometry(first)
+    if fold:
+        weight, geometry = convolution.fold_weight(weight, fold), convolution.STRIDE_1
+    elif packed.applies(weight, like, inference) and packed.asked(first):
         copy = packed.stage_copy(members, weight, bias, like, norm, pool)
         if copy is None:
             return None

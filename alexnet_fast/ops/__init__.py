@@ -1,6 +1,6 @@
 """The operators. Each page holds one: formula, schema, fake, gradient and the public function."""
 
-from alexnet_fast.geometry import LRN, Pool
+from alexnet_fast.geometry import LRN, Pool, SpaceToDepth
 from alexnet_fast.ops.augment import augment
 from alexnet_fast.ops.conv_relu import conv_relu
 from alexnet_fast.ops.conv_stage import conv_stage
@@ -15,6 +15,7 @@ from alexnet_fast.ops.max_pool import max_pool2d
 __all__ = [
     "LRN",
     "Pool",
+    "SpaceToDepth",
     "augment",
     "conv_relu",
     "conv_stage",

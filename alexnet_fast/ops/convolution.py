@@ -15,8 +15,10 @@ from alexnet_fast import tuning
 from alexnet_fast.geometry import Geometry, IntPair, layout_of, memory_format, out_sides, sides_of
 from alexnet_fast.ops.arguments import check_bias, check_groups, check_tensor, pair
 from alexnet_fast.ops.registry import LIBRARY, NATIVE, define, empty
+from alexnet_fast.reference.augment import space_to_depth
 from alexnet_fast.tuning import Form
 
+STRIDE_1 = (1, 1), (0, 0), (1, 1), 1  # the geometry of a convolution over folded images
 GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation, int groups"
 
 
@@ -85,6 +87,27 @@ def autocast(dtype: torch.dtype, x: Tensor, weight: Tensor, bias: Tensor | None)
         return t if t is None or t.dtype == torch.float64 else t.to(dtype)
 
     return cast(x), cast(weight), cast(bias)
+
+
+# ---- Images that come folded -----------------------------------------------------------------------------------------
+
+
+def is_folded(x: Tensor, weight: Tensor, stride, padding, dilation, groups: int) -> bool:
+    """Whether ``x`` are images as ops.augment folds them for this convolution, which no others have the channels of."""
+    return (
+        x.dim() == 4
+        and (dilation, groups) == STRIDE_1[2:]
+        and type(stride) is type(padding) is tuple
+        and prod(stride) > 1
+        and x.shape[1] == weight.shape[1] * prod(stride)
+    )
+
+
+def fold_weight(weight: Tensor, stride: Sequence[int]) -> Tensor:
+    """The weight by which a convolution of stride 1 makes of folded images what ``weight`` makes of plain ones, filled
+    up with zeros to whole strides: AlexNet's (K, 3, 11, 11) is (K, 48, 3, 3). It has gradients."""
+    sides = [-(-side // step) for side, step in zip(weight.shape[2:], stride, strict=True)]
+    return space_to_depth(weight, stride, (0, 0), sides)
 
 
 # ---- Weights that are prepared once ----------------------------------------------------------------------------------

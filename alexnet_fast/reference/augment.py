@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from alexnet_fast.geometry import SpaceToDepth, fold_of
 from alexnet_fast.reference.linear_relu_dropout import WORD, philox
 
 
@@ -32,24 +34,45 @@ def augment(
     mirror: bool = True,
     colour: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
+    fold: SpaceToDepth | None = None,
 ) -> Tensor:
-    """(x / 255 + colour · a − mean) / std of each image's crop, the crop mirrored or not."""
+    """(x / 255 + colour · a − mean) / std of each image's crop, the crop mirrored or not, and laid out for a
+    convolution with ``fold``'s options."""
     height, width = (size, size) if isinstance(size, int) else size
     drawn = draw(len(images), images.shape[2] - height, images.shape[3] - width, index, epoch, seed, mirror)
     numbers = [t.to(images.device) for t in (drawn.place, *affine(drawn, mean, std, colour))]
-    return crops(images, *numbers, height, width, dtype)
+    return crops(images, *numbers, height, width, dtype, *fold_of(fold, (height, width)))
+
+
+def space_to_depth(x: Tensor, factor: Sequence[int], padding: Sequence[int], sides: Sequence[int]) -> Tensor:
+    """(N, C, H, W) as :class:`alexnet_fast.geometry.Fold` says, (N, factor² · C, *sides) channels_last: of images, or
+    of the weight that goes with them. What lies beyond the image is 0."""
+    (top, left), seen = padding, zip(factor, sides, padding, x.shape[2:], strict=True)
+    below, right = (step * side - pad - has for step, side, pad, has in seen)
+    blocks = F.pad(x, (left, right, top, below)).unflatten(3, (-1, factor[1])).unflatten(2, (-1, factor[0]))
+    return blocks.permute(0, 2, 4, 3, 5, 1).flatten(3).contiguous().permute(0, 3, 1, 2)
 
 
 def crops(
-    images: Tensor, place: Tensor, shift: Tensor, scale: Tensor, height: int, width: int, dtype: torch.dtype
+    images: Tensor,
+    place: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    height: int,
+    width: int,
+    dtype: torch.dtype,
+    factor: Sequence[int],
+    padding: Sequence[int],
+    sides: Sequence[int],
 ) -> Tensor:
-    """(x − shift) / scale of the crops at ``place``, as :class:`Draws` holds it, channels_last."""
+    """(x − shift) / scale of the crops at ``place``, as :class:`Draws` holds it, space to depth, channels_last."""
     top, left, mirrored = place.long()[:, :, None].unbind(1)
     rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
     columns = torch.where(mirrored == 1, width - 1 - columns, columns)
     image = torch.arange(len(images), device=images.device)[:, None, None]
     pixels = images[image, :, (top + rows)[:, :, None], (left + columns)[:, None, :]]  # N, height, width, 3
-    return ((pixels.float() - shift[:, None, None]) / scale).to(dtype).permute(0, 3, 1, 2)
+    y = ((pixels.float() - shift[:, None, None]) / scale).to(dtype).permute(0, 3, 1, 2)
+    return y if [*factor, *padding] == [1, 1, 0, 0] else space_to_depth(y, factor, padding, sides)
 
 
 def draw(batch: int, rows: int, columns: int, index: Tensor | None, epoch: int, seed: int, mirror: bool) -> Draws:

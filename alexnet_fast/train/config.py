@@ -47,6 +47,7 @@ CHOICES = {
     "init": ("variant", "kaiming"),
     "cache": ("none", "device"),
     "precision": ("fp32", "bf16"),
+    "fold": ("auto", "on", "off"),
     "parallel": tuple(MODES),
     "hybrid_scheme": ("a", "b", "c"),
     "gradients": ("fp32", "bf16"),
@@ -58,7 +59,7 @@ CHOICES = {
 CHANGEABLE = frozenset(
     {
         *("workers", "max_steps", "checkpoint_steps", "keep_checkpoints", "log_steps", "max_bad"),
-        *("tensorboard", "wandb", "mlflow", "nproc", "parallel", "graph"),
+        *("tensorboard", "wandb", "mlflow", "nproc", "parallel", "graph", "fold"),
     }
 )
 
@@ -128,6 +129,9 @@ class TrainConfig:
     freeze_features: bool = False
     precision: str = "fp32"
     backend: str = "auto"
+    # Whether images are laid out for a first convolution with a stride (ops.augment's fold). A run with auto decides
+    # for its device, and records on or off.
+    fold: str = "auto"
     # Loader processes of each rank, threads for prepared DATA; 0 loads in the rank itself.
     workers: Annotated[int, Range(0, 1024)] = 0
     cache: str = "none"  # or device: prepared training images are read once, into the device's memory

@@ -35,7 +35,7 @@ from alexnet_fast.train.average import Average
 from alexnet_fast.train.badfiles import SETS, BadFiles
 from alexnet_fast.train.checkpoint import WEIGHT, Checkpoint, Saver
 from alexnet_fast.train.config import TrainConfig
-from alexnet_fast.train.evaluate import CONFUSION_CLASSES, Evaluation, augmented, autocast, evaluate, using
+from alexnet_fast.train.evaluate import CONFUSION_CLASSES, Evaluation, augmented, autocast, evaluate, fold_for, using
 from alexnet_fast.train.mixing import mix_images
 from alexnet_fast.train.optimizer import SLOTS, build_optimizer, restore
 from alexnet_fast.train.report import Report, read_rows
@@ -87,6 +87,10 @@ class Trainer:
             stored, kept = resumed.read(model)
             own = {key.removeprefix(WEIGHT): value for key, value in kept.items() if key.startswith(WEIGHT)}
             model.load_state_dict({**stored, **own})
+        if config.fold == "auto":
+            folds = ranks.gather(fold_for(model, config, ranks.device, training=True) is not None)[0]
+            self.config = config = dataclasses.replace(config, fold="on" if folds else "off")
+        self.fold = fold_for(model, config, ranks.device, training=True)
         self.split = self._split(model)
         self.model = self.split.whole
         if config.cache == "device":
@@ -218,7 +222,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, step, self.epoch_steps, cuts, group["base"])
         labels = batch.labels.to(ranks.device, non_blocking=True)
-        images = augmented(batch, config, ranks.device, self.state["epoch"])
+        images = augmented(batch, config, ranks.device, self.state["epoch"], self.fold)
         images, mixed = mix_images(config, step, images, labels)
         figures = self.split.train(images, labels, batch.counted, self._update, mixed)
         if self.average:

@@ -11,12 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alexnet_fast import backends, ops
+from alexnet_fast import backends, ops, tuning
 from alexnet_fast.data import NOT_COUNTED, Batch, Transform, evaluation_batches
 from alexnet_fast.data.augmentation import erased, jittered, rand_augmented, rotated
 from alexnet_fast.data.feed import resized_crops
 from alexnet_fast.data.sources import Split
 from alexnet_fast.errors import InputError
+from alexnet_fast.geometry import fold_of
+from alexnet_fast.nn import FusedSequential, input_fold
+from alexnet_fast.ops.convolution import STRIDE_1, fold_weight
 from alexnet_fast.parallel import Ranks
 from alexnet_fast.train.config import TrainConfig
 
@@ -40,18 +43,49 @@ class Evaluation(NamedTuple):
         return self.top5_count / self.count
 
 
-def normalized(images: Tensor, config: TrainConfig, device: torch.device) -> Tensor:
+def fold_for(model: nn.Module, config: TrainConfig, device: torch.device, training: bool) -> ops.SpaceToDepth | None:
+    """The fold in which ``model`` is given images: its own, if ``config`` asks for it or, with auto, where that pays.
+
+    That is on CUDA devices with bfloat16, where the first convolution is one of this package's kernels: they read
+    images so, and would fold them in each call. A training step by oneDNN gains nothing (benchmarks/bench_augment.py
+    compares). Raises :class:`InputError` where training is asked to fold and cannot.
+    """
+    features = getattr(model, "features", None)
+    fold = input_fold(features) if isinstance(features, FusedSequential) else None
+    whole = training and (config.random_erase or config.cutmix)  # rectangles of images that are no longer uint8
+    if fold is None or whole:
+        if training and config.fold == "on":
+            reason = "erasing and CutMix change images that are not folded" if fold else "no first convolution takes it"
+            raise InputError(f"--fold: {reason}")
+        return None
+    if config.fold != "auto" or device.type != "cuda" or config.precision != "bf16":
+        return fold if config.fold == "on" else None
+    if config.backend != "auto":
+        return fold if config.backend in ("cuda", "triton") else None
+    conv = next(module for module in features if isinstance(module, nn.Conv2d))
+    weight = tuple(fold_weight(conv.weight.detach(), conv.stride).shape)
+    x = config.batch_size // config.nproc, weight[1], *fold_of(fold, (config.image_size,) * 2).sides
+    form = tuning.Form("conv_relu", torch.bfloat16, x, weight, *STRIDE_1, "channels_last")
+    return None if tuning.shipped(form, tuning.device_name(device)).startswith("cudnn") else fold
+
+
+def normalized(
+    images: Tensor, config: TrainConfig, device: torch.device, fold: ops.SpaceToDepth | None = None
+) -> Tensor:
     """uint8 images (n, 3, h, w) as the net takes them, on ``device``: the centre of those that are larger,
-    (image / 255 - mean) / std, bfloat16 where autocast would make them so."""
+    (image / 255 - mean) / std, bfloat16 where autocast would make them so; folded as ``fold`` says."""
     images = images.to(device, non_blocking=True)
     size = tuple(min(side, config.image_size) for side in images.shape[2:])
-    return ops.augment(images, size, config.mean, config.std, dtype=_dtype(config))
+    return ops.augment(images, size, config.mean, config.std, dtype=_dtype(config), fold=fold)
 
 
-def augmented(batch: Batch, config: TrainConfig, device: torch.device, epoch: int) -> Tensor:
+def augmented(
+    batch: Batch, config: TrainConfig, device: torch.device, epoch: int, fold: ops.SpaceToDepth | None = None
+) -> Tensor:
     """A training batch as the net takes it: turned, jittered in colour, changed by RandAugment, with colour noise and
     an erased rectangle, as far as ``config`` asks for these. Images that are ``whole`` are cropped and mirrored at
-    random. What is drawn for an image depends on its number, the epoch and the seed.
+    random; those that are not erased may be folded. What is drawn for an image depends on its number, the epoch and
+    the seed.
     """
     images, crop = batch.images.to(device, non_blocking=True), batch.whole
     if crop and config.transform == "resized-crop":
@@ -65,7 +99,7 @@ def augmented(batch: Batch, config: TrainConfig, device: torch.device, epoch: in
     colour = torch.tensor(config.colour) * config.colour_noise if config.colour_noise else None
     std = [value * config.colour_divisor for value in config.std]
     drawn = {"index": batch.index, "epoch": epoch, "seed": config.seed, "mirror": crop, "colour": colour}
-    images = ops.augment(images, config.image_size, config.mean, std, **drawn, dtype=_dtype(config))
+    images = ops.augment(images, config.image_size, config.mean, std, **drawn, dtype=_dtype(config), fold=fold)
     return erased(images, batch.index, config.random_erase, config.seed, epoch) if config.random_erase else images
 
 
@@ -73,13 +107,20 @@ def _dtype(config: TrainConfig) -> torch.dtype:
     return torch.bfloat16 if config.precision == "bf16" else torch.float32
 
 
-def scores(model: nn.Module, images: Tensor, config: TrainConfig, device: torch.device, ten_crop: bool) -> Tensor:
+def scores(
+    model: nn.Module,
+    images: Tensor,
+    config: TrainConfig,
+    device: torch.device,
+    ten_crop: bool,
+    fold: ops.SpaceToDepth | None = None,
+) -> Tensor:
     """float32 logits (n, classes) of images' centres; with ``ten_crop``, the logarithm of the softmax averaged over
     the four corners, the centre, and their mirror images.
     """
     if not ten_crop:
         with autocast(config, device):
-            return model(normalized(images, config, device)).float()
+            return model(normalized(images, config, device, fold)).float()
     side = config.image_size
     down, right = images.shape[2] - side, images.shape[3] - side
     views = []
@@ -87,7 +128,7 @@ def scores(model: nn.Module, images: Tensor, config: TrainConfig, device: torch.
         crop = images[:, :, top : top + side, left : left + side]
         for view in (crop, crop.flip(3)):
             with autocast(config, device):
-                views.append(model(normalized(view, config, device)).float().log_softmax(1))
+                views.append(model(normalized(view, config, device, fold)).float().log_softmax(1))
     return torch.stack(views).logsumexp(0) - math.log(len(views))
 
 
@@ -122,6 +163,7 @@ def evaluate(
     is added how many images of each label got which answer, over all ranks.
     """
     model.eval()
+    fold = fold_for(model, config, ranks.device, training=False)
     sums = torch.zeros(4, dtype=torch.float64, device=ranks.device)
     bad: dict[str, str] = {}
     batches = evaluation_batches(
@@ -135,7 +177,7 @@ def evaluate(
     )
     with torch.no_grad(), contextlib.closing(batches):
         for batch in batches:
-            logits = scores(model, batch.images, config, ranks.device, ten_crop)
+            logits = scores(model, batch.images, config, ranks.device, ten_crop, fold)
             labels = batch.labels.to(ranks.device)
             losses = F.cross_entropy(logits, labels, reduction="none", ignore_index=NOT_COUNTED).double()
             hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]

@@ -90,7 +90,7 @@ def evaluate_checkpoint(path: str, data: str | None, options: dict[str, Any], as
     if data is None and found.step is None:
         raise InputError(f"DATA: {found.name} is of no run whose images would be known; name a folder")
     config = dataclasses.replace(
-        found.config, **{"nproc": 1, **options}, weights=None, parallel="ddp", hybrid_scheme="a"
+        found.config, **{"nproc": 1, **options}, weights=None, parallel="ddp", hybrid_scheme="a", fold="auto"
     )
     if data is not None:
         config = dataclasses.replace(config, data=absolute(data), synthetic=False)

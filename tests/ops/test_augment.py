@@ -11,6 +11,14 @@ from alexnet_fast.reference.augment import draw
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RAW = (0.0, 0.0, 0.0), (1 / 255,) * 3  # leaves pixels as they are
+FOLDS = {
+    "AlexNet": ops.SpaceToDepth(11, 4, 2),
+    "unpadded": ops.SpaceToDepth(11, 4),
+    "uneven": ops.SpaceToDepth((3, 5), (2, 3), (1, 4)),
+    "padding over a stride": ops.SpaceToDepth(7, 2, 5),
+    "pixels that no window sees": ops.SpaceToDepth(2, 5, 0),
+    "padding alone": ops.SpaceToDepth(3, 1, 1),
+}
 
 
 def pictures(batch: int = 6, height: int = 12, width: int = 15) -> torch.Tensor:
@@ -33,6 +41,44 @@ def test_equal_to_the_reference(size, drawn, layout, dtype, backend, device):
     assert torch.equal(y.cpu(), expected)
     assert y.dtype == dtype
     assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def folded(x: torch.Tensor, fold: ops.SpaceToDepth) -> torch.Tensor:
+    """Pixel (i · s + a - padding, j · s + b - padding) of ``x`` in channels (a, b, c) of pixel (i, j), element by
+    element: as many pixels as windows of whole strides begin at."""
+    kernel, stride, padding = ((v, v) if isinstance(v, int) else v for v in fold)
+    places = []
+    for axis in range(2):
+        outs = (x.shape[2 + axis] + 2 * padding[axis] - kernel[axis]) // stride[axis] + 1
+        pixels = stride[axis] * (outs - 1 + -(-kernel[axis] // stride[axis]))
+        places.append(torch.arange(pixels) - padding[axis])
+    rows, columns = places
+    seen = x[:, :, rows.clamp(0, x.shape[2] - 1)][..., columns.clamp(0, x.shape[3] - 1)]
+    inside = (rows >= 0) & (rows < x.shape[2]), (columns >= 0) & (columns < x.shape[3])
+    seen = torch.where(inside[0][:, None] & inside[1], seen, 0)
+    parts = [seen[:, :, a :: stride[0], b :: stride[1]] for a in range(stride[0]) for b in range(stride[1])]
+    return torch.cat(parts, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [(12, 15), (11, 14), 11], ids=str)
+@pytest.mark.parametrize("drawn", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("fold", FOLDS.values(), ids=FOLDS.keys())
+def test_folded_is_the_fold_of_what_is_not(fold, size, drawn, dtype, backend, device):
+    """To the bit, with mean and std by which a pixel of 0 is not 0."""
+    images = pictures()
+    more = {"index": torch.arange(100, 106), "epoch": 3, "seed": 5, "colour": IMAGENET_COLOUR} if drawn else {}
+    expected = folded(ops.augment(images, size, MEAN, STD, dtype=dtype, backend="reference", **more), fold)
+    y = ops.augment(images.to(device), size, MEAN, STD, dtype=dtype, fold=fold, backend=backend, **more)
+    assert torch.equal(y.cpu(), expected)
+    assert y.dtype == dtype
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_alexnets_fold(backend, device):
+    images = torch.randint(256, (2, 3, 230, 240), dtype=torch.uint8, device=device)
+    for fold, size in ((FOLDS["AlexNet"], 224), (FOLDS["unpadded"], 227)):
+        assert ops.augment(images, size, MEAN, STD, fold=fold, backend=backend).shape == (2, 48, 57, 57)
 
 
 def test_normalization(backend, device):
@@ -114,14 +160,17 @@ def test_empty(backend, device):
     images = torch.zeros(0, 3, 9, 9, dtype=torch.uint8, device=device)
     index = torch.zeros(0, dtype=torch.int64)
     assert ops.augment(images, 5, MEAN, STD, index=index, backend=backend).shape == (0, 3, 5, 5)
+    fold = ops.SpaceToDepth(3, 2, 1)
+    assert ops.augment(images, 5, MEAN, STD, index=index, fold=fold, backend=backend).shape == (0, 12, 4, 4)
 
 
 def test_opcheck():
     place, shift = torch.tensor([[1, 2, 1], [0, 0, 0]], dtype=torch.int32), torch.rand(2, 3)
     call = torch.ops.alexnet_fast.augment.default
     for dtype in (torch.float32, torch.bfloat16):
-        arguments = (pictures(2), place, shift, torch.rand(3) + 1, 4, 5, dtype)
-        torch.library.opcheck(call, arguments)
+        for fold in (([1, 1], [0, 0], [4, 5]), ([2, 3], [1, 0], [3, 2])):
+            arguments = (pictures(2), place, shift, torch.rand(3) + 1, 4, 5, dtype, *fold)
+            torch.library.opcheck(call, arguments)
 
 
 def test_a_crop_beyond_the_image_is_refused():
@@ -136,7 +185,15 @@ def test_a_crop_beyond_the_image_is_refused():
                 4,
                 5,
                 torch.float32,
+                *([1, 1], [0, 0], [4, 5]),
             )
+
+
+def test_a_fold_that_is_none_is_refused():
+    place = torch.zeros(1, 3, dtype=torch.int32), torch.rand(1, 3), torch.rand(3)
+    for fold in (([0, 1], [0, 0], [4, 5]), ([1, 1], [0, -1], [4, 5]), ([1, 1], [0, 0], [0, 5])):
+        with pytest.raises(RuntimeError, match="are no fold"):
+            torch.ops.alexnet_fast.augment(pictures(1), *place, 4, 5, torch.float32, *fold)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +216,10 @@ def test_a_crop_beyond_the_image_is_refused():
         ({"seed": 2**63}, ValueError, ["seed", "int64", "got 9223372036854775808"]),
         ({"colour": torch.zeros(3)}, ValueError, ["colour", "(3, 3)", "(3,)"]),
         ({"dtype": torch.float64}, TypeError, ["dtype", "bfloat16", "torch.float64"]),
+        ({"fold": (11, 4, 2)}, TypeError, ["fold", "SpaceToDepth", "(11, 4, 2)"]),
+        ({"fold": ops.SpaceToDepth(3, 0)}, ValueError, ["fold.stride", "at least 1", "got 0"]),
+        ({"fold": ops.SpaceToDepth(3.5, 2)}, TypeError, ["fold.kernel_size", "int", "3.5"]),
+        ({"fold": ops.SpaceToDepth(11, 4, 2)}, ValueError, ["fold", "window of 11", "side 5"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import fcntl
 import io
 import json
@@ -19,11 +20,12 @@ from PIL import Image
 from rich.console import Console
 from torch import nn
 
+from alexnet_fast import AlexNet, FusedSequential, tuning
 from alexnet_fast.data import Transform, training_batches
 from alexnet_fast.errors import InputError, RunError
 from alexnet_fast.train import checkpoint, commands
 from alexnet_fast.train.config import resolve
-from alexnet_fast.train.evaluate import Evaluation
+from alexnet_fast.train.evaluate import Evaluation, fold_for
 from alexnet_fast.train.report import Report
 from tests.data.pictures import write_folder
 from tests.train import runs
@@ -337,3 +339,91 @@ def test_past_the_stated_share_the_run_stops_and_can_go_on(tmp_path: Path, spoil
 
 def test_a_larger_share_can_be_allowed(tmp_path: Path):
     assert runs.rows(_folder_run(tmp_path, 10, max_bad=0.5))[-1]["count"] == 20
+
+
+# ---- Images that come folded -----------------------------------------------------------------------------------------
+
+SMALL = {"widths": (8, 8, 8, 8, 8, 16, 16), "variant": "torchvision", "epochs": 1, "mixup": 0.2, "graph": False}
+
+
+def small_alexnet(out: Path, resume: Path | None = None, **given) -> list[dict]:
+    """The rows of a run of a narrow AlexNet."""
+    given = given if resume else runs.options(out, {**SMALL, **given})
+    assert commands.train(given, str(resume) if resume else None) == 0
+    return runs.rows(out)
+
+
+def test_a_run_on_folded_images_is_that_on_plain_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Within rounding, in training and evaluation; and its net sees no other images."""
+    seen, sides = [], FusedSequential._fused
+
+    def noted(self, x):
+        seen.append(x.shape[1:])
+        return sides(self, x)
+
+    monkeypatch.setattr(FusedSequential, "_fused", noted)
+    found = {fold: small_alexnet(tmp_path / fold, fold=fold) for fold in ("on", "off")}
+    assert sum(shape == (48, 17, 17) for shape in seen) == sum(shape == (3, 64, 64) for shape in seen) == 16
+    for one, other in zip(*found.values(), strict=True):
+        for name in one.keys() & {"loss", "train_loss", "val_loss"}:
+            assert one[name] == pytest.approx(other[name], rel=1e-4)
+    weights = [runs.tensors(tmp_path / fold)["features.0.weight"] for fold in found]
+    assert weights[0].shape == (8, 3, 11, 11)
+    torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-5)
+
+
+def test_a_run_keeps_to_the_fold_that_it_began_with(tmp_path: Path):
+    """Which auto has decided is in its checkpoints. Going on gives the same bits, and may be told otherwise."""
+
+    def fold(run: Path) -> str:
+        return checkpoint.load(checkpoint.find(run, "last")).config.fold
+
+    whole, broken, plain = tmp_path / "whole", tmp_path / "broken", tmp_path / "plain"
+    small_alexnet(whole, fold="on", precision="bf16")
+    small_alexnet(broken, fold="on", precision="bf16", max_steps=5)
+    small_alexnet(broken, broken, max_steps=None)
+    assert fold(broken) == "on"
+    runs.assert_same_bits(whole, broken)
+    small_alexnet(plain, max_steps=5)
+    assert fold(plain) == "off"
+    small_alexnet(plain, plain, fold="on", max_steps=7)
+    assert fold(plain) == "on"
+
+
+def test_ranks_fold_as_one_process_does(tmp_path: Path):
+    one, two, auto = tmp_path / "one", tmp_path / "two", tmp_path / "auto"
+    small_alexnet(one, fold="on", max_steps=3, mixup=0.0)
+    small_alexnet(two, fold="on", max_steps=3, mixup=0.0, nproc=2)
+    torch.testing.assert_close(runs.tensors(two), runs.tensors(one), rtol=1e-4, atol=1e-5)
+    small_alexnet(auto, max_steps=1, nproc=2)
+    assert checkpoint.load(checkpoint.find(auto, "last")).config.fold == "off"
+
+
+def test_a_fold_that_cannot_be_is_refused(tmp_path: Path):
+    for given, reason in (
+        ({"random_erase": 0.5}, "erasing and CutMix"),
+        ({"cutmix": 1.0}, "erasing and CutMix"),
+        ({"variant": "owt", "image_size": 67}, "no first convolution"),
+    ):
+        with pytest.raises(InputError, match=f"--fold: {reason}"):
+            small_alexnet(tmp_path / next(iter(given)), fold="on", **given)
+
+
+def test_where_a_fold_pays(monkeypatch: pytest.MonkeyPatch):
+    """On a GPU with bfloat16, where the table takes a kernel of this package for the first layer of a rank's batch."""
+    monkeypatch.setattr(tuning, "device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    model = AlexNet(2, widths=(64, 8, 8, 8, 8, 16, 16))
+
+    def folds(device: str, training: bool, **given) -> bool:
+        given = {"precision": "bf16", "batch_size": 128, **given}
+        config = dataclasses.replace(resolve({"data": ".", "out": ""}, 2), **given)
+        return fold_for(model, config, torch.device(device), training) is not None
+
+    for training in (True, False):
+        assert folds("cuda", training)
+        assert folds("cuda", training, batch_size=8, backend="cuda")
+        assert not folds("cpu", training)
+        for other in ({"precision": "fp32"}, {"batch_size": 8}, {"nproc": 16}, {"backend": "reference"}):
+            assert not folds("cuda", training, **other), other
+        for option in ({"random_erase": 0.5}, {"cutmix": 1.0}):
+            assert folds("cuda", training, **option) != training

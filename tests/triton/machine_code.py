@@ -98,7 +98,8 @@ def pictures(dtype: torch.dtype) -> None:
     images = torch.empty(128, 3, 256, 256, dtype=torch.uint8, device="meta", memory_format=torch.channels_last)
     place = torch.empty(128, 3, dtype=torch.int32, device="meta")
     shift, scale = torch.empty(128, 3, device="meta"), torch.empty(3, device="meta")
-    augment._augment(images, place, shift, scale, 224, 224, dtype)
+    for fold in (([1, 1], [0, 0], [224, 224]), ([4, 4], [2, 2], [57, 57])):
+        augment._augment(images, place, shift, scale, 224, 224, dtype, *fold)
 
 
 def classifier(dtype: torch.dtype) -> None:

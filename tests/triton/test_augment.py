@@ -24,6 +24,24 @@ def test_equal_to_the_reference(size, drawn, layout, dtype, device):
     assert y.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("size", "fold"),
+    [
+        ((40, 37), ops.SpaceToDepth(11, 4, 2)),
+        (41, ops.SpaceToDepth(11, 4)),
+        ((5, 7), ops.SpaceToDepth((3, 5), (2, 3), (1, 4))),
+    ],
+)
+def test_folded(size, fold, dtype, device):
+    """Several tiles, sides that are no multiple of the stride, and a padding wider than it."""
+    images = torch.randint(256, (3, 3, 41, 44), dtype=torch.uint8)
+    more = {"index": torch.arange(3), "epoch": 3, "seed": 5, "colour": IMAGENET_COLOUR, "dtype": dtype, "fold": fold}
+    y = ops.augment(images.to(device), size, MEAN, STD, backend="triton", **more)
+    assert torch.equal(y.cpu(), ops.augment(images, size, MEAN, STD, backend="reference", **more))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_empty(device):
     images = torch.zeros(0, 3, 9, 9, dtype=torch.uint8, device=device)
     assert ops.augment(images, 5, MEAN, STD, backend="triton").shape == (0, 3, 5, 5)

@@ -131,6 +131,14 @@ def test_loads_are_of_whole_words(architecture):
 
 
 @pytest.mark.parametrize("architecture", SHARED)
+def test_images_are_written_by_16_bytes(architecture):
+    """By augment, plain and folded; the pixels that it reads are bytes."""
+    rows = [row for row in compiled(architecture) if row["kernel"].startswith("augment")]
+    assert len(rows) == 4
+    assert names([row for row in rows if row["store"] != 16 or row["narrow"][1]]) == []
+
+
+@pytest.mark.parametrize("architecture", SHARED)
 def test_pointwise_kernels_move_16_bytes(architecture):
     """In both layouts, planes being odd: the tensors themselves by 16 bytes, and no more accesses of less than NARROW
     tells the reason of. One such tensor more is four accesses."""

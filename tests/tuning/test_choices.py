@@ -63,6 +63,24 @@ def shapes(operator: str) -> list[dict]:
     return [dict(name) for path in FILES for name in choices.measured(path) if dict(name)["operator"] == operator]
 
 
+@pytest.mark.parametrize("operator", ["conv_relu", "conv_stage", "conv_backward_weight"])
+def test_images_that_come_folded_are_for_the_kernel_that_would_fold_them(operator, monkeypatch):
+    """AlexNet's first layer, where it is this package's; images of another size too, but no other convolution."""
+    folded = {"channels": 48, "height": 57, "width": 57, "kernel": 3, "stride": 1, "padding": 0}
+    wider = {**folded, "height": 65, "width": 65}
+    first = [shape for shape in shapes(operator) if shape["channels"] == 3 and shape["dtype"] == "bfloat16"]
+    own = [shape for shape in first if not tuning.shipped(form_of(shape)).startswith("cudnn")]
+    assert own
+    for shape in own:
+        for other in (folded, wider):
+            assert tuning.shipped(form_of(shape | other)) == tuning.shipped(form_of(shape))
+    others = {"channels": 64}, {"kernel": 5}, {"batch": 8}, {"dtype": "float32"}
+    forms = [form_of({**shape, **folded, **other}) for shape in first for other in others]
+    answers = [tuning.shipped(form) for form in forms]
+    monkeypatch.setattr(tuning, "folded_table", tuple)
+    assert [tuning.shipped(form) for form in forms] == answers
+
+
 def test_fused_bias_and_relu_are_cudnns_without_groups_and_never_with():
     answers = {True: set(), False: set()}
     for shape in shapes("conv_relu"):
