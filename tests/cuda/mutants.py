@@ -641,10 +641,10 @@ SM90_MUTANTS = [
     ),
     Mutant(
         "sm90::conv_stage_fwd",
-        "places are those in the row",
+        "places move a column, and not a row",
         FIRST,
         "of_row + K * i : of_row - K * i",
-        "of_row : of_row",
+        "of_row + K * i : of_row - i",
         unit="sm90::conv_first_fwd",
     ),
 ]

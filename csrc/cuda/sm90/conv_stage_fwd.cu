@@ -25,10 +25,11 @@
 //   conv5         128x64      2  16       192x128      1    1.9   377       38  53   53  55    15.5  421   423 374
 //   2012 conv5    128x64      2  12       192x128      1    1.9   283       29  40   40  44    15.5  319   321 296
 //
-// So it should win in conv1, and where tiles that begin with the image fit the card better than those that do not. It
-// should lose in conv2: beside the ring there is no room for 256 x 192, and 128 x 192 waits for L2. Above 45 bytes a
-// cycle, or with weights shared in a cluster (multicast: 28 KB a step for 40), it would not. At batch 1 it should lose
-// in conv2 and conv5, whose depth conv_relu_fwd.cu cuts (4 and 3 us, and a pass). Which it is the card says.
+// conv1 goes by conv_first_fwd.cu: 31 us at batch 128, and 232. So this one should win where tiles that begin with the
+// image fit the card better than those that do not. It should lose in conv2: beside the ring there is no room for 256 x
+// 192, and 128 x 192 waits for L2. Above 45 bytes a cycle, or with weights shared in a cluster (multicast: 28 KB a step
+// for 40), it would not. At batch 1 it should lose in conv2 and conv5, whose depth conv_relu_fwd.cu cuts (4 and 3 us,
+// and a pass). Which it is the card says.
 #include "cuda/common/conv_first_sm90.cuh"
 #include "cuda/common/conv_sm90_fwd.cuh"
 #include "cuda/common/pool_fwd.cuh"
