@@ -151,7 +151,7 @@ __device__ __forceinline__ void load_weights(const unsigned char* taps, uint32_t
   }
 }
 
-// The pair of filters that a lane has, in the words that it writes.
+// A lane's two filters; a word holds what both have of one pixel.
 struct FirstFilters {
   int32_t first;
   bool there;
@@ -166,7 +166,7 @@ struct FirstFilters {
   }
 };
 
-// Word of the pair of pixels (8 j + 2 t, and e): d[4 j + 2 h + e] is filter h of the lane's two.
+// words[j][e]: pixel 8 j + 2 t + e, of which sums[4 j + 2 h + e] is filter h.
 template <class T, int kPairs>
 __device__ __forceinline__ void finish_row(const float (&sums)[4 * kPairs], const FirstFilters& filters,
                                            uint32_t (&words)[kPairs][2]) {
@@ -179,8 +179,8 @@ __device__ __forceinline__ void finish_row(const float (&sums)[4 * kPairs], cons
   }
 }
 
-// The pixel behind each pair: the first one of the pair in the lane that follows, or of the next eight pixels in the
-// first lane. Behind the tile's last pair there is none.
+// The pixel behind each pair is the first one of the next lane's pair, or behind the fourth lane's that of the first
+// lane's next one. Behind the tile's last pair there is none.
 template <int kPairs>
 __device__ __forceinline__ void pixels_behind(const uint32_t (&words)[kPairs][2], uint32_t (&behind)[kPairs]) {
   const int lane = threadIdx.x % 32;
