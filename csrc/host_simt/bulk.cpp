@@ -8,8 +8,6 @@
 namespace host_simt {
 namespace {
 
-constexpr int kLineBytes = 128;
-
 // ---------------------------------------------------------------- state of a block
 
 struct Barrier {
@@ -26,12 +24,12 @@ struct Barrier {
   std::vector<std::pair<char*, size_t>> landed;  // in this phase
 };
 
-// A load. Its box is lines of 128 bytes, which land in some pieces.
+// A load. Its box is lines along the fastest axis, which land in some pieces.
 struct Load {
   TensorMap map;
   char* to;
   uint64_t* barrier;
-  int32_t at[4];
+  int32_t at[5];
   uint32_t offset[2];
   std::vector<std::pair<uint32_t, uint32_t>> pieces;  // of lines, still to land
 };
@@ -104,11 +102,14 @@ void arrive(Barrier& barrier, Site site) {
 
 // ---------------------------------------------------------------- boxes
 
-uint32_t lines(const TensorMap& map) { return map.im2col ? map.box[1] : map.box[1] * map.box[2] * map.box[3]; }
+uint32_t lines(const TensorMap& map) {
+  return map.im2col ? map.box[1] : map.box[1] * map.box[2] * map.box[3] * map.box[4];
+}
+uint32_t line_bytes(const TensorMap& map) { return map.box[0] * 2; }
 
 // Chunk `chunk` of a line, both counted from the box's beginning at `base`.
 char* swizzled(const TensorMap& map, char* base, uint32_t line, uint32_t chunk) {
-  char* at = base + line * kLineBytes + chunk * 16;
+  char* at = base + line * line_bytes(map) + chunk * 16;
   const uintptr_t bits = reinterpret_cast<uintptr_t>(at);
   const uintptr_t changed = map.swizzle == 128  ? bits ^ (bits >> 7 & 7) << 4
                             : map.swizzle == 64 ? bits ^ (bits >> 7 & 3) << 4
@@ -120,7 +121,8 @@ char* swizzled(const TensorMap& map, char* base, uint32_t line, uint32_t chunk) 
 // are in the tensor, and `before` how many are not, at its beginning.
 const char* line_of(const TensorMap& map, const int32_t* at, const uint32_t* offset, uint32_t line, int64_t& before,
                     int64_t& inside) {
-  int64_t place[4] = {at[0], at[1], map.rank > 2 ? at[2] : 0, map.rank > 3 ? at[3] : 0};
+  int64_t place[5] = {};
+  std::copy(at, at + map.rank, place);
   if (map.im2col) {
     // The rectangle of first pixels, walked row by row, image by image.
     const int64_t width = int64_t{map.extents[1]} + map.upper[0] - map.lower[0];
@@ -132,28 +134,29 @@ const char* line_of(const TensorMap& map, const int32_t* at, const uint32_t* off
   } else {
     place[1] += line % map.box[1];
     place[2] += line / map.box[1] % map.box[2];
-    place[3] += line / map.box[1] / map.box[2];
+    place[3] += line / map.box[1] / map.box[2] % map.box[3];
+    place[4] += line / map.box[1] / map.box[2] / map.box[3];
   }
   const char* from = map.tensor + place[0] * 2;
-  for (int i = 1; i < 4; ++i) {
+  for (int i = 1; i < 5; ++i) {
     if (place[i] < 0 || place[i] >= map.extents[i]) {
       return nullptr;
     }
     from += i < map.rank ? place[i] * static_cast<int64_t>(map.strides[i - 1]) : 0;
   }
   before = std::max<int64_t>(-place[0], 0);
-  inside = std::min<int64_t>(map.extents[0] - place[0], 64) - before;
+  inside = std::min<int64_t>(map.extents[0] - place[0], map.box[0]) - before;
   return inside > 0 ? from : nullptr;
 }
 
 void land_line(const Load& load, uint32_t line) {
-  uint16_t elements[64] = {};
+  std::vector<uint16_t> elements(load.map.box[0]);
   int64_t before, inside;
   if (const char* from = line_of(load.map, load.at, load.offset, line, before, inside)) {
-    std::memcpy(elements + before, from + before * 2, inside * 2);
+    std::memcpy(elements.data() + before, from + before * 2, inside * 2);
   }
-  for (uint32_t chunk = 0; chunk < kLineBytes / 16; ++chunk) {
-    std::memcpy(swizzled(load.map, load.to, line, chunk), elements + 8 * chunk, 16);
+  for (uint32_t chunk = 0; chunk < line_bytes(load.map) / 16; ++chunk) {
+    std::memcpy(swizzled(load.map, load.to, line, chunk), elements.data() + 8 * chunk, 16);
   }
 }
 
@@ -168,9 +171,10 @@ void start(void* to, const TensorMap& map, uint64_t* barrier, const int32_t* at,
          threadIdx.z, to, static_cast<const void*>(&map), site.file, site.line);
   }
   const uint32_t count = lines(map);
-  touch(to, count * kLineBytes, Access::bulk_issued, __builtin_return_address(0));
-  std::memset(to, 0xff, count * kLineBytes);
-  Load load{map, static_cast<char*>(to), barrier, {at[0], at[1], at[2], at[3]}, {offset[0], offset[1]}, {}};
+  touch(to, count * line_bytes(map), Access::bulk_issued, __builtin_return_address(0));
+  std::memset(to, 0xff, count * line_bytes(map));
+  Load load{map, static_cast<char*>(to), barrier, {}, {offset[0], offset[1]}, {}};
+  std::copy(at, at + map.rank, load.at);
   for (uint32_t line = 0; line < count; ++line) {
     int64_t before, inside;
     if (const char* from = line_of(map, load.at, load.offset, line, before, inside)) {
@@ -193,16 +197,15 @@ void start(void* to, const TensorMap& map, uint64_t* barrier, const int32_t* at,
 
 void perform(Store& store) {
   const uint32_t none[2] = {};
-  int32_t at[4] = {store.at[0], store.at[1], store.at[2], 0};
   for (uint32_t line = 0; line < lines(store.map); ++line) {
-    uint16_t elements[64];
-    for (uint32_t chunk = 0; chunk < kLineBytes / 16; ++chunk) {
-      std::memcpy(elements + 8 * chunk, swizzled(store.map, const_cast<char*>(store.from), line, chunk), 16);
+    std::vector<uint16_t> elements(store.map.box[0]);
+    for (uint32_t chunk = 0; chunk < line_bytes(store.map) / 16; ++chunk) {
+      std::memcpy(elements.data() + 8 * chunk, swizzled(store.map, const_cast<char*>(store.from), line, chunk), 16);
     }
     int64_t before, inside;
-    if (const char* to = line_of(store.map, at, none, line, before, inside)) {
+    if (const char* to = line_of(store.map, store.at, none, line, before, inside)) {
       touch(to + before * 2, inside * 2, Access::write, nullptr);
-      std::memcpy(const_cast<char*>(to) + before * 2, elements + before, inside * 2);
+      std::memcpy(const_cast<char*>(to) + before * 2, elements.data() + before, inside * 2);
     }
   }
   store.done = true;
@@ -295,6 +298,14 @@ void bulk_load(void* to, const TensorMap& map, uint64_t* barrier, const int32_t 
   start(to, map, barrier, at, none, site);
 }
 
+void bulk_load(void* to, const TensorMap& map, uint64_t* barrier, const int32_t (&at)[5], Site site) {
+  const uint32_t none[2] = {};
+  if (map.im2col || map.rank != 5) {
+    fail("launch", "a tiled load of five axes by another kind of map in %s:%d", site.file, site.line);
+  }
+  start(to, map, barrier, at, none, site);
+}
+
 void bulk_load_im2col(void* to, const TensorMap& map, uint64_t* barrier, int32_t c, int32_t w, int32_t h, int32_t n,
                       uint16_t s, uint16_t r, Site site) {
   const int32_t at[4] = {c, w, h, n};
@@ -312,7 +323,7 @@ void bulk_store(const TensorMap& map, const void* from, const int32_t (&at)[3], 
          threadIdx.z, from, site.file, site.line);
   }
   const char* begin = static_cast<const char*>(from);
-  const size_t bytes = lines(map) * kLineBytes;
+  const size_t bytes = lines(map) * line_bytes(map);
   touch(begin, bytes, Access::async_read, __builtin_return_address(0));
   Stores& mine = stores[running.thread];
   Store store{map, begin, {at[0], at[1], at[2]}, mine.group, false, site};
@@ -366,8 +377,9 @@ bool land_some() {
     land_line(load, line);
   }
   Barrier& barrier = barriers.at(load.barrier);
-  barrier.bytes -= int64_t{end - begin} * kLineBytes;
-  barrier.landed.push_back({load.to + begin * kLineBytes, (end - begin) * size_t{kLineBytes}});
+  const size_t each = line_bytes(load.map);
+  barrier.bytes -= static_cast<int64_t>((end - begin) * each);
+  barrier.landed.push_back({load.to + begin * each, (end - begin) * each});
   if (load.pieces.empty()) {
     loads.pop_back();
   }

@@ -5,7 +5,8 @@
 //   bulk load   Its bytes land in pieces, in any order, at moments that are drawn. No thread may touch them before it
 //               has waited for the end of the barrier's phase.
 //   bulk store  Reads shared memory either when it is issued or when it is waited for.
-//   wgmma       Reads its operands at either of these moments too; its sums are NaN until they are waited for.
+//   wgmma       Reads its operands at either of these moments too; its sums are NaN until they are waited for. A's
+//               registers must still hold then what they held when it was issued.
 //
 // Descriptors, boxes and swizzles are decoded from the bits that the kernel made. Reports come from the build
 // `threads`:
@@ -49,9 +50,9 @@ void mbarrier_wait(uint64_t* barrier, uint32_t parity, Site site = Site::here())
 
 struct alignas(64) TensorMap {
   const char* tensor = nullptr;
-  uint64_t strides[3] = {};
-  uint32_t extents[4] = {1, 1, 1, 1};
-  uint32_t box[4] = {1, 1, 1, 1};  // of im2col: channels, pixels
+  uint64_t strides[4] = {};
+  uint32_t extents[5] = {1, 1, 1, 1, 1};
+  uint32_t box[5] = {1, 1, 1, 1, 1};  // of im2col: channels, pixels
   int32_t lower[2] = {}, upper[2] = {};
   uint8_t rank = 0, swizzle = 128;
   bool im2col = false;
@@ -60,10 +61,12 @@ static_assert(sizeof(TensorMap) == 128);
 
 int encode_tensor_map(TensorMap& map, const void* tensor, int rank, const uint64_t* extents, const uint64_t* strides);
 
-template <int kRank>
+enum class Swizzle { none, bytes_128 };
+
+template <int kRank, Swizzle kSwizzle = Swizzle::bytes_128>
 int encode_tiled(TensorMap& map, const void* tensor, const uint64_t (&extents)[kRank],
                  const uint64_t (&strides)[kRank - 1], const uint32_t (&box)[kRank]) {
-  static_assert(kRank <= 4);
+  static_assert(kRank <= 5);
   if (const int error = encode_tensor_map(map, tensor, kRank, extents, strides)) {
     return error;
   }
@@ -73,13 +76,16 @@ int encode_tiled(TensorMap& map, const void* tensor, const uint64_t (&extents)[k
     }
     map.box[i] = box[i];
   }
-  return box[0] == 64 ? cudaSuccess : cudaErrorInvalidValue;  // a line of the swizzle
+  map.swizzle = kSwizzle == Swizzle::none ? 0 : 128;
+  const bool right = map.swizzle == 0 ? box[0] * 2 % 16 == 0 : box[0] == 64;  // a line of the swizzle
+  return right ? cudaSuccess : cudaErrorInvalidValue;
 }
 
 int encode_im2col(TensorMap& map, const void* tensor, const uint64_t (&extents)[4], const uint64_t (&strides)[3],
                   const int32_t (&lower)[2], const int32_t (&upper)[2], uint32_t channels, uint32_t pixels);
 
 void bulk_load(void* to, const TensorMap& map, uint64_t* barrier, const int32_t (&at)[4], Site site = Site::here());
+void bulk_load(void* to, const TensorMap& map, uint64_t* barrier, const int32_t (&at)[5], Site site = Site::here());
 void bulk_load_im2col(void* to, const TensorMap& map, uint64_t* barrier, int32_t c, int32_t w, int32_t h, int32_t n,
                       uint16_t s, uint16_t r, Site site = Site::here());
 void bulk_store(const TensorMap& map, const void* from, const int32_t (&at)[3], Site site = Site::here());
@@ -98,6 +104,7 @@ void async_proxy_fence();
 // `turn`: the operand's lines are 64 rows (columns) at one place in depth.
 void wgmma(Element element, int columns, uint64_t a, bool turn_a, uint64_t b, bool turn_b, float* d, bool accumulate,
            Site site);
+void wgmma(Element element, int columns, const uint32_t (&a)[4], uint64_t b, float* d, bool accumulate, Site site);
 void wgmma_fence(Site site = Site::here());
 void wgmma_commit(Site site = Site::here());
 void wait_products(int still_flying, Site site);

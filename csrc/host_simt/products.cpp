@@ -20,10 +20,19 @@ struct Operand {
   bool turn;
 };
 
+// A in registers: whose they are, and what they hold at the issue.
+struct Registers {
+  const uint32_t* lanes[32] = {};  // null: A is in shared memory
+  uint32_t values[32][4];
+  int group;
+  Site site;
+};
+
 struct Product {
   Element element;
   int columns;
   Operand a, b;
+  Registers registers;
   bool accumulate;
   int group;
 };
@@ -42,6 +51,7 @@ struct WarpState {
   uint32_t time = 0;
   int registers = 0;  // of a thread; 0: as many as at the start
   std::map<float*, Sums> sums;
+  std::vector<Registers> read;  // of products that are not waited for
 };
 
 WarpState warps[kThreadAgents / 32];
@@ -51,14 +61,16 @@ uint16_t agent() { return static_cast<uint16_t>(kThreadAgents + kBarrierAgents +
 
 // ---------------------------------------------------------------- operands
 
-// The place of chunk `chunk` (8 elements) of a line, with the swizzle that the descriptor names.
+bool is_plain(uint64_t descriptor) { return descriptor >> 62 == 0; }
+
+// What lies so many bytes behind the operand's beginning, with the swizzle that the descriptor names.
 char* chunk_at(uint64_t descriptor, uint32_t offset, Site site) {
-  const uint64_t layout = descriptor >> 62;
-  if (layout != 1 || (descriptor >> 49 & 7) != 0) {
-    fail("launch", "a wgmma descriptor that is not for the 128-byte swizzle in %s:%d", site.file, site.line);
+  if (descriptor >> 62 > 1 || (descriptor >> 49 & 7) != 0) {
+    fail("launch", "a wgmma descriptor for another swizzle than of 128 bytes, or of none, in %s:%d", site.file,
+         site.line);
   }
   const uint32_t address = static_cast<uint32_t>(descriptor & 0x3fff) * 16 + offset;
-  return shared_pointer(address ^ (address >> 7 & 7) << 4);
+  return shared_pointer(is_plain(descriptor) ? address : address ^ (address >> 7 & 7) << 4);
 }
 
 struct Shape {
@@ -74,10 +86,15 @@ Shape shape_of(uint64_t descriptor) {
 template <class Body>
 void for_chunks(const Operand& operand, int first, int rows, Site site, Body&& body) {
   const auto [leading, stride] = shape_of(operand.descriptor);
+  const bool plain = is_plain(operand.descriptor);
+  if (plain && operand.turn) {
+    fail("launch", "a wgmma of an operand without swizzle whose lines are rows, in %s:%d", site.file, site.line);
+  }
   if (!operand.turn) {
+    const uint32_t line = plain ? 16 : 128, next = plain ? leading : 16;
     for (int row = first; row < first + rows; ++row) {
       for (int chunk = 0; chunk < kDepth / 8; ++chunk) {
-        body(row, chunk, chunk_at(operand.descriptor, row / 8 * stride + row % 8 * 128 + chunk * 16, site));
+        body(row, chunk, chunk_at(operand.descriptor, row / 8 * stride + row % 8 * line + chunk * next, site));
       }
     }
     return;
@@ -108,6 +125,29 @@ std::vector<float> load_operand(Element element, const Operand& operand, int fir
   return values;
 }
 
+// The same of a warp's registers.
+std::vector<float> load_registers(Element element, const Registers& registers) {
+  std::vector<float> values(kDepth * kRows);
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int i = 0; i < 8; ++i) {
+      const int row = lane / 4 + i / 2 % 2 * 8, depth = lane % 4 * 2 + i / 4 * 8 + i % 2;
+      const uint32_t pair = registers.values[lane][i / 2];
+      values[depth * kRows + row] = decode(element, static_cast<uint16_t>(pair >> 16 * (i % 2)));
+    }
+  }
+  return values;
+}
+
+void expect_unchanged(const Registers& registers) {
+  for (int lane = 0; lane < 32; ++lane) {
+    if (std::memcmp(registers.lanes[lane], registers.values[lane], sizeof registers.values[lane]) != 0) {
+      const uint3 thread = thread_index(running.warp * 32 + lane);
+      fail("race", "thread (%u,%u,%u) writes a register of A before it has waited for the wgmma, issued in %s:%d",
+           thread.x, thread.y, thread.z, registers.site.file, registers.site.line);
+    }
+  }
+}
+
 // What the product may read from now on: nothing that is on its way or not there, and nobody else's.
 void claim(const Operand& operand, int first, int rows, Site site) {
   char *begin = nullptr, *end = nullptr;
@@ -125,7 +165,9 @@ void claim(const Operand& operand, int first, int rows, Site site) {
 void perform(const Product& product, std::vector<float>& sums) {
   const int n = product.columns;
   const Site site{"", 0};
-  const std::vector<float> a = load_operand(product.element, product.a, running.warp % 4 * kRows, kRows, site);
+  const std::vector<float> a = product.registers.lanes[0] != nullptr
+                                   ? load_registers(product.element, product.registers)
+                                   : load_operand(product.element, product.a, running.warp % 4 * kRows, kRows, site);
   const std::vector<float> b = load_operand(product.element, product.b, 0, n, site);
   if (!product.accumulate) {
     std::fill(sums.begin(), sums.end(), 0.0f);
@@ -154,17 +196,13 @@ void for_registers(int columns, Body&& body) {
 }
 
 struct ShownProduct {
-  uint64_t a, b;
+  uint64_t a, b;  // a: a descriptor, or where the lane's registers are
   float* d;
   uint32_t how;
 };
 
-}  // namespace
-
-// ---------------------------------------------------------------- what kernels call
-
-void wgmma(Element element, int columns, uint64_t a, bool turn_a, uint64_t b, bool turn_b, float* d, bool accumulate,
-           Site site) {
+void issue(Element element, int columns, uint64_t a, bool of_registers, bool turn_a, uint64_t b, bool turn_b, float* d,
+           bool accumulate, Site site) {
   const ShownProduct shown{a, b, d, static_cast<uint32_t>(accumulate)};
   const Shown* all = meet(Meeting::products, 0xffffffff, &shown, sizeof shown, site);
   if (lane() != 0) {
@@ -180,10 +218,17 @@ void wgmma(Element element, int columns, uint64_t a, bool turn_a, uint64_t b, bo
   if (fresh) {
     sums.values.assign(kRows * columns, 0);
   }
+  Registers registers;
+  registers.group = warp.group;
+  registers.site = site;
   for (int lane = 0; lane < 32; ++lane) {
     ShownProduct theirs;
     std::memcpy(&theirs, all[lane], sizeof theirs);
-    if (theirs.a != a || theirs.b != b || theirs.how != shown.how) {
+    if (of_registers) {
+      registers.lanes[lane] = reinterpret_cast<const uint32_t*>(theirs.a);
+      std::memcpy(registers.values[lane], registers.lanes[lane], sizeof registers.values[lane]);
+    }
+    if ((theirs.a != a && !of_registers) || theirs.b != b || theirs.how != shown.how) {
       fail("divergence", "thread (%u,%u,%u): lanes of its warp ask for different products in %s:%d", threadIdx.x,
            threadIdx.y, threadIdx.z, site.file, site.line);
     }
@@ -195,9 +240,14 @@ void wgmma(Element element, int columns, uint64_t a, bool turn_a, uint64_t b, bo
       sums.lanes[lane][i] = NAN;
     });
   }
-  const Product product{element, columns, {a, turn_a}, {b, turn_b}, accumulate, warp.group};
+  const Product product{element, columns, {a, turn_a}, {b, turn_b}, registers, accumulate, warp.group};
+  if (of_registers) {
+    warp.read.push_back(registers);
+  }
   if (clocks_run) {
-    claim(product.a, running.warp % 4 * kRows, kRows, site);
+    if (!of_registers) {
+      claim(product.a, running.warp % 4 * kRows, kRows, site);
+    }
     claim(product.b, 0, columns, site);
   }
   sums.group = warp.group;
@@ -208,6 +258,19 @@ void wgmma(Element element, int columns, uint64_t a, bool turn_a, uint64_t b, bo
     }
     sums.waiting.clear();
   }
+}
+
+}  // namespace
+
+// ---------------------------------------------------------------- what kernels call
+
+void wgmma(Element element, int columns, uint64_t a, bool turn_a, uint64_t b, bool turn_b, float* d, bool accumulate,
+           Site site) {
+  issue(element, columns, a, false, turn_a, b, turn_b, d, accumulate, site);
+}
+
+void wgmma(Element element, int columns, const uint32_t (&a)[4], uint64_t b, float* d, bool accumulate, Site site) {
+  issue(element, columns, reinterpret_cast<uint64_t>(a), true, false, b, false, d, accumulate, site);
 }
 
 void wgmma_fence(Site site) {
@@ -227,6 +290,10 @@ void wait_products(int still_flying, Site site) {
   if (lane() == 0) {
     WarpState& warp = mine();
     const int over = warp.group - still_flying - 1;
+    const auto is_over = [&](const Registers& read) { return read.group <= over; };
+    const auto end = std::find_if_not(warp.read.begin(), warp.read.end(), is_over);
+    std::for_each(warp.read.begin(), end, expect_unchanged);
+    warp.read.erase(warp.read.begin(), end);
     for (auto at = warp.sums.begin(); at != warp.sums.end();) {
       Sums& sums = at->second;
       while (!sums.waiting.empty() && sums.waiting.front().group <= over) {

@@ -169,7 +169,35 @@ def ring() -> Drawing:
     return drawing
 
 
-PICTURES = {"product": product, "walk": walk, "swizzle": swizzle, "ring": ring}
+def planes() -> Drawing:
+    """A row of the folded image in shared memory, and what a product over its first sixteen channels reads of it at two
+    of a row's taps."""
+    chunks, pixels, cell, gap = 6, 18, 32, 26
+    drawing = Drawing(720, 345)
+    left, top = 100, 50
+    drawing.text(left, top - 26, "one row: a plane of pixels for each 8 channels, 16 bytes a pixel")
+    for pixel in range(pixels):
+        drawing.text(left + (pixel + 0.5) * cell, top - 6, str(pixel), "middle", 10)
+    for chunk in range(chunks):
+        y = top + chunk * (cell + 4)
+        drawing.text(left - 10, y + 20, f"channels {8 * chunk}–{8 * chunk + 7}", "end", 10)
+        for pixel in range(pixels):
+            fill = HUES[pixel // 8] if chunk < 2 and pixel < 16 else "#f2f4f8"
+            drawing.box(left + pixel * cell, y, cell, cell, fill, PAPER)
+        for group in range(2 if chunk < 2 else 0):
+            drawing.box(left + (8 * group + 1) * cell, y + 2, 8 * cell - 1, cell - 4, "none", RED)
+    bottom = top + chunks * (cell + 4)
+    lines = (
+        "blue, green: what one product reads at tap s = 0, in core matrices of eight pixels × 16 bytes",
+        "red: the same at tap s = 1: the descriptor begins 16 bytes later, and is otherwise the same",
+        "leading: from plane to plane, 58 × 16 bytes · stride: eight pixels, 128 bytes",
+    )
+    for number, line in enumerate(lines):
+        drawing.text(left, bottom + gap + 18 * number, line, size=12)
+    return drawing
+
+
+PICTURES = {"product": product, "walk": walk, "swizzle": swizzle, "ring": ring, "planes": planes}
 
 
 def draw(folder: Path) -> None:

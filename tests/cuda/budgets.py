@@ -130,6 +130,9 @@ BUDGETS = [
     # Two, so that the next layer's begins beside this one's; and what adds up fits beside both.
     Budget("sm90::conv_split_fwd<", 72, 98 * KB, (0, 0, 2)),
     Budget("sm90::conv_add_splits<", 40, 0, (0, 0, 8)),
+    # The weights take 108 of the consumers' registers. What follows a row's products is short: with another warpgroup's
+    # products under way it has 756 cycles.
+    Budget("sm90::conv_first_fwd<", 168, 227 * KB, (0, 0, 1), 1400),
     # With a third consumer 128. Of the instructions pooling takes 91 for eight channels of an output, in training 185,
     # and 190 come before the wait for the kernel before: a place, and weights into L2.
     Budget(r"sm90::conv_stage_fwd<sm90::WgmmaTile<\w+, 4, 1, 128, 4, 3>", 128, 227 * KB, (0, 0, 1), 2100),
@@ -313,10 +316,16 @@ def wanted_instructions(kernel: Kernel) -> list[str]:
             "sm90::conv_split_fwd": [r"STG\.E\.64"],
             "sm90::conv_stage_fwd": [r"STSM\..*", r"LDS\.128", r"VIMNMX3\.S16x2\.RELU", r"STG\.E\.128"],
             "sm90::conv_weight_gradient": [],
+            "sm90::conv_first_fwd": [r"LDSM\..*", r"STG\.E"],
         }[kernel.family]
+        if kernel.arguments[-2:] == ["true", "false"]:  # pools, and has no codes
+            results += [r"VIMNMX3\.S16x2\.RELU"]
+        if kernel.arguments[-2:] == ["true", "true"]:
+            results += [r"VIMNMX3\.U32", r"STG\.E\.U16"]
         results += [] if kernel.family == "sm90::conv_weight_gradient" else [r"UTMAPF\.L2\.4D"]
         results += [] if kernel.registers <= 72 else [r"USETMAXREG.*"]
-        copies = [r"UTMALDG\.4D\.IM2COL", r"UTMALDG\.4D"]
+        first = kernel.family == "sm90::conv_first_fwd"
+        copies = [r"UTMALDG\.5D" if first else r"UTMALDG\.4D\.IM2COL", r"UTMALDG\.4D"]
         return [product, *copies, *results, *early, r"SYNCS\.PHASECHK.*"]
     if kernel.family == "conv_fold_image":
         return [r"STG\.E\.128"]

@@ -1,8 +1,9 @@
 // Hopper's words with one fault each, and without:  hopper_faults NAME right|wrong
 //
 // A small convolution as csrc/cuda/sm90 makes it, of 64 pixels x 64 output channels a block and 64 input channels a
-// stage, and a product over pixels as the weight's gradient is. The right ones must come out right under many
-// schedules, the wrong ones must be reported, or at least give a wrong result.
+// stage, a product over pixels as the weight's gradient is, and two taps of a row with the weights in registers, as the
+// first convolution has them. The right ones must come out right under many schedules, the wrong ones must be reported,
+// or at least give a wrong result.
 #include <cstdio>
 #include <cstring>
 #include <vector>
@@ -40,13 +41,25 @@ enum class Fault {
   wrong_offset,
   misaligned_stage,
   lanes_differ,
+  register_overwritten,
+  register_missing_fence,
+  row_missing_wait,
+  wrong_leading,
+  wrong_stride,
+  wrong_tap,
+  wrong_layout,
+  wrong_axes,
 };
 
 constexpr int kImages = 2, kSide = 6, kChannels = 64, kTaps = 9, kPixels = kImages * kSide * kSide;
 constexpr int kStages = 2, kBox = 64 * 128, kStage = 2 * kBox, kThreads = 160;
 
+constexpr int kRead = 65, kPlane = kRead * 16;  // of a row: pixels, and their first or second eight channels
+
 struct Arguments {
-  TensorMap x, weight, y;
+  TensorMap x, weight, y, row;
+  const f16* of_weight;
+  f16* of_y;
 };
 
 template <Fault kFault>
@@ -186,6 +199,59 @@ __global__ void product_over_pixels(const ALEXNET_FAST_GRID_CONSTANT Arguments a
   }
 }
 
+// y[k][p] = sum over two taps s and 16 channels c of weight[k][s][c] x[p - 1 + s][c]: the pixels are one row, and
+// before them there is nothing.
+template <Fault kFault>
+__global__ void product_of_registers(const ALEXNET_FAST_GRID_CONSTANT Arguments args) {
+  constexpr auto is = [](Fault fault) { return kFault == fault; };
+  unsigned char* const row = dynamic_shared_at<1024>();
+  ALEXNET_FAST_SHARED(Mbarrier[1], full);
+  if (threadIdx.x == 0) {
+    mbarrier_init(full, 1);
+    mbarrier_init_fence();
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    mbarrier_expect(full, 2 * kPlane);
+    bulk_load(row, args.row, full, {0, -1, 0, 0, 0});
+  }
+  if (!is(Fault::row_missing_wait)) {
+    mbarrier_wait(full, 0);
+  }
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const auto weight = [&](int tap, int i) {
+    const int k = 16 * warp + lane / 4 + i % 2 * 8, c = lane % 4 * 2 + i / 2 * 8;
+    return load<2>(args.of_weight + (k * kTaps + tap) * kChannels + c).words[0];
+  };
+  uint32_t a[2][4];
+  for (int i = 0; i < 4; ++i) {
+    a[0][i] = weight(0, i);
+    a[1][i] = weight(1, i);
+  }
+  float sums[32];
+  const uint64_t b = is(Fault::wrong_layout) ? matrix_descriptor(row)
+                                             : plain_descriptor(row, is(Fault::wrong_leading) ? 128 : kPlane,
+                                                                is(Fault::wrong_stride) ? 256 : 128);
+  if (!is(Fault::register_missing_fence)) {
+    wgmma_fence();
+  }
+  for (int tap = 0; tap < 2; ++tap) {
+    uint32_t (&of_tap)[4] = a[is(Fault::register_overwritten) ? 0 : tap];
+    for (int i = 0; tap == 1 && is(Fault::register_overwritten) && i < 4; ++i) {
+      of_tap[i] = a[1][i];
+    }
+    wgmma<f16, 64>(sums, of_tap, b + tap * (is(Fault::wrong_tap) ? 2 : 1), tap);
+  }
+  wgmma_commit();
+  wgmma_wait<0>();
+  wgmma_done(sums);
+  for (int i = 0; i < 32; i += 2) {
+    const float pair[2] = {sums[i], sums[i + 1]};
+    const int k = 16 * warp + lane / 4 + i / 2 % 2 * 8;
+    store(args.of_y + k * 64 + i / 4 * 8 + lane % 4 * 2, pack<f16>(pair));
+  }
+}
+
 template <Fault kFault>
 __global__ void registers() {
   if (threadIdx.x < 128) {
@@ -218,35 +284,56 @@ int encode(const Tensors& t, Fault fault, Arguments& args) {
   if (fault == Fault::wrong_swizzle) {
     args.x.swizzle = 64;
   }
+  const bool turned = fault == Fault::wrong_axes;
+  error |= encode_tiled<5, Swizzle::none>(
+      args.row, t.x, {8, turned ? kChannels / 8u : kPixels, turned ? kPixels : kChannels / 8u, 1, 1},
+      {turned ? 16 : kWeight, turned ? kWeight : 16, kWeight, kWeight},
+      {8, turned ? 2u : kRead, turned ? uint32_t{kRead} : 2, 1, 1});
+  args.of_weight = t.weight;
+  args.of_y = t.y;
   return error;
 }
 
-// As the convolution makes it, or as the product does.
-int expected(const Tensors& t, bool convolution, int row, int column) {
+float pixel(const Tensors& t, int n, int h, int w, int c) {
+  const bool inside = h >= 0 && h < kSide && w >= 0 && w < kSide;
+  return inside ? to_float(t.x[((n * kSide + h) * kSide + w) * kChannels + c]) : 0;
+}
+
+float weight(const Tensors& t, int k, int tap, int c) { return to_float(t.weight[(k * kTaps + tap) * kChannels + c]); }
+
+float of_convolution(const Tensors& t, int row, int column) {
   float sum = 0;
-  const auto pixel = [&](int n, int h, int w, int c) {
-    const bool inside = h >= 0 && h < kSide && w >= 0 && w < kSide;
-    return inside ? to_float(t.x[((n * kSide + h) * kSide + w) * kChannels + c]) : 0;
-  };
-  if (!convolution) {
-    for (int i = 0; i < 64; ++i) {
-      sum += to_float(t.x[i * kChannels + row]) * to_float(t.x[i * kChannels + column]);
-    }
-    return static_cast<int>(sum);
-  }
   const int n = row / (kSide * kSide), p = row / kSide % kSide, q = row % kSide;
   for (int tap = 0; tap < kTaps; ++tap) {
     for (int c = 0; c < kChannels; ++c) {
-      sum += pixel(n, p + tap / 3 - 1, q + tap % 3 - 1, c) * to_float(t.weight[(column * kTaps + tap) * kChannels + c]);
+      sum += pixel(t, n, p + tap / 3 - 1, q + tap % 3 - 1, c) * weight(t, column, tap, c);
     }
   }
-  return static_cast<int>(sum);
+  return sum;
+}
+
+float of_product_over_pixels(const Tensors& t, int row, int column) {
+  float sum = 0;
+  for (int i = 0; i < 64; ++i) {
+    sum += to_float(t.x[i * kChannels + row]) * to_float(t.x[i * kChannels + column]);
+  }
+  return sum;
+}
+
+float of_product_of_registers(const Tensors& t, int row, int column) {
+  float sum = 0;
+  for (int tap = column == 0; tap < 2; ++tap) {
+    for (int c = 0; c < 16; ++c) {
+      sum += to_float(t.x[(column - 1 + tap) * kChannels + c]) * weight(t, row, tap, c);
+    }
+  }
+  return sum;
 }
 
 struct Case {
   const char* name;
   int rows;  // of the result; 0 where there is none
-  bool convolution;
+  float (*expected)(const Tensors& t, int row, int column);
   int (*run)(const Arguments& args, bool wrong);
   Fault fault;
 };
@@ -264,12 +351,20 @@ int multiply(const Arguments& args, bool wrong) {
                : launch_on<90, product_over_pixels<Fault::none>>(1, 128, kShared, nullptr, args);
 }
 
+template <Fault kFault>
+int multiply_registers(const Arguments& args, bool wrong) {
+  constexpr int kShared = 3 * 1024 + 1024;
+  return wrong ? launch_on<90, product_of_registers<kFault>>(1, 128, kShared, nullptr, args)
+               : launch_on<90, product_of_registers<Fault::none>>(1, 128, kShared, nullptr, args);
+}
+
 int hand_out(const Arguments&, bool wrong) {
   return wrong ? launch_on<90, registers<Fault::wrong_phase>>(1, 384, 0, nullptr)
                : launch_on<90, registers<Fault::none>>(1, 384, 0, nullptr);
 }
 
-#define CONVOLUTION(name) {#name, kPixels, true, convolve<Fault::name>, Fault::name}
+#define CONVOLUTION(name) {#name, kPixels, of_convolution, convolve<Fault::name>, Fault::name}
+#define OF_REGISTERS(name) {#name, 64, of_product_of_registers, multiply_registers<Fault::name>, Fault::name}
 
 const Case cases[] = {
     CONVOLUTION(missing_expect),
@@ -295,8 +390,16 @@ const Case cases[] = {
     CONVOLUTION(wrong_offset),
     CONVOLUTION(misaligned_stage),
     CONVOLUTION(lanes_differ),
-    {"product_over_pixels", 64, false, multiply, Fault::none},
-    {"registers", 0, false, hand_out, Fault::none},
+    OF_REGISTERS(register_overwritten),
+    OF_REGISTERS(register_missing_fence),
+    OF_REGISTERS(row_missing_wait),
+    OF_REGISTERS(wrong_leading),
+    OF_REGISTERS(wrong_stride),
+    OF_REGISTERS(wrong_tap),
+    OF_REGISTERS(wrong_layout),
+    OF_REGISTERS(wrong_axes),
+    {"product_over_pixels", 64, of_product_over_pixels, multiply, Fault::none},
+    {"registers", 0, nullptr, hand_out, Fault::none},
 };
 
 }  // namespace
@@ -329,9 +432,9 @@ int main(int count, char** arguments) {
       for (int row = 0; row < one.rows; ++row) {
         for (int column = 0; column < 64; ++column) {
           const float is = to_float(t.y[row * 64 + column]);
-          const int wanted = expected(t, one.convolution, row, column);
-          if (!(is == static_cast<float>(wanted))) {
-            host_simt::fail("wrong result", "row %d, column %d is %g, expected %d", row, column, is, wanted);
+          const float wanted = one.expected(t, row, column);
+          if (!(is == wanted)) {
+            host_simt::fail("wrong result", "row %d, column %d is %g, expected %g", row, column, is, wanted);
           }
         }
       }

@@ -97,6 +97,9 @@ class Kernel:
                 return 226 * KB  # kSharedLimit
             if self.family == "sm90::conv_add_splits":
                 return 0
+            if self.family == "sm90::conv_first_fwd":  # two sets of 9 taps, two rings of six rows, in whole lines
+                row = 6 * 16 * (int(self.arguments[-3]) + 2)
+                return 2 * 9 * 8 * KB + 2 * 6 * -(-row // 128) * 128 + KB
             height, columns, stages = map(int, self.arguments[-4:-1])
             pieces = 0 if self.family == "sm90::conv_split_fwd" else 8 * 2 * 2 * KB
             return stages * 128 * (128 * height + columns) + pieces + KB

@@ -522,6 +522,7 @@ MUTANTS = [
 
 FWD, BWD, STAGE = "sm90/conv_relu_fwd.cu", "sm90/conv_relu_bwd.cu", "sm90/conv_stage_fwd.cu"
 SHARED, WALK = "common/conv_sm90_fwd.cuh", "common/conv_sm90.cuh"
+FIRST = "sm90/conv_first_fwd.cu"
 SM90_MUTANTS = [
     Mutant("sm90::conv_relu_fwd", "a stage is given back while products read it", SHARED, "wgmma_wait<1>();", ""),
     Mutant(
@@ -645,5 +646,69 @@ SM90_MUTANTS = [
         BWD,
         "matrix_descriptor(stage + kConsumers * kBox, kBox)",
         "matrix_descriptor(stage + kConsumers * kBox)",
+    ),
+    Mutant(
+        "sm90::conv_relu_fwd",
+        "a row of the image is given back while products read it",
+        FIRST,
+        "      wgmma_wait<0>();\n      wgmma_done(sums);\n      give_back_row();\n",
+        "      give_back_row();\n      wgmma_wait<0>();\n      wgmma_done(sums);\n",
+        unit="sm90::conv_first_fwd",
+    ),
+    Mutant(
+        "sm90::conv_relu_fwd",
+        "all taps of a row are its first",
+        FIRST,
+        "s * kChunkBytes) / 16",
+        "0) / 16",
+        unit="sm90::conv_first_fwd",
+    ),
+    Mutant(
+        "sm90::conv_relu_fwd",
+        "filters lie in rows as they are counted",
+        FIRST,
+        "2 * (lane % 8) + lane / 8 % 2",
+        "lane % 16",
+        unit="sm90::conv_first_fwd",
+    ),
+    Mutant(
+        "sm90::conv_relu_fwd",
+        "nobody waits for the fold",
+        FIRST,
+        "  dependency_wait();\n",
+        "",
+        unit="sm90::conv_first_fwd",
+    ),
+    Mutant(
+        "sm90::conv_relu_fwd",
+        "weights are taken before they have landed",
+        FIRST,
+        "  mbarrier_wait(&barriers.weights, 0);\n",
+        "",
+        unit="sm90::conv_first_fwd",
+    ),
+    Mutant(
+        "sm90::conv_stage_fwd",
+        "tiles of columns do not share a column",
+        FIRST,
+        "pixels / S - 1 : pixels",
+        "pixels / S : pixels",
+        unit="sm90::conv_first_fwd",
+    ),
+    Mutant(
+        "sm90::conv_stage_fwd",
+        "a band lacks the row that its last windows end with",
+        FIRST,
+        "(rows - 1) * S + K : rows;",
+        "rows * S : rows;",
+        unit="sm90::conv_first_fwd",
+    ),
+    Mutant(
+        "sm90::conv_stage_fwd",
+        "places move a column, and not a row",
+        FIRST,
+        "of_row + K * i : of_row - K * i",
+        "of_row + K * i : of_row - i",
+        unit="sm90::conv_first_fwd",
     ),
 ]

@@ -24,6 +24,7 @@ from .params import LrnWindow
 from .test_conv_relu import CUDA_ERROR_INVALID_VALUE, CUDA_ERROR_NOT_SUPPORTED, TYPICAL, Expected, check
 
 GROUPS, TILES, STAGE_TILES = 4, 11, 4  # kMaxGroups, kHalfInPieces, rows of kTiles for stages
+FIRST_TILES = 2  # conv_first_fwd.cu's, whose numbers follow
 
 # ---- Words -----------------------------------------------------------------------------------------------------------
 
@@ -56,6 +57,14 @@ FAULTS = {
     "wrong_offset": "wrong result",
     "misaligned_stage": "misaligned: .*a bulk copy",
     "lanes_differ": "divergence: .*different products",
+    "register_overwritten": "race: thread .* writes a register of A",
+    "register_missing_fence": "registers: .*no wgmma_fence",
+    "row_missing_wait": f"{NOT_LANDED}|{OVERWRITTEN}",
+    "wrong_leading": "wrong result",
+    "wrong_stride": "wrong result|race: .*|uninitialized: .*",
+    "wrong_tap": "wrong result|race: .*|uninitialized: .*",
+    "wrong_layout": "wrong result|race: .*|uninitialized: .*",
+    "wrong_axes": "wrong result",
     "product_over_pixels": "wrong result",
     "registers": "registers: setmaxnreg hands out 65536 registers",
 }
@@ -84,6 +93,11 @@ def hopper(shape: Shape, mode: Mode, whole_numbers: bool = True, **case) -> Expe
     """As :func:`forward`, of Hopper's launcher."""
     general, exact = forward(shape, mode, whole_numbers, **case)
     return replace(general, launcher="sm90::conv_relu_fwd"), exact
+
+
+def of_first(shape: Shape, tile: int) -> Shape:
+    """With conv_first_fwd.cu's tile of that number."""
+    return replace(shape, tile=TILES + tile)
 
 
 def hopper_backward(shape: Shape, mode: Mode, whole_numbers: bool = True, masks: bool = True, **case) -> Expected:
@@ -166,12 +180,102 @@ def test_alexnet():
     check("threads", [hopper(shape, BF16) for shape in ALEXNET])
 
 
+# Folds to 3 x 3 over 33 to 48 channels, and convolutions that are so already: channels, kernel, stride.
+FIRST_FORMS = [
+    (3, (11, 11), (4, 4)),
+    (3, (9, 12), (4, 4)),
+    (3, (11, 8), (4, 3)),
+    (4, (7, 9), (3, 3)),
+    (5, (9, 8), (3, 3)),
+    (1, (16, 15), (6, 6)),
+    (1, (13, 24), (6, 8)),
+    (37, (3, 3), (1, 1)),
+    (40, (3, 3), (1, 1)),
+    (48, (3, 3), (1, 1)),
+]
+
+
+def first_shapes(count: int, seed: int, least: int = 1) -> list[Shape]:
+    """Rows of all lengths around the tiles', ends of bands, filters and images anywhere."""
+    draw = random.Random(seed)
+    found: list[Shape] = []
+    while len(found) < count:
+        channels, kernel, stride = draw.choice(FIRST_FORMS)
+        out = (
+            draw.randint(least, 9),
+            draw.choice([draw.randint(least, 20), draw.randint(50, 70), draw.randint(100, 130)]),
+        )
+        padding = draw.randint(0, 3), draw.randint(0, 3)
+        sides = [(o - 1) * s + k - 2 * p for o, s, k, p in zip(out, stride, kernel, padding, strict=True)]
+        shape = Shape(
+            f"first {len(found)}",
+            batch=draw.choice([1, 1, 2, 5]),
+            channels=channels,
+            height=sides[0],
+            width=sides[1],
+            out_channels=8 * draw.choice([1, 2, 3, 8, 8, 9, 12, 16]),
+            kernel=kernel,
+            stride=stride,
+            padding=padding,
+            bias=draw.random() < 0.7,
+        )
+        if min(sides) > 0 and prod(out) * shape.batch * shape.out_channels < 30_000:
+            found.append(of_first(shape, draw.randint(1, FIRST_TILES)))
+    return found
+
+
+LISTED_FIRST = [
+    of_first(shape, tile)
+    for tile in range(1, FIRST_TILES + 1)
+    for shape in (
+        Shape("several bands a block", 3, 3, 99, 99, 64, (11, 11), (4, 4), (2, 2)),
+        Shape("two tiles of filters", 2, 3, 63, 59, 96, (11, 11), (4, 4), bias=False),
+        Shape("rows longer than a tile, padded", 1, 48, 6, 131, 16, (3, 3), padding=(1, 2)),
+        Shape("a pixel", 1, 40, 3, 3, 8, (3, 3)),
+        Shape("more padding than the kernel", 1, 40, 4, 57, 24, (3, 3), padding=(5, 4)),
+    )
+]
+
+
+@pytest.mark.parametrize("mode", [BF16, F16], ids=str)
+def test_first_convolution(mode):
+    drawn = first_shapes(30, seed={BF16: 24, F16: 25}[mode])
+    check("threads", [hopper(shape, mode, seed=n) for n, shape in enumerate([*LISTED_FIRST, *drawn])])
+
+
+def test_first_convolution_sanitizers_and_schedules():
+    check("address", [hopper(shape, (BF16, F16)[n % 2]) for n, shape in enumerate(LISTED_FIRST + first_shapes(10, 26))])
+    for shape in LISTED_FIRST[1], LISTED_FIRST[7]:
+        (result,) = host_build.run("threads", [hopper(shape, BF16, False, schedules=6)[0]])
+        assert result.error == 0
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", host_build.BUILDS)
+def test_two_hundred_random_first_convolutions(kind):
+    some = first_shapes(200, seed=42)
+    assert len({replace(shape, reason="") for shape in some}) == 200
+    cases = [hopper(shape, (BF16, F16)[n % 2], seed=n) for n, shape in enumerate(some)]
+    for first in range(0, 200, 50):
+        check(kind, cases[first : first + 50])
+
+
+def test_first_convolution_as_a_gradient():
+    """dx of a convolution with 40 or 48 filters is one, without ReLU and bias; its tile is chosen by estimate."""
+    some = [
+        Shape("3x3", 2, 64, 9, 56, 48, (3, 3), padding=(1, 1)),
+        Shape("not padded", 1, 24, 7, 58, 40, (3, 3)),
+    ]
+    check("threads", [hopper_backward(shape, BF16) for shape in some])
+
+
 WHOLE, SMALLER, LARGER, SUM = (
     r"conv_relu_fwd<.*4, 2, 128, 4",
     r"conv_split_fwd<.*4, 1, 64, 4",
     r"conv_split_fwd<.*4, 2, 128, 4",
     "conv_add_splits<",
 )
+FOLD, FIRST = "conv_fold_", r"conv_first_fwd<.*FirstTile<.*, 56>, false"
 
 
 @pytest.mark.parametrize(
@@ -181,6 +285,10 @@ WHOLE, SMALLER, LARGER, SUM = (
         (replace(ALEXNET[3], batch=64), [WHOLE]),
         (replace(ALEXNET[3], batch=128), [WHOLE, LARGER, SUM]),  # 170 tiles; 132 are a round
         (Shape("one step", 1, 8, 9, 9, 8, (1, 1)), ["conv_relu_fwd<"]),
+        (ALEXNET[0], [FOLD, FOLD, FIRST]),
+        (replace(ALEXNET[0], batch=128), [FOLD, FOLD, FIRST]),
+        (replace(ALEXNET[5], batch=128), [FOLD, FOLD, FIRST]),
+        (Shape("rows of half a tile", 128, 48, 27, 27, 64, (3, 3), padding=(1, 1)), ["conv_relu_fwd<"]),
     ],
     ids=str,
 )
@@ -209,7 +317,7 @@ def test_schedules():
 
 @pytest.mark.parametrize("mode", [BF16, F16], ids=str)
 def test_as_exact_as_torch(mode):
-    some = [shape for shape in [*TYPICAL, *LISTED] if taken(shape)]
+    some = [shape for shape in [*TYPICAL, *LISTED, *LISTED_FIRST[:3]] if taken(shape)]
     expected = [hopper(shape, mode, False) for shape in some]
     results = host_build.run("threads", [case for case, _ in expected])
     for shape, (case, exact), result in zip(some, expected, results, strict=True):
@@ -306,6 +414,9 @@ def pooled_shapes(count: int, seed: int, **limits: int) -> list[Stage]:
 # With fewer channels, but whole images.
 ALEXNET_STAGES = [
     pooled(Shape("torchvision's first", 1, 3, 224, 224, 24, (11, 11), (4, 4), (2, 2))),
+    pooled(Shape("torchvision's first, inference", 1, 3, 224, 224, 64, (11, 11), (4, 4), (2, 2)), codes=False),
+    pooled(Shape("torchvision's first by im2col", 1, 3, 224, 224, 24, (11, 11), (4, 4), (2, 2), tile=1)),
+    pooled(Shape("2012's first", 1, 3, 227, 227, 96, (11, 11), (4, 4))),
     pooled(Shape("torchvision's second", 1, 24, 27, 27, 72, (5, 5), padding=(2, 2), tile=2)),
     pooled(Shape("torchvision's fifth", 2, 72, 13, 13, 136, (3, 3), padding=(1, 1), tile=3)),
     pooled(Shape("2012's fifth, two towers", 1, 80, 13, 13, 80, (3, 3), padding=(1, 1), groups=2)),
@@ -343,6 +454,36 @@ def test_stages_sanitizers_and_schedules():
         assert result.error == 0
 
 
+def first_stages(some: list[Shape]) -> list[Stage]:
+    tiles = TILES - STAGE_TILES
+    return [pooled(replace(shape, tile=shape.tile - tiles), codes=n % 4 != 0) for n, shape in enumerate(some)]
+
+
+LISTED_FIRST_STAGES = first_stages([shape for shape in LISTED_FIRST if min(shape.out) >= 3])
+
+
+@pytest.mark.parametrize("mode", [BF16, F16], ids=str)
+def test_first_stages(mode):
+    some = LISTED_FIRST_STAGES + first_stages(first_shapes(20, {BF16: 53, F16: 54}[mode], least=3))
+    check("threads", [hopper_stage(one, mode, seed=n) for n, one in enumerate(some)])
+
+
+def test_first_stages_sanitizers_and_schedules():
+    check("address", [hopper_stage(one, (BF16, F16)[n % 2]) for n, one in enumerate(LISTED_FIRST_STAGES)])
+    (result,) = host_build.run("threads", [hopper_stage(LISTED_FIRST_STAGES[1], BF16, schedules=6)[0]])
+    assert result.error == 0
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", host_build.BUILDS)
+def test_two_hundred_random_first_stages(kind):
+    some = first_stages(first_shapes(200, seed=62, least=3))
+    assert len({replace(one.shape, reason="") for one in some}) == 200
+    cases = [hopper_stage(one, (BF16, F16)[n % 2], seed=n) for n, one in enumerate(some)]
+    for first in range(0, 200, 50):
+        check(kind, cases[first : first + 50])
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("kind", host_build.BUILDS)
 def test_two_hundred_random_stages(kind):
@@ -352,9 +493,17 @@ def test_two_hundred_random_stages(kind):
 
 
 @pytest.mark.parametrize("mode", [BF16, F16], ids=str)
-def test_nan_wins_its_windows(mode):
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape("27 x 27", 1, 8, 27, 27, 24, (1, 1), bias=False),
+        Shape("first", 1, 40, 27, 59, 24, (3, 3), bias=False, tile=STAGE_TILES + 1),
+    ],
+    ids=str,
+)
+def test_nan_wins_its_windows(shape, mode):
     """The last one of a window, as in PyTorch; beside it an infinity, and a 0 for which the ReLU had -0."""
-    one = pooled(Shape("27 x 27", 1, 8, 27, 27, 24, (1, 1), bias=False))
+    one = pooled(shape)
     case, _ = hopper_stage(one, mode)
     case.inputs["weight"].abs_()
     x = case.inputs["x"].copy_(torch.where(case.inputs["x"] < 0, -0.0, case.inputs["x"]))
@@ -389,6 +538,7 @@ def test_what_stages_refuse():
         Stage(replace(fits, height=14), (3, 3), (2, 2), ceil_mode=True),
         pooled(replace(fits, out_channels=12)),
         pooled(replace(fits, width=900)),
+        pooled(replace(fits, tile=STAGE_TILES + 1)),
     ]
     cases = [hopper_stage(one, BF16)[0] for one in wrong]
     cases += [hopper_stage(pooled(fits), BF16, offsets={name: 8})[0] for name in ("pooled", "code")]
@@ -396,7 +546,9 @@ def test_what_stages_refuse():
     cases[-1].params.lrn = LrnWindow(groups=1, size=5, alpha=0.02, beta=0.75, k=1.0)
     errors = [result.error for result in host_build.run("threads", cases)]
     assert errors == [CUDA_ERROR_NOT_SUPPORTED] * len(cases)
-    (beyond,) = host_build.run("threads", [hopper_stage(pooled(replace(fits, tile=STAGE_TILES + 1)), BF16)[0]])
+    (beyond,) = host_build.run(
+        "threads", [hopper_stage(pooled(replace(fits, tile=STAGE_TILES + FIRST_TILES + 1)), BF16)[0]]
+    )
     assert beyond.error == CUDA_ERROR_INVALID_VALUE
     check("threads", [hopper_stage(pooled(replace(fits, batch=0)), BF16)])
 
@@ -412,6 +564,22 @@ REFUSED = [
 ]
 
 
+NOT_FIRST = [
+    Shape("channels of four chunks", 1, 32, 9, 9, 16, (3, 3)),
+    Shape("of seven", 1, 56, 9, 9, 16, (3, 3)),
+    Shape("more than two tiles of filters", 1, 48, 9, 9, 136, (3, 3)),
+    Shape("another kernel", 1, 48, 9, 9, 16, (3, 2)),
+    Shape("dilated", 1, 48, 9, 9, 16, (3, 3), dilation=(2, 2)),
+    Shape("groups", 1, 96, 9, 9, 16, (3, 3), groups=2),
+]
+
+
+def test_what_the_first_convolutions_tiles_refuse():
+    cases = [hopper(of_first(shape, 1), BF16)[0] for shape in NOT_FIRST]
+    errors = [result.error for result in host_build.run("threads", cases)]
+    assert errors == [CUDA_ERROR_NOT_SUPPORTED] * len(NOT_FIRST)
+
+
 @pytest.mark.parametrize("shape", REFUSED, ids=str)
 def test_refused_shapes(shape):
     assert not taken(shape) or max(shape.padding) > 128 or max(shape.dilation) > 128
@@ -420,7 +588,7 @@ def test_refused_shapes(shape):
 
 
 def test_refused_dtype_and_tile():
-    wrong = [hopper(TYPICAL[0], F32)[0], hopper(replace(TYPICAL[0], tile=TILES + 1), BF16)[0]]
+    wrong = [hopper(TYPICAL[0], F32)[0], hopper(replace(TYPICAL[0], tile=TILES + FIRST_TILES + 1), BF16)[0]]
     wrong += [
         hopper_backward(TYPICAL[0], F32)[0],
         replace(backward(TYPICAL[0], BF16)[0], launcher=wrong[0].launcher[:-3] + "bwd"),

@@ -40,7 +40,15 @@ from .machine_code import Kernel
 from .mutants import Mutant
 from .pointwise import tasks
 from .test_conv_relu import CUDA_ERROR_INVALID_VALUE
-from .test_hopper import LISTED, LISTED_STAGES, hopper, hopper_backward, hopper_stage
+from .test_hopper import (
+    LISTED,
+    LISTED_FIRST,
+    LISTED_FIRST_STAGES,
+    LISTED_STAGES,
+    hopper,
+    hopper_backward,
+    hopper_stage,
+)
 from .test_linear_int8 import all_cases as int8_cases
 from .test_linear_relu import all_cases as linear_cases
 from .test_pointwise import STEMS, of
@@ -94,6 +102,9 @@ def cases() -> list[Case]:
         if mode in (BF16, F16):
             found += [hopper(shape, mode)[0] for shape in LISTED if shape.tile]
             found += [hopper_stage(one, mode)[0] for one in LISTED_STAGES[4::5]]
+            found += [hopper(shape, mode)[0] for shape in LISTED_FIRST[1::5]]
+            first = [replace(one, codes=codes) for one in LISTED_FIRST_STAGES[1::4] for codes in (False, True)]
+            found += [hopper_stage(one, mode)[0] for one in first]
             found.append(hopper_backward(LISTED[0], mode)[0])
         found += [stage(one, mode)[0] for one in stages(0, seed=0)]
     return found

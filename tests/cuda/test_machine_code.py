@@ -60,6 +60,7 @@ def test_a_longer_loop_is_named(built):
 
 
 HOPPER, HOPPER_STAGE = (f"sm90::{name}<sm90::WgmmaTile<bf16, 4, " for name in ("conv_relu_fwd", "conv_stage_fwd"))
+HOPPER_FIRST = "sm90::conv_first_fwd<sm90::FirstTile<bf16, 56>, true, "
 
 
 def one(built: list[Kernel], name: str) -> Kernel:
@@ -107,6 +108,11 @@ def one(built: list[Kernel], name: str) -> Kernel:
         (HOPPER_STAGE, {"instructions": "LDS"}, "no instruction LDS"),
         (HOPPER_STAGE, {"instructions": "VIMNMX3"}, "no instruction VIMNMX3"),
         (HOPPER_STAGE, {"shared": 2 * KB}, "of shared memory, budget 232448"),
+        (HOPPER_FIRST, {"instructions": "HGMMA"}, r"no instruction HGMMA\.64x56x16\.F32"),
+        (HOPPER_FIRST, {"instructions": "UTMALDG.5D"}, r"no instruction UTMALDG\.5D"),
+        (HOPPER_FIRST + "false", {"instructions": "VIMNMX3"}, r"no instruction VIMNMX3\.S16x2"),
+        (HOPPER_FIRST + "true", {"instructions": "STG.E.U16"}, r"no instruction STG\.E\.U16"),
+        (HOPPER_FIRST, {"shared": 17 * KB}, "of shared memory, budget 232448"),
         ("nothing<float>", {}, "has no budget"),
     ],
 )

@@ -20,7 +20,15 @@ from .conv import BF16, EDGES, Shape, backward, forward, prepared, stage, stages
 from .mutants import MUTANTS, SM90_MUTANTS, Mutant
 from .pointwise import tasks
 from .test_conv_relu import Expected, check
-from .test_hopper import LISTED, LISTED_STAGES, hopper, hopper_backward, hopper_stage
+from .test_hopper import (
+    LISTED,
+    LISTED_FIRST,
+    LISTED_FIRST_STAGES,
+    LISTED_STAGES,
+    hopper,
+    hopper_backward,
+    hopper_stage,
+)
 
 
 def with_moved_x(shape: Shape) -> Expected:
@@ -32,11 +40,17 @@ def with_moved_x(shape: Shape) -> Expected:
 def suite(launcher: str) -> dict[str, Callable[[], None]]:
     """What is run of a launcher: a quarter of its tests' shapes or less, under the tests' names."""
     if launcher == "sm90::conv_stage_fwd":
-        return {"test_stages": lambda: check("threads", [hopper_stage(one, BF16) for one in LISTED_STAGES])}
+        return {
+            "test_stages": lambda: check("threads", [hopper_stage(one, BF16) for one in LISTED_STAGES]),
+            "test_first_stages": lambda: check("threads", [hopper_stage(one, BF16) for one in LISTED_FIRST_STAGES]),
+        }
     if launcher.startswith("sm90::"):
         name, make = {"f": ("test_forward", hopper), "b": ("test_backward", hopper_backward)}[launcher[-3]]
         some = [shape for shape in LISTED if name == "test_forward" or not shape.tile]
-        return {name: lambda: check("threads", [make(shape, BF16) for shape in some])}
+        found = {name: lambda: check("threads", [make(shape, BF16) for shape in some])}
+        if name == "test_forward":
+            found["test_first_convolution"] = lambda: check("threads", [hopper(shape, BF16) for shape in LISTED_FIRST])
+        return found
     stem = launcher.rpartition("_")[0]
     if stem.startswith("conv"):
         cases = {

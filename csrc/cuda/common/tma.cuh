@@ -3,7 +3,7 @@
 // A tensor map says how the tensor lies in memory and what a box is. It is made on the host and given to a kernel as
 // part of a __grid_constant__ parameter. Axes come fastest first. Boxes lie in shared memory line by line, a line of
 // the fastest axis being at most 128 bytes; with the 128-byte swizzle the 16-byte chunk c of the line at shared address
-// a is at chunk c ^ (a / 128 % 8), so a box begins at a multiple of 1024.
+// a is at chunk c ^ (a / 128 % 8), so a box begins at a multiple of 1024. Without swizzle it begins at one of 128.
 //
 //   tiled    a box of fixed extent anywhere; elements outside of the tensor are zeros, and are not stored
 //   im2col   of (channels, width, height, images): a number of successive pixels, from a first one on. They walk
@@ -47,6 +47,8 @@ int driver_entry(const char* name, Function& out) {
   return error;
 }
 
+enum class Swizzle { none, bytes_128 };
+
 namespace detail {
 
 // A 16-bit tensor, whose bits the copies do not look at; 128-byte swizzle.
@@ -59,7 +61,7 @@ constexpr CUtensorMapFloatOOBfill kFill = CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE;
 }  // namespace detail
 
 // 16-bit elements: extents of the axes, bytes between neighbours along all but the first, and the box's extents.
-template <int kRank>
+template <int kRank, Swizzle kSwizzle = Swizzle::bytes_128>
 int encode_tiled(TensorMap& map, const void* tensor, const uint64_t (&extents)[kRank],
                  const uint64_t (&strides)[kRank - 1], const uint32_t (&box)[kRank]) {
   static decltype(&cuTensorMapEncodeTiled) encode = nullptr;
@@ -68,8 +70,9 @@ int encode_tiled(TensorMap& map, const void* tensor, const uint64_t (&extents)[k
     return found;
   }
   constexpr uint32_t kSteps[] = {1, 1, 1, 1, 1};
+  constexpr CUtensorMapSwizzle kOfBox = kSwizzle == Swizzle::none ? CU_TENSOR_MAP_SWIZZLE_NONE : detail::kSwizzle;
   const CUresult result = encode(&map, detail::kElement, kRank, const_cast<void*>(tensor), extents, strides, box,
-                                 kSteps, detail::kInterleave, detail::kSwizzle, detail::kPromotion, detail::kFill);
+                                 kSteps, detail::kInterleave, kOfBox, detail::kPromotion, detail::kFill);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
@@ -112,6 +115,14 @@ __device__ __forceinline__ void bulk_load(void* to, const TensorMap& map, Mbarri
       : "memory");
 }
 
+__device__ __forceinline__ void bulk_load(void* to, const TensorMap& map, Mbarrier* barrier, const int32_t (&at)[5]) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6, "
+      "%7}], [%2];" ::"r"(shared_address(to)),
+      "l"(&map), "r"(shared_address(barrier)), "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(at[4])
+      : "memory");
+}
+
 // A box into L2, and no further: it may be asked for before dependency_wait(), for what is written later is seen.
 __device__ __forceinline__ void bulk_prefetch(const TensorMap& map, const int32_t (&at)[4]) {
   asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global.tile [%0, {%1, %2, %3, %4}];" ::"l"(&map), "r"(at[0]),
@@ -149,6 +160,7 @@ using ::host_simt::bulk_store;
 using ::host_simt::bulk_wait_read;
 using ::host_simt::encode_im2col;
 using ::host_simt::encode_tiled;
+using ::host_simt::Swizzle;
 inline void prefetch_map(const TensorMap&) {}
 inline void bulk_prefetch(const TensorMap&, const int32_t (&)[4]) {}
 

@@ -1,4 +1,5 @@
-// wgmma (sm_90a): products of a warpgroup, four warps in succession, with both operands in shared memory.
+// wgmma (sm_90a): products of a warpgroup, four warps in succession, with B in shared memory, and A there or in
+// registers.
 //
 //   D (64 x N, float32, in registers) = A (64 x 16) B (16 x N) + D
 //
@@ -12,8 +13,15 @@
 //   Major::pixels  a line is 64 rows of A (or columns of B) at one place in depth; lines follow each other in depth,
 //                  and the next 64 rows or columns are `leading` bytes on. The next 16 in depth are 2048 bytes on.
 //
-// The product may read them, and read and write D's registers, at any moment between its issue and the wait for its
-// group.
+// Without swizzle (plain_descriptor) they lie in core matrices: 8 rows of A (or columns of B) by 8 elements in depth,
+// 16 bytes each, 128 contiguous bytes. The second 8 in depth are `leading` bytes on, the next 8 rows or columns
+// `stride`. Such an operand begins at any multiple of 16.
+//
+// A in registers: a[0] to a[3] of lane 4 g + t of warp w are rows 16 w + g and + 8 at 2 t and 2 t + 1 in depth, and the
+// same rows at 2 t + 8 and 2 t + 9, as mma.sync has them.
+//
+// The product may read its operands, registers too, and read and write D's, at any moment between its issue and the
+// wait for its group.
 #pragma once
 
 #include "cuda/common/dtype.cuh"
@@ -28,6 +36,12 @@ enum class Major { depth, pixels };
 __device__ __forceinline__ uint64_t matrix_descriptor(const void* lines, uint32_t leading = 16) {
   return (shared_address(lines) & 0x3ffff) >> 4 | static_cast<uint64_t>(leading >> 4) << 16 |
          uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
+}
+
+// The same with 0 there: no swizzle.
+__device__ __forceinline__ uint64_t plain_descriptor(const void* first, uint32_t leading, uint32_t stride) {
+  return (shared_address(first) & 0x3ffff) >> 4 | static_cast<uint64_t>(leading >> 4) << 16 |
+         static_cast<uint64_t>(stride >> 4) << 32;
 }
 
 template <Major kMajor>
@@ -68,9 +82,10 @@ __device__ __forceinline__ void more_registers() {
 namespace detail {
 
 // clang-format off
-#define ALEXNET_FAST_REGISTERS_32 \
+#define ALEXNET_FAST_REGISTERS_28 \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27"
+#define ALEXNET_FAST_REGISTERS_32 ALEXNET_FAST_REGISTERS_28 ", %28, %29, %30, %31"
 #define ALEXNET_FAST_REGISTERS_64 ALEXNET_FAST_REGISTERS_32 ", " \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
@@ -79,6 +94,9 @@ namespace detail {
   "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
 #define ALEXNET_FAST_SUMS_8(i) \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define ALEXNET_FAST_SUMS_28 \
+  ALEXNET_FAST_SUMS_8(0), ALEXNET_FAST_SUMS_8(8), ALEXNET_FAST_SUMS_8(16), \
+  "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27])
 #define ALEXNET_FAST_SUMS_32(i) \
   ALEXNET_FAST_SUMS_8(i), ALEXNET_FAST_SUMS_8(i + 8), ALEXNET_FAST_SUMS_8(i + 16), ALEXNET_FAST_SUMS_8(i + 24)
 #define ALEXNET_FAST_SUMS_64 ALEXNET_FAST_SUMS_32(0), ALEXNET_FAST_SUMS_32(32)
@@ -107,6 +125,27 @@ ALEXNET_FAST_WGMMA(f16, "f16", 192, ALEXNET_FAST_REGISTERS_96, ALEXNET_FAST_SUMS
 ALEXNET_FAST_WGMMA(bf16, "bf16", 64, ALEXNET_FAST_REGISTERS_32, ALEXNET_FAST_SUMS_32(0), "%32", "%33", "%34", "%35", "%36");
 ALEXNET_FAST_WGMMA(bf16, "bf16", 128, ALEXNET_FAST_REGISTERS_64, ALEXNET_FAST_SUMS_64, "%64", "%65", "%66", "%67", "%68");
 ALEXNET_FAST_WGMMA(bf16, "bf16", 192, ALEXNET_FAST_REGISTERS_96, ALEXNET_FAST_SUMS_96, "%96", "%97", "%98", "%99", "%100");
+
+// The same with A's registers; p, tb: as above.
+template <class T, int kN>
+struct WgmmaOfRegisters;
+#define ALEXNET_FAST_WGMMA_OF_REGISTERS(type, name, n, registers, sums, a, b, p, tb)                                    \
+  template <>                                                                                                          \
+  struct WgmmaOfRegisters<type, n> {                                                                                   \
+    static __device__ __forceinline__ void multiply(float (&d)[n / 2], const uint32_t (&of_a)[4], uint64_t b_at,       \
+                                                    int accumulate) {                                                  \
+      asm volatile(                                                                                                    \
+          "{\n.reg .pred p;\nsetp.ne.b32 p, " p ", 0;\n"                                                               \
+          "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." name "." name " {" registers "}, {" a "}, "                \
+          b ", p, 1, 1, " tb ";\n}"                                                                                    \
+          : sums                                                                                                       \
+          : "r"(of_a[0]), "r"(of_a[1]), "r"(of_a[2]), "r"(of_a[3]), "l"(b_at), "r"(accumulate), "n"(0));               \
+    }                                                                                                                  \
+  }
+ALEXNET_FAST_WGMMA_OF_REGISTERS(f16, "f16", 56, ALEXNET_FAST_REGISTERS_28, ALEXNET_FAST_SUMS_28, "%28, %29, %30, %31", "%32", "%33", "%34");
+ALEXNET_FAST_WGMMA_OF_REGISTERS(f16, "f16", 64, ALEXNET_FAST_REGISTERS_32, ALEXNET_FAST_SUMS_32(0), "%32, %33, %34, %35", "%36", "%37", "%38");
+ALEXNET_FAST_WGMMA_OF_REGISTERS(bf16, "bf16", 56, ALEXNET_FAST_REGISTERS_28, ALEXNET_FAST_SUMS_28, "%28, %29, %30, %31", "%32", "%33", "%34");
+ALEXNET_FAST_WGMMA_OF_REGISTERS(bf16, "bf16", 64, ALEXNET_FAST_REGISTERS_32, ALEXNET_FAST_SUMS_32(0), "%32, %33, %34, %35", "%36", "%37", "%38");
 // clang-format on
 
 }  // namespace detail
@@ -116,6 +155,12 @@ template <class T, int kN, Major kA = Major::depth, Major kB = Major::depth>
 __device__ __forceinline__ void wgmma(float (&d)[kN / 2], uint64_t a, uint64_t b, int accumulate) {
   constexpr int kTurnA = kA == Major::pixels, kTurnB = kB == Major::pixels;
   detail::Wgmma<T, kN>::template multiply<kTurnA, kTurnB>(d, a, b, accumulate);
+}
+
+// With A in registers, and depth contiguous in B.
+template <class T, int kN>
+__device__ __forceinline__ void wgmma(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b, int accumulate) {
+  detail::WgmmaOfRegisters<T, kN>::multiply(d, a, b, accumulate);
 }
 
 #else
@@ -141,6 +186,13 @@ inline void wgmma(float (&d)[kN / 2], uint64_t a, uint64_t b, int accumulate,
                   host_simt::Site site = host_simt::Site::here()) {
   constexpr host_simt::Element element = std::is_same_v<T, f16> ? host_simt::Element::f16 : host_simt::Element::bf16;
   host_simt::wgmma(element, kN, a, kA == Major::pixels, b, kB == Major::pixels, d, accumulate != 0, site);
+}
+
+template <class T, int kN>
+inline void wgmma(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b, int accumulate,
+                  host_simt::Site site = host_simt::Site::here()) {
+  constexpr host_simt::Element element = std::is_same_v<T, f16> ? host_simt::Element::f16 : host_simt::Element::bf16;
+  host_simt::wgmma(element, kN, a, b, d, accumulate != 0, site);
 }
 
 #endif

@@ -43,6 +43,9 @@
 //   2012 conv4          256x192    170   1.3    263       58  58  498  256x192   10.2  317  725
 //   2012 conv5          256x128    170   1.3    226       38  46  415  256x128   10.2  253  604
 //
+// conv1 goes by conv_first_fwd.cu, which brings each pixel once instead of nine times: 30 and 232 us, and 59 and 463
+// that of 2012.
+//
 // Where that leaves multiprocessors idle, the depth is cut into pieces: a block multiplies one piece of a tile
 // (conv_split_fwd), and another kernel adds up what the pieces gave, in their order, with bias and ReLU
 // (conv_add_splits). The least of these is taken, in cycles: rounds of whole tiles; or rounds of pieces, 2000 for each
@@ -80,6 +83,7 @@
 // cuDNN was measured at 96, 53, 61 and 48 us for conv2 to conv5 at batch 128, and 251, 67, 117 and 67 us for those of
 // 2012. Where this falls short of it, in conv4, a cluster's two blocks could share the weights (multicast: 40 bytes a
 // cycle for 256 x 128, which L2 is taken to give), and a second set of sums could hide the end of a tile.
+#include "cuda/common/conv_first_sm90.cuh"
 #include "cuda/common/conv_sm90_fwd.cuh"
 #include "launchers.h"
 
@@ -401,7 +405,8 @@ constexpr SplitChoice kSplitTiles[] = {split_choice<WgmmaTile<T, 4, 1, 64, 4>>()
                                        split_choice<WgmmaTile<T, 4, 2, 128, 4>>()};
 constexpr int kWholeTile = 2;  // of kTiles, before pieces: 256 x 128
 
-// What may be asked for beside the rows of kTiles: all of the depth in pieces, and that of the lower half of the tiles.
+// What may be asked for beside the rows of kTiles: all of the depth in pieces, and that of the lower half of the tiles;
+// then conv_first_fwd.cu's tiles.
 constexpr int32_t kAllInPieces = std::size(kTiles<bf16>) + 1, kHalfInPieces = kAllInPieces + 1;
 
 // What is estimated to take the least time. The sums' rounding depends on it, hence on shapes alone: not on the card.
@@ -415,6 +420,7 @@ Split choose_split(const Convolution& c) {
   for (const TileChoice& tile : kTiles<bf16>) {
     least = std::min(least, rounds_cycles(tile, c, tile.rows_of(pixels), kMultiprocessors));
   }
+  least = std::min(least, plan_first(c, {}, kMultiprocessors, 0).cycles);
   const auto consider = [&](int tile_number, int64_t rows, bool asked_for) {
     const SplitChoice& tile = kSplitTiles<bf16>[tile_number];
     const int64_t steps = taps * ceil_div(channels_of(c.gather), tile.depth), first = rows * whole.rows;
@@ -470,18 +476,28 @@ int convolve(const Convolution& c, void* stream) {
   if (!takes(c.dtype, c.gather, c.columns, c.groups, c.y) || c.relu_output != nullptr) {
     return cudaErrorNotSupported;
   }
-  const bool cut = c.partial != nullptr && (c.tile == 0 || c.tile >= kAllInPieces);
-  if (c.tile < 0 || c.tile > (cut ? kHalfInPieces : static_cast<int32_t>(std::size(kTiles<bf16>)))) {
+  const int32_t first_tile = std::max(c.tile - kHalfInPieces, 0);
+  const bool cut = c.partial != nullptr && first_tile == 0 && (c.tile == 0 || c.tile >= kAllInPieces);
+  if (c.tile < 0 || first_tile > kFirstTiles ||
+      (first_tile == 0 && c.tile > (cut ? kHalfInPieces : static_cast<int32_t>(std::size(kTiles<bf16>))))) {
     return cudaErrorInvalidValue;
   }
   const int64_t pixels = c.gather.pixels;
   const Split split = cut ? choose_split(c) : Split{pixels, 1, 0, 0};
   if (split.first > 0) {
+    const bool any = c.tile == 0 && split.first == pixels;
+    const FirstPlan first = any || first_tile != 0 ? plan_first(c, {}, multiprocessors, first_tile) : FirstPlan{};
+    if (first_tile != 0 && first.tile == 0) {
+      return cudaErrorNotSupported;
+    }
     const auto& tiles = c.dtype == DType::f16 ? kTiles<f16> : kTiles<bf16>;
-    const TileChoice* best = &tiles[split.first < pixels ? kWholeTile : c.tile != 0 ? c.tile - 1 : 0];
+    const auto time = [&](const TileChoice& of) { return rounds_cycles(of, c, of.rows_of(pixels), multiprocessors); };
+    const TileChoice* best = &tiles[split.first < pixels ? kWholeTile : any || first_tile != 0 ? 0 : c.tile - 1];
     for (const TileChoice& tile : tiles) {
-      const auto time = [&](const TileChoice& of) { return rounds_cycles(of, c, of.rows_of(pixels), multiprocessors); };
-      best = c.tile == 0 && split.first == pixels && time(tile) < time(*best) ? &tile : best;
+      best = any && time(tile) < time(*best) ? &tile : best;
+    }
+    if (first.tile != 0 && (first_tile != 0 || first.cycles < time(*best))) {
+      return launch_first(c, {}, first, multiprocessors, stream);
     }
     if (const int error = best->launch(c, best->rows_of(split.first), multiprocessors, stream)) {
       return error;

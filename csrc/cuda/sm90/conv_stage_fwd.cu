@@ -25,10 +25,12 @@
 //   conv5         128x64      2  16       192x128      1    1.9   377       38  53   53  55    15.5  421   423 374
 //   2012 conv5    128x64      2  12       192x128      1    1.9   283       29  40   40  44    15.5  319   321 296
 //
-// So it should win in conv1, and where tiles that begin with the image fit the card better than those that do not. It
-// should lose in conv2: beside the ring there is no room for 256 x 192, and 128 x 192 waits for L2. Above 45 bytes a
-// cycle, or with weights shared in a cluster (multicast: 28 KB a step for 40), it would not. At batch 1 it should lose
-// in conv2 and conv5, whose depth conv_relu_fwd.cu cuts (4 and 3 us, and a pass). Which it is the card says.
+// conv1 goes by conv_first_fwd.cu: 31 us at batch 128, and 232. So this one should win where tiles that begin with the
+// image fit the card better than those that do not. It should lose in conv2: beside the ring there is no room for 256 x
+// 192, and 128 x 192 waits for L2. Above 45 bytes a cycle, or with weights shared in a cluster (multicast: 28 KB a step
+// for 40), it would not. At batch 1 it should lose in conv2 and conv5, whose depth conv_relu_fwd.cu cuts (4 and 3 us,
+// and a pass). Which it is the card says.
+#include "cuda/common/conv_first_sm90.cuh"
 #include "cuda/common/conv_sm90_fwd.cuh"
 #include "cuda/common/pool_fwd.cuh"
 #include "launchers.h"
@@ -286,13 +288,13 @@ constexpr int64_t kSharedLimit = 226 * 1024;  // what a block of sm_90 may have,
 struct Plan {
   const TileChoice* tile = nullptr;
   int64_t band_rows = 0;
+  double cycles = INFINITY;
 };
 
 // The tile, or the one that is asked for, and the bands with the least estimated time, in whole rounds of bands; of
 // equal ones the larger bands. No tile if none takes the stage.
 Plan choose(const StageParams& p, const Gather& g, int multiprocessors) {
   Plan best;
-  double least = 0;
   const auto& tiles = p.conv.dtype == DType::f16 ? kTiles<f16> : kTiles<bf16>;
   for (const TileChoice& tile : tiles) {
     if (p.conv.tile != 0 && &tile != &tiles[p.conv.tile - 1]) {
@@ -302,11 +304,10 @@ Plan choose(const StageParams& p, const Gather& g, int multiprocessors) {
     for (int64_t rows = p.pooled_height; rows > 0; --rows) {
       const int64_t jobs = p.conv.batch * columns * ceil_div(p.pooled_height, rows);
       const int64_t tiles_each = ceil_div(((rows - 1) * S + K) * p.conv.out_width, int64_t{tile.rows});
-      const double time = static_cast<double>(ceil_div(jobs, int64_t{multiprocessors}) * tiles_each) *
-                          cycles(g, tile.depth, tile.rows, tile.columns);
-      if (tile.shared_bytes(p.conv.out_width, rows) <= kSharedLimit && (best.tile == nullptr || time < least)) {
-        best = {&tile, rows};
-        least = time;
+      const double time = static_cast<double>(ceil_div(jobs, int64_t{multiprocessors}) * tiles_each) * g.kernel_h *
+                          g.kernel_w * cycles(g, tile.depth, tile.rows, tile.columns);
+      if (tile.shared_bytes(p.conv.out_width, rows) <= kSharedLimit && time < best.cycles) {
+        best = {&tile, rows, time};
       }
     }
   }
@@ -330,7 +331,8 @@ int conv_stage_fwd(const StageParams& p, void* stream) {
   if (const int error = hopper_multiprocessors(multiprocessors)) {
     return error;
   }
-  if (!covers(p.conv) || p.conv.tile < 0 || p.conv.tile > static_cast<int32_t>(std::size(kTiles<f16>))) {
+  constexpr int32_t kOwn = std::size(kTiles<f16>);
+  if (!covers(p.conv) || p.conv.tile < 0 || p.conv.tile > kOwn + kFirstTiles) {
     return cudaErrorInvalidValue;
   }
   const Gather gather = input_gather(p.conv, input_fold(p.conv));
@@ -338,16 +340,24 @@ int conv_stage_fwd(const StageParams& p, void* stream) {
       !aligned_16(p.code)) {
     return cudaErrorNotSupported;
   }
-  const Plan plan = choose(p, gather, multiprocessors);
-  if (plan.tile == nullptr) {
+  const FirstPooling pooling{p.pooled_height, p.pooled_width, p.pooled, p.code};
+  const bool own = p.conv.tile <= kOwn, first = p.conv.tile == 0 || !own;
+  const Plan plan = own ? choose(p, gather, multiprocessors) : Plan{};
+  const FirstPlan first_plan = first ? plan_first(shape_of(p.conv, input_fold(p.conv)), pooling, multiprocessors,
+                                                  std::max(p.conv.tile - kOwn, 0))
+                                     : FirstPlan{};
+  if (plan.tile == nullptr && first_plan.tile == 0) {
     return cudaErrorNotSupported;
   }
   if (p.conv.batch == 0) {
     return cudaSuccess;
   }
   Convolution convolution;
-  const int error = prepare(p.conv, stream, convolution);
-  return error != cudaSuccess ? error : plan.tile->launch(p, convolution, plan.band_rows, multiprocessors, stream);
+  if (const int error = prepare(p.conv, stream, convolution)) {
+    return error;
+  }
+  return first_plan.cycles < plan.cycles ? launch_first(convolution, pooling, first_plan, multiprocessors, stream)
+                                         : plan.tile->launch(p, convolution, plan.band_rows, multiprocessors, stream);
 }
 
 }  // namespace alexnet_fast::cuda::sm90
