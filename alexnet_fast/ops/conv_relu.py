@@ -21,7 +21,7 @@ from alexnet_fast.ops import convolution
 from alexnet_fast.ops.arguments import once_per_form
 from alexnet_fast.ops.convolution import GEOMETRY
 from alexnet_fast.ops.epilogue import NO_LRN, NO_POOL, pooled
-from alexnet_fast.ops.registry import CUDA, LIBRARY, NATIVE, SM90, TRITON, TUNED, Family, define, empty, family
+from alexnet_fast.ops.registry import CUDA, LIBRARY, NATIVE, TRITON, TUNED, Family, define, empty, family
 from alexnet_fast.ops.run import Layer, stage
 
 
@@ -41,7 +41,7 @@ def _fake(x, weight, bias, *geometry):
     return convolution.fake(x, weight, *geometry[:3])
 
 
-def _fake_backward(dy, x, weight, y, stride, padding, dilation, groups, wanted):
+def _fake_backward(dy, x, weight, y, stride, padding, dilation, groups, wanted, *_):
     shapes = (x.shape, x), (weight.shape, weight), (weight.shape[:1], None)
     return tuple(
         (x.new_empty(size) if like is None else empty(x, size, layout_of=convolution.layout_of(x, weight)))
@@ -80,7 +80,7 @@ define(
 convolution.define_own_kernel("conv_relu", FORWARD)
 convolution.define_own_kernel("conv_relu_backward", BACKWARD)
 convolution.define_sm90("conv_relu", FORWARD, _fake)
-convolution.define_sm90("conv_relu_backward", BACKWARD, _fake_backward)  # an error for the bias's gradient
+convolution.define_sm90("conv_relu_backward", BACKWARD, _fake_backward)
 
 
 # ---- What auto chooses from on a GPU ---------------------------------------------------------------------------------
@@ -89,6 +89,9 @@ convolution.define_sm90("conv_relu_backward", BACKWARD, _fake_backward)  # an er
 def _cudnn_bias_relu(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation, groups) -> Tensor:
     y = torch.cudnn_convolution_relu(x, weight, bias, stride, padding, dilation, groups)
     return y.contiguous(memory_format=memory_format(convolution.layout_of(x, weight)))
+
+
+_sm90_backward = convolution.sm90_kernel("conv_relu_backward")
 
 
 def _triton_backward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,7 +104,7 @@ def _backwards(operator: str) -> dict[str, Callable]:
         "cudnn": NATIVE.conv_relu_backward,
         "cuda": CUDA.conv_relu_backward,
         **convolution.by_tile(operator, "cuda", convolution.own_kernel("conv_relu_backward")),
-        "cuda_sm90": SM90.conv_relu_backward,
+        "cuda_sm90": _sm90_backward,
         "triton": _triton_backward,
     }
 
@@ -140,7 +143,7 @@ def _tuned_backward(dy, x, weight, y, stride, padding, dilation, groups, wanted)
     of_input = chosen("conv_backward_input", INPUT_GRADIENTS) if wanted[0] else None
     of_weight = chosen("conv_backward_weight", WEIGHT_GRADIENTS) if wanted[1] else None
     first = of_input or of_weight or NATIVE.conv_relu_backward
-    if of_weight in (None, first) and first is not SM90.conv_relu_backward:
+    if of_weight in (None, first) and first is not _sm90_backward:
         return first(dy, x, weight, y, *geometry, wanted)
     # Each on its own, of a dy that is masked once; on the way there is the bias's gradient, which SM90's have not.
     dbias = x.new_empty(0)

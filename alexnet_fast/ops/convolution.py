@@ -166,9 +166,11 @@ def own_kernel(name: str) -> Callable:
 
 
 def sm90_kernel(name: str) -> Callable:
-    """csrc's forward operator ``NAME_sm90``."""
+    """csrc's operator ``NAME_sm90``, told of TF32 as :func:`own_kernel`'s."""
     kernel = getattr(torch.ops.alexnet_fast, f"{name}_sm90").default
-    return lambda *args: kernel(*args, _prepared(*args))
+    if _takes_prepared(name):
+        return lambda *args: kernel(*args, allows_tf32(), _prepared(*args))
+    return lambda *args: kernel(*args, allows_tf32())
 
 
 def by_tile(operator: str, candidate: str, call: Callable) -> dict[str, Callable]:
@@ -216,8 +218,8 @@ def define_own_kernel(name: str, schema: str) -> None:
 
 
 def define_sm90(name: str, schema: str, fake: Callable) -> None:
-    """csrc/cuda/sm90's kernel, by a name of its own: for 16-bit tensors on GPUs of compute capability 9.0, an error
-    elsewhere and for what it does not cover. No GPU has run these yet: they are taken only where they were measured,
-    and their results compared with cuDNN's."""
-    LIBRARY.define(f"{name}_sm90{_of_own(name, schema)}", tags=(torch.Tag.pt2_compliant_tag,))
+    """csrc/cuda/sm90's kernel, by a name of its own: on GPUs of compute capability 9.0 for tensors of 16 bits, or of
+    float32 that may be rounded to TF32, an error elsewhere and for what it does not cover. No GPU has run these yet:
+    they are taken only where they were measured, and their results compared with cuDNN's."""
+    LIBRARY.define(f"{name}_sm90{_of_own(name, schema, ', bool allow_tf32')}", tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.register_fake(f"alexnet_fast::{name}_sm90", fake, lib=LIBRARY)

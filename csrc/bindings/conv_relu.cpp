@@ -33,10 +33,10 @@ Tensor conv_relu(const Tensor& input, const Tensor& kernel, const std::optional<
 
 // Refuses what it does not take, and every card but those of compute capability 9.0.
 Tensor conv_relu_sm90(const Tensor& input, const Tensor& kernel, const std::optional<Tensor>& bias, const Ints& stride,
-                      const Ints& padding, const Ints& dilation, int64_t groups,
+                      const Ints& padding, const Ints& dilation, int64_t groups, bool allow_tf32,
                       const std::optional<Tensor>& prepared) {
   return run_conv_relu("conv_relu_sm90", &cuda::sm90::conv_relu_fwd_workspace_bytes, &cuda::sm90::conv_relu_fwd, input,
-                       kernel, bias, stride, padding, dilation, groups, false, 0, prepared);
+                       kernel, bias, stride, padding, dilation, groups, allow_tf32, 0, prepared);
 }
 
 // output: forward's, or none where grad is masked already. What is not wanted comes back empty.
@@ -89,15 +89,15 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_backward(const Tensor& grad, const 
                                 input, kernel, output, stride, padding, dilation, groups, wanted, allow_tf32, tile);
 }
 
-// As conv_relu_sm90. The bias's gradient it refuses as well.
+// As conv_relu_sm90. The bias's gradient it refuses as well, and in float32 the weight's.
 std::tuple<Tensor, Tensor, Tensor> conv_relu_backward_sm90(const Tensor& grad, const Tensor& input,
                                                            const Tensor& kernel, const std::optional<Tensor>& output,
                                                            const Ints& stride, const Ints& padding,
                                                            const Ints& dilation, int64_t groups,
-                                                           std::vector<bool> wanted) {
+                                                           std::vector<bool> wanted, bool allow_tf32) {
   return run_conv_relu_backward("conv_relu_backward_sm90", &cuda::sm90::conv_relu_bwd_workspace_bytes,
                                 &cuda::sm90::conv_relu_bwd, grad, input, kernel, output, stride, padding, dilation,
-                                groups, wanted, false, 0);
+                                groups, wanted, allow_tf32, 0);
 }
 
 }  // namespace

@@ -47,6 +47,9 @@ void mbarrier_wait(uint64_t* barrier, uint32_t parity, Site site = Site::here())
 
 // ---------------------------------------------------------------- bulk copies
 
+enum class Elements : uint8_t { bits16, bits32, tf32 };
+inline int bytes_of(Elements elements) { return elements == Elements::bits16 ? 2 : 4; }
+
 struct alignas(64) TensorMap {
   const char* tensor = nullptr;
   uint64_t strides[3] = {};
@@ -55,16 +58,18 @@ struct alignas(64) TensorMap {
   int32_t lower[2] = {}, upper[2] = {};
   uint8_t rank = 0, swizzle = 128;
   bool im2col = false;
+  Elements elements = Elements::bits16;
 };
 static_assert(sizeof(TensorMap) == 128);
 
-int encode_tensor_map(TensorMap& map, const void* tensor, int rank, const uint64_t* extents, const uint64_t* strides);
+int encode_tensor_map(TensorMap& map, Elements elements, const void* tensor, int rank, const uint64_t* extents,
+                      const uint64_t* strides);
 
 template <int kRank>
-int encode_tiled(TensorMap& map, const void* tensor, const uint64_t (&extents)[kRank],
+int encode_tiled(TensorMap& map, Elements elements, const void* tensor, const uint64_t (&extents)[kRank],
                  const uint64_t (&strides)[kRank - 1], const uint32_t (&box)[kRank]) {
   static_assert(kRank <= 4);
-  if (const int error = encode_tensor_map(map, tensor, kRank, extents, strides)) {
+  if (const int error = encode_tensor_map(map, elements, tensor, kRank, extents, strides)) {
     return error;
   }
   for (int i = 0; i < kRank; ++i) {
@@ -73,11 +78,12 @@ int encode_tiled(TensorMap& map, const void* tensor, const uint64_t (&extents)[k
     }
     map.box[i] = box[i];
   }
-  return box[0] == 64 ? cudaSuccess : cudaErrorInvalidValue;  // a line of the swizzle
+  return box[0] * bytes_of(elements) == 128 ? cudaSuccess : cudaErrorInvalidValue;  // a line of the swizzle
 }
 
-int encode_im2col(TensorMap& map, const void* tensor, const uint64_t (&extents)[4], const uint64_t (&strides)[3],
-                  const int32_t (&lower)[2], const int32_t (&upper)[2], uint32_t channels, uint32_t pixels);
+int encode_im2col(TensorMap& map, Elements elements, const void* tensor, const uint64_t (&extents)[4],
+                  const uint64_t (&strides)[3], const int32_t (&lower)[2], const int32_t (&upper)[2], uint32_t channels,
+                  uint32_t pixels);
 
 void bulk_load(void* to, const TensorMap& map, uint64_t* barrier, const int32_t (&at)[4], Site site = Site::here());
 void bulk_load_im2col(void* to, const TensorMap& map, uint64_t* barrier, int32_t c, int32_t w, int32_t h, int32_t n,
@@ -95,7 +101,7 @@ void async_proxy_fence();
 
 // ---------------------------------------------------------------- products of a warpgroup
 
-// `turn`: the operand's lines are 64 rows (columns) at one place in depth.
+// `turn`: the operand's lines are 64 rows (columns) at one place in depth. TF32 takes the upper 19 bits of float32.
 void wgmma(Element element, int columns, uint64_t a, bool turn_a, uint64_t b, bool turn_b, float* d, bool accumulate,
            Site site);
 void wgmma_fence(Site site = Site::here());

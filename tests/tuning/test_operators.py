@@ -47,10 +47,13 @@ ran: list[str] = []  # of this package's kernels
 
 
 def _native(name: str, family: str, *arguments):
-    """What stands for ``name`` of a family; the family ``kernel`` takes the switch for TF32 and a tile's number."""
+    """What stands for ``name`` of a family; ``kernel`` and ``sm90`` take the switch for TF32, and ``kernel`` a tile's
+    number."""
     if family == "kernel":
         *arguments, _tf32, tile = arguments
         family = f"tile {tile}"
+    if family == "sm90":
+        *arguments, _tf32 = arguments
     wanted = arguments[-1] if name == "conv_relu_backward" else None
     ran.append(f"{name} {family} {wanted}" if wanted else f"{name} {family}")
     if wanted and family == "sm90" and wanted[2]:

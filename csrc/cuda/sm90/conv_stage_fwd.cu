@@ -25,6 +25,10 @@
 //   conv5         128x64      2  16       192x128      1    1.9   377       38  53   53  55    15.5  421   423 374
 //   2012 conv5    128x64      2  12       192x128      1    1.9   283       29  40   40  44    15.5  319   321 296
 //
+// float32 by TF32 takes twice as many steps, and its rows twice the room: 128 x 64 for conv1, 128 x 128 for the others.
+// Pooling compares one channel at a time, 128 instructions for four channels and their codes where 16 bits take 185 for
+// eight.
+//
 // So it should win in conv1, and where tiles that begin with the image fit the card better than those that do not. It
 // should lose in conv2: beside the ring there is no room for 256 x 192, and 128 x 192 waits for L2. Above 45 bytes a
 // cycle, or with weights shared in a cluster (multicast: 28 KB a step for 40), it would not. At batch 1 it should lose
@@ -38,10 +42,10 @@ namespace {
 
 constexpr int K = 3, S = 2;  // the window and its stride
 
-// A pixel in the ring: eight elements longer than the tile is wide, so that neighbouring pixels begin in different
+// A pixel in the ring: 16 bytes longer than the tile is wide, so that neighbouring pixels begin in different
 // banks.
 template <class Tile>
-constexpr int kPitch = Tile::kColumns + 8;
+constexpr int kPitch = Tile::kColumns + kVector<typename Tile::T>;
 
 // ---------------------------------------------------------------- kernel
 
@@ -128,19 +132,32 @@ __device__ __forceinline__ void pool_rows(const StageArguments& args, const type
     }
     const int64_t to = out + pixel * channels + column;
     T* const y = static_cast<T*>(args.y);
-    const PackedBest<V> best = best_of_nine<T, V, kCodes>(x, kRowPlace, kColumnPlace);
-    if (store_packed<true, kCodes, true>(best, 0, to, y, args.code) == 0) {
-      continue;
-    }
-    // Rare: the place of a NaN, or in bfloat16 of 2^121 or more. Channel by channel.
-#pragma unroll 1
-    for (int c = 0; c < V; ++c) {
-      Best of_channel[1] = {{-INFINITY, 0}};
+    if constexpr (sizeof(T) == 4) {
+      Best best[V];
 #pragma unroll
-      for (int k = 0; k < K * K; ++k) {
-        of_channel[0].take(element(load<1>(line[k / K] + k % K * kPitch<Tile> + c), 0), k);
+      for (int c = 0; c < V; ++c) {
+        best[c] = {element(x[0][0], c), 0};
+#pragma unroll
+        for (int k = 1; k < K * K; ++k) {
+          best[c].take(element(x[k / K][k % K], c), k);
+        }
       }
-      store_best<true>(of_channel, to + c, y, args.code);
+      store_best<true>(best, to, y, args.code);
+    } else {
+      const PackedBest<V> best = best_of_nine<T, V, kCodes>(x, kRowPlace, kColumnPlace);
+      if (store_packed<true, kCodes, true>(best, 0, to, y, args.code) == 0) {
+        continue;
+      }
+      // Rare: the place of a NaN, or in bfloat16 of 2^121 or more. Channel by channel.
+#pragma unroll 1
+      for (int c = 0; c < V; ++c) {
+        Best of_channel[1] = {{-INFINITY, 0}};
+#pragma unroll
+        for (int k = 0; k < K * K; ++k) {
+          of_channel[0].take(element(load<1>(line[k / K] + k % K * kPitch<Tile> + c), 0), k);
+        }
+        store_best<true>(of_channel, to + c, y, args.code);
+      }
     }
   }
 }
@@ -163,18 +180,19 @@ __device__ __forceinline__ void consume(const StageArguments& args, unsigned cha
     }
     mbarrier_wait(&barriers.pooled, parity ^ 1);
 #pragma unroll
-    for (int j = 0; j < Tile::kColumns; j += kSlab) {
+    for (int j = 0; j < Tile::kColumns; j += kSlab<T>) {
       if (at.column + j >= args.columns) {
         break;
       }
-      float added[kSlab / 4];
+      float added[kSlab<T> / 4];
       load_bias<T>(args, at.group, at.column + j, added);
 #pragma unroll
       for (int i = 0; i < Tile::kHeight; ++i) {
-        int32_t pixel = begin + (consumer * Tile::kHeight + i) * 64 + warp * 16 + lane % 16;
-        pixel -= pixel >= ring_pixels ? ring_pixels : 0;
-        T* const to = rows + pixel * kPitch<Tile> + j + lane / 16 * 8;
-        store_sums<T>(sums[i], j, added, true, [&](int chunk) { return to + 8 * chunk; });
+        store_sums<T>(sums[i], j, added, true, [&](int row, int column) {
+          int32_t pixel = begin + (consumer * Tile::kHeight + i) * 64 + warp * 16 + row;
+          pixel -= pixel >= ring_pixels ? ring_pixels : 0;
+          return rows + pixel * kPitch<Tile> + j + column;
+        });
       }
     }
     __syncwarp();
@@ -239,7 +257,8 @@ int64_t ring_rows(int64_t width, int64_t band_rows) {
 
 template <class Tile>
 int64_t shared_bytes(int64_t width, int64_t band_rows) {
-  return Tile::kStagesBytes + ring_rows<Tile>(width, band_rows) * width * kPitch<Tile> * 2 + kAlignment;
+  return Tile::kStagesBytes + ring_rows<Tile>(width, band_rows) * width * kPitch<Tile> * sizeof(typename Tile::T) +
+         kAlignment;
 }
 
 template <class Tile>
@@ -272,14 +291,31 @@ constexpr TileChoice choice() {
   return {Tile::kDepth, Tile::kRows, Tile::kColumns, shared_bytes<Tile>, launch_stage<Tile>};
 }
 
-// For AlexNet's first, second and fifth stage, and for few images of the latter two.
+// For AlexNet's first, second and fifth stage, and for few images of the latter two. Rows of float32 leave less room
+// for stages: its first three are smaller, and two of them one.
 template <class T>
-constexpr TileChoice kTiles[] = {
+constexpr TileChoice kHalfTiles[] = {
     choice<WgmmaTile<T, 3, 2, 64, 4>>(),
     choice<WgmmaTile<T, 4, 1, 192, 3>>(),
     choice<WgmmaTile<T, 4, 1, 128, 4, 3>>(),
     choice<WgmmaTile<T, 4, 1, 64, 6>>(),
 };
+constexpr TileChoice kTf32Tiles[] = {
+    choice<WgmmaTile<float, 3, 1, 64, 4>>(),
+    choice<WgmmaTile<float, 4, 1, 128, 3>>(),
+    choice<WgmmaTile<float, 4, 1, 64, 6>>(),
+};
+
+struct Tiles {
+  const TileChoice* first;
+  int32_t count;
+};
+
+Tiles tiles_of(DType dtype) {
+  return dtype == DType::f32
+             ? Tiles{kTf32Tiles, std::size(kTf32Tiles)}
+             : Tiles{dtype == DType::f16 ? kHalfTiles<f16> : kHalfTiles<bf16>, std::size(kHalfTiles<f16>)};
+}
 
 constexpr int64_t kSharedLimit = 226 * 1024;  // what a block of sm_90 may have, less its barriers
 
@@ -293,9 +329,10 @@ struct Plan {
 Plan choose(const StageParams& p, const Gather& g, int multiprocessors) {
   Plan best;
   double least = 0;
-  const auto& tiles = p.conv.dtype == DType::f16 ? kTiles<f16> : kTiles<bf16>;
-  for (const TileChoice& tile : tiles) {
-    if (p.conv.tile != 0 && &tile != &tiles[p.conv.tile - 1]) {
+  const Tiles tiles = tiles_of(p.conv.dtype);
+  for (int32_t i = 0; i < tiles.count; ++i) {
+    const TileChoice& tile = tiles.first[i];
+    if (p.conv.tile != 0 && i != p.conv.tile - 1) {
       continue;
     }
     const int64_t columns = ceil_div(p.conv.out_channels / p.conv.groups, int64_t{tile.columns}) * p.conv.groups;
@@ -303,7 +340,7 @@ Plan choose(const StageParams& p, const Gather& g, int multiprocessors) {
       const int64_t jobs = p.conv.batch * columns * ceil_div(p.pooled_height, rows);
       const int64_t tiles_each = ceil_div(((rows - 1) * S + K) * p.conv.out_width, int64_t{tile.rows});
       const double time = static_cast<double>(ceil_div(jobs, int64_t{multiprocessors}) * tiles_each) *
-                          cycles(g, tile.depth, tile.rows, tile.columns);
+                          cycles(g, p.conv.dtype, tile.depth, tile.rows, tile.columns);
       if (tile.shared_bytes(p.conv.out_width, rows) <= kSharedLimit && (best.tile == nullptr || time < least)) {
         best = {&tile, rows};
         least = time;
@@ -330,12 +367,12 @@ int conv_stage_fwd(const StageParams& p, void* stream) {
   if (const int error = hopper_multiprocessors(multiprocessors)) {
     return error;
   }
-  if (!covers(p.conv) || p.conv.tile < 0 || p.conv.tile > static_cast<int32_t>(std::size(kTiles<f16>))) {
+  if (!covers(p.conv) || p.conv.tile < 0 || p.conv.tile > tiles_of(p.conv.dtype).count) {
     return cudaErrorInvalidValue;
   }
   const Gather gather = input_gather(p.conv, input_fold(p.conv));
-  if (!takes(p.conv.dtype, gather, p.conv.out_channels / p.conv.groups, p.conv.groups, p.pooled) || !pools(p) ||
-      !aligned_16(p.code)) {
+  if (!takes(p.conv.dtype, p.conv.allow_tf32, gather, p.conv.out_channels / p.conv.groups, p.conv.groups, p.pooled) ||
+      !pools(p) || !aligned_16(p.code)) {
     return cudaErrorNotSupported;
   }
   const Plan plan = choose(p, gather, multiprocessors);
