@@ -122,7 +122,7 @@ BUDGETS = [
     Budget(r"conv_weight_gradient<WeightTile<TensorCores<\w+>, 64, 128,", 128, 99 * KB, (3, 1, 4)),
     Budget("conv_weight_gradient<WeightTile<MultiplyAdd, 64, 128,", 168, 99 * KB, (3, 1, 3)),
     # One block has all of a multiprocessor of sm_90a: 168 registers a thread at its start, handed out anew inside.
-    Budget("sm90::(conv_relu_fwd|conv_weight_gradient)<", 168, 227 * KB, (0, 0, 1)),
+    Budget("sm90::(conv_relu_fwd|conv_masked_gradient|conv_weight_gradient)<", 168, 227 * KB, (0, 0, 1)),
     Budget(r"sm90::conv_split_fwd<sm90::WgmmaTile<\w+, 4, 2,", 168, 227 * KB, (0, 0, 1)),
     # Two, so that the next layer's begins beside this one's; and what adds up fits beside both.
     Budget("sm90::conv_split_fwd<", 72, 98 * KB, (0, 0, 2)),
@@ -297,6 +297,7 @@ def wanted_instructions(kernel: Kernel) -> list[str]:
         to_shared, maximum = (r"STS\.64", r"FSETP\..*") if tf32 else (r"STSM\..*", r"VIMNMX3\.S16x2\.RELU")
         results = {
             "sm90::conv_relu_fwd": [to_shared, r"UTMASTG\.3D"],
+            "sm90::conv_masked_gradient": [to_shared, r"UTMASTG\.3D", r"LDG\.E\.128", r"LDS\.128", r"STS\.128"],
             "sm90::conv_split_fwd": [r"STG\.E\.64"],
             "sm90::conv_stage_fwd": [to_shared, r"LDS\.128", maximum, r"STG\.E\.128"],
             "sm90::conv_weight_gradient": [],

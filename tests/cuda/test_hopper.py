@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from ..ops.compare import as_exact, error
 from . import host_build
 from .conv import BF16, EDGES, F16, F32, TF32, Mode, Shape, Stage, backward, forward, gradients, stage
-from .host_build import HostFaultError, run_program
+from .host_build import Case, HostFaultError, run_program
 from .params import LrnWindow
 from .test_conv_relu import CUDA_ERROR_INVALID_VALUE, CUDA_ERROR_NOT_SUPPORTED, TYPICAL, Expected, check, rounded
 
@@ -88,11 +88,16 @@ def hopper(shape: Shape, mode: Mode, whole_numbers: bool = True, **case) -> Expe
     return replace(general, launcher="sm90::conv_relu_fwd"), exact
 
 
-def hopper_backward(shape: Shape, mode: Mode, whole_numbers: bool = True, masks: bool = True, **case) -> Expected:
-    """As :func:`backward`, of Hopper's launcher, and of the gradients that it gives."""
+def hopper_backward(
+    shape: Shape, mode: Mode, whole_numbers: bool = True, masks: bool = True, mask_dx: bool = False, **case
+) -> Expected:
+    """As :func:`backward`, of Hopper's launcher, and of the gradients that it gives. ``mask_dx``: dx is masked too."""
     wanted = ("dx", "dweight") if turns(shape, mode) and not shape.tile else ("dweight",)
     wanted = ("dx",) if mode is TF32 else wanted
     general, exact = backward(shape, mode, whole_numbers, masks, wanted, **case)
+    if mask_dx and "dx" in exact:
+        general.params.mask_dx = True
+        exact["dx"] = exact["dx"].where(general.inputs["x"] > 0, 0)
     return replace(general, launcher="sm90::conv_relu_bwd"), exact
 
 
@@ -279,7 +284,38 @@ def test_backward(mode):
     some = [shape for shape in LISTED if not shape.tile and covers(shape, mode)]
     some += shapes(100, seed={BF16: 31, F16: 32, TF32: 34}[mode], covers=covers, mode=mode)
     some += [ALEXNET[2], ALEXNET[6]] if mode == BF16 else []
-    check("threads", [hopper_backward(shape, mode, masks=n % 2 == 0, seed=n) for n, shape in enumerate(some)])
+    masked = [{"masks": n % 2 == 0, "mask_dx": n % 3 == 0, "seed": n} for n in range(len(some))]
+    check("threads", [hopper_backward(shape, mode, **case) for shape, case in zip(some, masked, strict=True)])
+
+
+MASKED = [
+    Shape(f"tile {tile}", 2, 208, 12, 13, 24, (2, 3), padding=(1, 1), groups=1 + tile % 2, tile=tile)
+    for tile in range(TILES + 1)
+]
+
+
+def dx_alone(shape: Shape, mode: Mode, mask_dx: bool) -> Case:
+    case, _ = backward(shape, mode, False, True, ("dx",))
+    case.params.mask_dx = mask_dx
+    return replace(case, launcher="sm90::conv_relu_bwd")
+
+
+@modes
+def test_dx_is_masked_on_its_way(mode):
+    """By each tile, by what adds pieces up, and with groups: the same bits as masked afterwards. A NaN in x lets the
+    gradient pass, as in PyTorch."""
+    plain, masked = ([dx_alone(shape, mode, mask_dx) for shape in MASKED] for mask_dx in (False, True))
+    for case in masked:
+        x = case.inputs["x"].relu_()
+        x[0, 5, 3, 4] = x[1, 200, 11, 12] = float("nan")
+    results = host_build.run("threads", [*plain, *masked])
+    for case, one, other in zip(masked, results[: len(plain)], results[len(plain) :], strict=True):
+        wanted = one.outputs["dx"].masked_fill(case.inputs["x"] <= 0, 0)
+        assert 0.3 < (wanted == 0).float().mean() < 0.7
+        assert torch.equal(other.outputs["dx"], wanted), case.params.tile
+    misaligned = replace(masked[0], offsets={"x": 8})
+    (result,) = host_build.run("threads", [misaligned])
+    assert result.error == CUDA_ERROR_NOT_SUPPORTED
 
 
 @pytest.mark.soak
@@ -301,7 +337,9 @@ def test_backward_sanitizers_and_schedules():
     some = [shape for shape in LISTED if not shape.tile] + shapes(15, seed=33)
     check("address", [hopper_backward(shape, (BF16, F16)[n % 2]) for n, shape in enumerate(some)])
     floats = shapes(100, seed=35, covers=turns, side=9, depth=100, mode=TF32)
-    check("address", [hopper_backward(shape, TF32) for shape in floats])
+    check("address", [hopper_backward(shape, TF32, mask_dx=n % 2 == 0) for n, shape in enumerate(floats)])
+    halves = shapes(50, seed=36, covers=turns, side=9, depth=100)
+    check("address", [hopper_backward(shape, BF16, mask_dx=True) for shape in halves])
     several_runs = Shape("several runs", 3, 40, 14, 13, 24, (3, 2), padding=(1, 1))
     (result,) = host_build.run("threads", [hopper_backward(several_runs, BF16, False, schedules=10)[0]])
     assert result.error == 0

@@ -40,7 +40,7 @@ from .machine_code import Kernel
 from .mutants import Mutant
 from .pointwise import tasks
 from .test_conv_relu import CUDA_ERROR_INVALID_VALUE
-from .test_hopper import LISTED, hopper, hopper_backward, hopper_stage, listed_stages
+from .test_hopper import LISTED, MASKED, dx_alone, hopper, hopper_backward, hopper_stage, listed_stages
 from .test_linear_int8 import all_cases
 from .test_pointwise import STEMS, of
 
@@ -93,6 +93,7 @@ def cases() -> list[Case]:
         if mode is not F32:
             found += [hopper(shape, mode)[0] for shape in LISTED if shape.tile]
             found += [hopper_stage(one, mode)[0] for one in listed_stages(mode)[4::5]]
+            found += [dx_alone(shape, mode, True) for shape in MASKED]
             found.append(hopper_backward(LISTED[0], mode)[0])
         found += [stage(one, mode)[0] for one in stages(0, seed=0)]
     return found

@@ -95,6 +95,7 @@ def one(built: list[Kernel], name: str) -> Kernel:
         (HOPPER, {"instructions": "UTMALDG"}, "no instruction UTMALDG"),
         (HOPPER, {"instructions": "STSM"}, "no instruction STSM"),
         (HOPPER, {"instructions": "UTMASTG"}, "no instruction UTMASTG"),
+        (HOPPER.replace("relu_fwd", "masked_gradient"), {"instructions": "LDG"}, r"no instruction LDG\.E\.128"),
         (HOPPER, {"instructions": "USETMAXREG"}, "no instruction USETMAXREG"),
         (HOPPER, {"instructions": "ACQBULK"}, "no instruction ACQBULK"),
         (HOPPER, {"instructions": "PREEXIT"}, "no instruction PREEXIT"),

@@ -36,7 +36,10 @@ def suite(launcher: str) -> dict[str, Callable[[], None]]:
         return {"test_stages": lambda: check("threads", some)}
     if launcher == "sm90::conv_relu_bwd":
         shapes = [shape for shape in LISTED if not shape.tile]
-        return {"test_backward": lambda: check("threads", [hopper_backward(shape, BF16) for shape in shapes])}
+        return {
+            "test_backward": lambda: check("threads", [hopper_backward(shape, BF16) for shape in shapes]),
+            "test_dx_is_masked_on_its_way": lambda: test_hopper.test_dx_is_masked_on_its_way(BF16),
+        }
     if launcher == "sm90::conv_relu_fwd":
         floats = [shape for shape in LISTED if shape.tile in (2, 9)]
         some = [hopper(shape, BF16) for shape in LISTED] + [hopper(shape, TF32) for shape in floats]

@@ -111,6 +111,7 @@ struct ReluArguments : Arguments {
   int64_t tiles;
   int32_t pixels;
   bool relu;
+  const void* mask;  // null, or a tensor like y, which is 0 where that is not positive
 
   // Column tiles first, then groups, then rows.
   template <class Tile>
@@ -129,7 +130,44 @@ struct ReluArguments : Arguments {
   }
 };
 
-template <class Tile>
+// Where an element of a piece lies, as the bulk store wants it.
+template <class T>
+__device__ __forceinline__ T* piece_at(unsigned char* piece, int row, int column) {
+  constexpr int V = kVector<T>;
+  return reinterpret_cast<T*>(piece + row * kLine + (column / V ^ row % 8) * 16) + column % V;
+}
+
+// Of a piece what the mask does not let pass becomes 0, 16 bytes a lane at a time. NaN lets pass, as in PyTorch.
+template <class T>
+__device__ __forceinline__ void mask_piece(const ReluArguments& args, int32_t group, int32_t column, int32_t pixel,
+                                           unsigned char* piece) {
+  constexpr int V = kVector<T>, kChunks = kLine / 16, kRows = 32 / kChunks;  // rows at once
+  // Loads under way: beside the sums of its largest tile float32 has no registers for more.
+  [[maybe_unused]] constexpr int kUnroll = sizeof(T) == 4 ? 2 : 4;
+  const int64_t channels = args.groups.divisor * args.columns;
+  const int first = threadIdx.x % 32 / kChunks, within = threadIdx.x % kChunks * V;
+  const T* mask = static_cast<const T*>(args.mask) + int64_t{group} * args.columns + column + within;
+  if (column + within >= args.columns) {
+    return;
+  }
+#pragma unroll kUnroll
+  for (int row = first; row < kPieceRows; row += kRows) {
+    if (pixel + row < args.pixels) {
+      const Pack<T, V> open = load<V>(mask + (pixel + row) * channels);
+      T* const at = piece_at<T>(piece, row, within);
+      float values[V];
+      unpack(load<V>(at), values);
+#pragma unroll
+      for (int e = 0; e < V; ++e) {
+        values[e] = element(open, e) <= 0 ? 0 : values[e];
+      }
+      store_shared_16(at, pack<T>(values));
+    }
+  }
+}
+
+// kMasked: with the mask instead of bias and ReLU.
+template <class Tile, bool kMasked>
 __device__ __forceinline__ void consume(const ReluArguments& args, unsigned char* stages, Ring<Tile::kStages>& ring) {
   using T = typename Tile::T;
   const int consumer = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
@@ -144,8 +182,10 @@ __device__ __forceinline__ void consume(const ReluArguments& args, unsigned char
       if (at.column + j >= args.columns) {
         break;
       }
-      float added[kSlab<T> / 4];
-      load_bias<T>(args, at.group, at.column + j, added);
+      float added[kSlab<T> / 4] = {};
+      if constexpr (!kMasked) {
+        load_bias<T>(args, at.group, at.column + j, added);
+      }
 #pragma unroll
       for (int i = 0; i < Tile::kHeight; ++i) {
         const int32_t pixel = at.pixel + (consumer * Tile::kHeight + i) * 64 + warp * kPieceRows;
@@ -158,12 +198,12 @@ __device__ __forceinline__ void consume(const ReluArguments& args, unsigned char
           bulk_wait_read<kPieces - 1>();
         }
         __syncwarp();
-        store_sums<T>(sums[i], j, added, args.relu, [&](int row, int column) {
-          constexpr int kChunk = kVector<T>;
-          unsigned char* const chunk =
-              to + row * kLine + (column / kChunk ^ row % 8) * 16;  // as the bulk store wants it
-          return reinterpret_cast<T*>(chunk) + column % kChunk;
-        });
+        store_sums<T>(sums[i], j, added, !kMasked && args.relu,
+                      [&](int row, int column) { return piece_at<T>(to, row, column); });
+        if constexpr (kMasked) {
+          __syncwarp();
+          mask_piece<T>(args, at.group, at.column + j, pixel, to);
+        }
         async_proxy_fence();
         __syncwarp();
         if (lane == 0) {
@@ -178,9 +218,8 @@ __device__ __forceinline__ void consume(const ReluArguments& args, unsigned char
   }
 }
 
-template <class Tile>
-__global__ void __launch_bounds__(Tile::kThreads, 1)
-    conv_relu_fwd(const ALEXNET_FAST_GRID_CONSTANT ReluArguments args) {
+template <class Tile, bool kMasked>
+__device__ __forceinline__ void convolve_tiles(const ReluArguments& args) {
   unsigned char* const stages = dynamic_shared_at<kAlignment>();
   ALEXNET_FAST_SHARED(Ring<Tile::kStages>, ring);
   begin<Tile>(args, ring);
@@ -191,8 +230,20 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     }
   } else {
     more_registers<kConsumerRegisters>();
-    consume<Tile>(args, stages, ring);
+    consume<Tile, kMasked>(args, stages, ring);
   }
+}
+
+template <class Tile>
+__global__ void __launch_bounds__(Tile::kThreads, 1)
+    conv_relu_fwd(const ALEXNET_FAST_GRID_CONSTANT ReluArguments args) {
+  convolve_tiles<Tile, false>(args);
+}
+
+template <class Tile>
+__global__ void __launch_bounds__(Tile::kThreads, 1)
+    conv_masked_gradient(const ALEXNET_FAST_GRID_CONSTANT ReluArguments args) {
+  convolve_tiles<Tile, true>(args);
 }
 
 // ---------------------------------------------------------------- the depth in pieces
@@ -274,6 +325,7 @@ struct AddArguments {
   int32_t splits;
   Divider channels;
   bool relu;
+  const T* mask;  // as ReluArguments::mask
 };
 
 // y from the pieces, which are added in their order.
@@ -284,6 +336,10 @@ __global__ void __launch_bounds__(kAddThreads) conv_add_splits(const AddArgument
   const int64_t at = (int64_t{blockIdx.x} * kAddThreads + threadIdx.x) * kAdded;
   if (at >= args.count) {
     return;
+  }
+  Pack<T, kAdded> mask{};
+  if (args.mask != nullptr) {
+    mask = load<kAdded>(args.mask + at);
   }
   float sums[kAdded] = {};
 #pragma unroll 1
@@ -307,7 +363,7 @@ __global__ void __launch_bounds__(kAddThreads) conv_add_splits(const AddArgument
 #pragma unroll
   for (int i = 0; i < kAdded; ++i) {
     sums[i] += args.bias == nullptr ? 0 : to_float(args.bias[channel + i]);
-    sums[i] = args.relu && sums[i] <= 0 ? 0 : sums[i];
+    sums[i] = (args.relu && sums[i] <= 0) || (args.mask != nullptr && element(mask, i) <= 0) ? 0 : sums[i];
   }
   store(args.y + at, pack<T>(sums));
 }
@@ -341,7 +397,8 @@ int launch_split(const Convolution& c, const Split& split, void* stream) {
                             pixels * channels,
                             static_cast<int32_t>(split.pieces),
                             Divider(channels),
-                            c.relu};
+                            c.relu,
+                            c.mask == nullptr ? nullptr : static_cast<const T*>(c.mask) + split.first * channels};
   return launch_early<90, conv_add_splits<T>>(dim3(ceil_div(add.count, int64_t{kAddThreads * kAdded})),
                                               dim3(kAddThreads), 0, stream, add);
 }
@@ -364,9 +421,12 @@ int launch_tile(const Convolution& c, int64_t rows, int multiprocessors, void* s
   args.tiles = rows * args.column_tiles.divisor * c.groups;
   args.pixels = static_cast<int32_t>(g.pixels);
   args.relu = c.relu;
+  args.mask = c.mask;
   const int64_t blocks = args.tiles < multiprocessors ? args.tiles : multiprocessors;
   constexpr size_t kShared = Tile::kStagesBytes + 4 * Tile::kConsumers * kPieces * kPiece + kAlignment;
-  return launch_early<90, conv_relu_fwd<Tile>>(dim3(blocks), dim3(Tile::kThreads), kShared, stream, args);
+  const auto launch = c.mask == nullptr ? launch_early<90, conv_relu_fwd<Tile>, ReluArguments>
+                                        : launch_early<90, conv_masked_gradient<Tile>, ReluArguments>;
+  return launch(dim3(blocks), dim3(Tile::kThreads), kShared, stream, args);
 }
 
 struct TileShape {
@@ -494,7 +554,8 @@ int convolve(const Convolution& c, void* stream) {
   if (const int error = hopper_multiprocessors(multiprocessors)) {
     return error;
   }
-  if (!takes(c.dtype, c.allow_tf32, c.gather, c.columns, c.groups, c.y) || c.relu_output != nullptr) {
+  if (!takes(c.dtype, c.allow_tf32, c.gather, c.columns, c.groups, c.y) || c.relu_output != nullptr ||
+      !aligned_16(c.mask)) {
     return cudaErrorNotSupported;
   }
   const bool cut = c.partial != nullptr && (c.tile == 0 || c.tile >= kAllInPieces);
