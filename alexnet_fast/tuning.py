@@ -302,7 +302,8 @@ def _able(form: Form, name: str, device: torch.device) -> bool:
     if tile:
         return tile in tiles(form.operator, kernel, form.dtype, form.tf32)
     if name.startswith("cuda_sm90"):
-        return form.dtype.itemsize == 2 and capability(device) == (9, 0)
+        takes = form.dtype.itemsize == 2 or (form.tf32 and form.operator != "conv_backward_weight")
+        return takes and capability(device) == (9, 0)
     if name != "cudnn_bias_relu":
         return True
     batch = form.x[0]

@@ -149,6 +149,7 @@ struct ConvParams {
   DType dtype;
   bool allow_tf32;  // float32 operands may be rounded to TF32
   bool prepared;    // forward: weight is what conv_prepare has written, at a multiple of 16 bytes
+  bool mask_dx;     // backward, of csrc/cuda/sm90 alone: dx is 0 where x, then a ReLU's output, is not positive
   int32_t tile;     // 0: by the kernel's table; else that row of it, counted from 1 (for measurements and tests)
   int64_t batch, channels, height, width, out_channels, out_height, out_width;
   Window window;

@@ -21,7 +21,7 @@ from alexnet_fast.ops import convolution
 from alexnet_fast.ops.arguments import once_per_form
 from alexnet_fast.ops.convolution import GEOMETRY
 from alexnet_fast.ops.epilogue import NO_LRN, NO_POOL, pooled
-from alexnet_fast.ops.registry import CUDA, LIBRARY, NATIVE, SM90, TRITON, TUNED, Family, define, empty, family
+from alexnet_fast.ops.registry import CUDA, LIBRARY, NATIVE, TRITON, TUNED, Family, define, empty, family
 from alexnet_fast.ops.run import Layer, stage
 
 
@@ -41,7 +41,7 @@ def _fake(x, weight, bias, *geometry):
     return convolution.fake(x, weight, *geometry[:3])
 
 
-def _fake_backward(dy, x, weight, y, stride, padding, dilation, groups, wanted):
+def _fake_backward(dy, x, weight, y, stride, padding, dilation, groups, wanted, *_):
     shapes = (x.shape, x), (weight.shape, weight), (weight.shape[:1], None)
     return tuple(
         (x.new_empty(size) if like is None else empty(x, size, layout_of=convolution.layout_of(x, weight)))
@@ -80,7 +80,14 @@ define(
 convolution.define_own_kernel("conv_relu", FORWARD)
 convolution.define_own_kernel("conv_relu_backward", BACKWARD)
 convolution.define_sm90("conv_relu", FORWARD, _fake)
-convolution.define_sm90("conv_relu_backward", BACKWARD, _fake_backward)  # an error for the bias's gradient
+# mask_dx: dx is 0 where x, then a ReLU's output, is not positive.
+convolution.define_sm90("conv_relu_backward", BACKWARD, _fake_backward, ", bool mask_dx=False")
+# masks: dx may be masked so; masked: has an element if it is. As a tensor: called from C++, torch 2.13 takes results of
+# several types for one another.
+LIBRARY.define(
+    f"conv_relu_backward_in_run(Tensor dy, Tensor x, Tensor weight, Tensor? y, {GEOMETRY}, bool[3] wanted, bool masks)"
+    " -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor masked)"
+)
 
 
 # ---- What auto chooses from on a GPU ---------------------------------------------------------------------------------
@@ -89,6 +96,9 @@ convolution.define_sm90("conv_relu_backward", BACKWARD, _fake_backward)  # an er
 def _cudnn_bias_relu(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation, groups) -> Tensor:
     y = torch.cudnn_convolution_relu(x, weight, bias, stride, padding, dilation, groups)
     return y.contiguous(memory_format=memory_format(convolution.layout_of(x, weight)))
+
+
+_sm90_backward = convolution.sm90_kernel("conv_relu_backward")
 
 
 def _triton_backward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,7 +111,7 @@ def _backwards(operator: str) -> dict[str, Callable]:
         "cudnn": NATIVE.conv_relu_backward,
         "cuda": CUDA.conv_relu_backward,
         **convolution.by_tile(operator, "cuda", convolution.own_kernel("conv_relu_backward")),
-        "cuda_sm90": SM90.conv_relu_backward,
+        "cuda_sm90": _sm90_backward,
         "triton": _triton_backward,
     }
 
@@ -130,7 +140,8 @@ def _tuned(x: Tensor, weight: Tensor, *rest) -> Tensor:
     return tuning.run(convolution.form("conv_relu", x, weight, *rest[1:]), FORWARDS, (x, weight, *rest))
 
 
-def _tuned_backward(dy, x, weight, y, stride, padding, dilation, groups, wanted):
+def _backward_in_run(dy, x, weight, y, stride, padding, dilation, groups, wanted, masks: bool):
+    """Hopper's kernel masks dx on its way out, where that is of use: the layer before then needs no pass for it."""
     geometry = stride, padding, dilation, groups
 
     def chosen(operator: str, candidates: dict) -> Callable:
@@ -140,8 +151,8 @@ def _tuned_backward(dy, x, weight, y, stride, padding, dilation, groups, wanted)
     of_input = chosen("conv_backward_input", INPUT_GRADIENTS) if wanted[0] else None
     of_weight = chosen("conv_backward_weight", WEIGHT_GRADIENTS) if wanted[1] else None
     first = of_input or of_weight or NATIVE.conv_relu_backward
-    if of_weight in (None, first) and first is not SM90.conv_relu_backward:
-        return first(dy, x, weight, y, *geometry, wanted)
+    if of_weight in (None, first) and first is not _sm90_backward:
+        return *first(dy, x, weight, y, *geometry, wanted), torch.empty(0)
     # Each on its own, of a dy that is masked once; on the way there is the bias's gradient, which SM90's have not.
     dbias = x.new_empty(0)
     if y is not None:
@@ -150,12 +161,19 @@ def _tuned_backward(dy, x, weight, y, stride, padding, dilation, groups, wanted)
     elif wanted[2]:
         dbias = dy.sum((0, 2, 3))
     operands = dy, x, weight, *geometry
+    masked = masks and of_input is _sm90_backward and x.data_ptr() % convolution.CHUNK == 0
+    of_input = partial(_sm90_backward, mask_dx=True) if masked else of_input
     dx = _gradient(of_input, 0, *operands) if of_input else x.new_empty(0)
-    return dx, _gradient(of_weight, 1, *operands) if of_weight else x.new_empty(0), dbias
+    return dx, _gradient(of_weight, 1, *operands) if of_weight else x.new_empty(0), dbias, torch.empty(int(masked))
+
+
+def _tuned_backward(*arguments):
+    return _backward_in_run(*arguments, False)[:3]
 
 
 LIBRARY.impl("conv_relu_tuned", _tuned, "CUDA")
 LIBRARY.impl("conv_relu_backward_tuned", _tuned_backward, "CUDA")
+LIBRARY.impl("conv_relu_backward_in_run", _backward_in_run, "CUDA")
 
 
 def planned(operator, arguments, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Layer, list[int]] | None:

@@ -189,9 +189,11 @@ def own_kernel(name: str) -> Callable:
 
 
 def sm90_kernel(name: str) -> Callable:
-    """csrc's forward operator ``NAME_sm90``."""
+    """csrc's operator ``NAME_sm90``, told of TF32 as :func:`own_kernel`'s."""
     kernel = getattr(torch.ops.alexnet_fast, f"{name}_sm90").default
-    return lambda *args: kernel(*args, _prepared(*args))
+    if _takes_prepared(name):
+        return lambda *args: kernel(*args, allows_tf32(), _prepared(*args))
+    return lambda *args, **further: kernel(*args, allows_tf32(), **further)
 
 
 def by_tile(operator: str, candidate: str, call: Callable) -> dict[str, Callable]:
@@ -238,9 +240,11 @@ def define_own_kernel(name: str, schema: str) -> None:
     LIBRARY.impl(f"{name}_cuda", own_kernel(name), "CUDA")
 
 
-def define_sm90(name: str, schema: str, fake: Callable) -> None:
-    """csrc/cuda/sm90's kernel, by a name of its own: for 16-bit tensors on GPUs of compute capability 9.0, an error
-    elsewhere and for what it does not cover. No GPU has run these yet: they are taken only where they were measured,
-    and their results compared with cuDNN's."""
-    LIBRARY.define(f"{name}_sm90{_of_own(name, schema)}", tags=(torch.Tag.pt2_compliant_tag,))
+def define_sm90(name: str, schema: str, fake: Callable, further: str = "") -> None:
+    """csrc/cuda/sm90's kernel, by a name of its own: on GPUs of compute capability 9.0 for tensors of 16 bits, or of
+    float32 that may be rounded to TF32, an error elsewhere and for what it does not cover. No GPU has run these yet:
+    they are taken only where they were measured, and their results compared with cuDNN's."""
+    LIBRARY.define(
+        f"{name}_sm90{_of_own(name, schema, f', bool allow_tf32{further}')}", tags=(torch.Tag.pt2_compliant_tag,)
+    )
     torch.library.register_fake(f"alexnet_fast::{name}_sm90", fake, lib=LIBRARY)

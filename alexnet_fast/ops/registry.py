@@ -48,7 +48,6 @@ class Differentiable:
 
 
 NATIVE, TRITON, CUDA, TUNED = Family(""), Family("_triton"), Family("_cuda"), Family("_tuned")
-SM90 = Family("_sm90")  # csrc/cuda/sm90: convolutions on GPUs of compute capability 9.0, and no backend of its own
 
 
 def family(backend: str) -> Family:

@@ -33,10 +33,10 @@ Tensor conv_relu(const Tensor& input, const Tensor& kernel, const std::optional<
 
 // Refuses what it does not take, and every card but those of compute capability 9.0.
 Tensor conv_relu_sm90(const Tensor& input, const Tensor& kernel, const std::optional<Tensor>& bias, const Ints& stride,
-                      const Ints& padding, const Ints& dilation, int64_t groups,
+                      const Ints& padding, const Ints& dilation, int64_t groups, bool allow_tf32,
                       const std::optional<Tensor>& prepared) {
   return run_conv_relu("conv_relu_sm90", &cuda::sm90::conv_relu_fwd_workspace_bytes, &cuda::sm90::conv_relu_fwd, input,
-                       kernel, bias, stride, padding, dilation, groups, false, 0, prepared);
+                       kernel, bias, stride, padding, dilation, groups, allow_tf32, 0, prepared);
 }
 
 // output: forward's, or none where grad is masked already. What is not wanted comes back empty.
@@ -46,7 +46,7 @@ std::tuple<Tensor, Tensor, Tensor> run_conv_relu_backward(const char* op, int64_
                                                           const std::optional<Tensor>& output, const Ints& stride,
                                                           const Ints& padding, const Ints& dilation, int64_t groups,
                                                           const std::vector<bool>& wanted, bool allow_tf32,
-                                                          int64_t tile) {
+                                                          int64_t tile, bool mask_dx) {
   ConvParams params = conv_params(input, kernel, stride, padding, dilation, groups, allow_tf32, tile, op);
   STD_TORCH_CHECK(wanted.size() == 3, op, ": wanted must have three elements");
   STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == params.batch && grad.size(1) == params.out_channels &&
@@ -75,6 +75,7 @@ std::tuple<Tensor, Tensor, Tensor> run_conv_relu_backward(const char* op, int64_
   params.dx = pointer(dx);
   params.dweight = pointer(dweight);
   params.dbias = pointer(dbias);
+  params.mask_dx = mask_dx;
   launch_with_workspace(op, x, params, params.workspace, workspace_bytes, launcher);
   const bool channels_last = result_is_channels_last(input, kernel);
   return {wanted[0] ? in_layout(dx, channels_last) : dx, wanted[1] ? in_layout(dweight, channels_last) : dweight,
@@ -86,18 +87,19 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_backward(const Tensor& grad, const 
                                                       const Ints& padding, const Ints& dilation, int64_t groups,
                                                       std::vector<bool> wanted, bool allow_tf32, int64_t tile) {
   return run_conv_relu_backward("conv_relu_backward", &cuda::conv_relu_bwd_workspace_bytes, &cuda::conv_relu_bwd, grad,
-                                input, kernel, output, stride, padding, dilation, groups, wanted, allow_tf32, tile);
+                                input, kernel, output, stride, padding, dilation, groups, wanted, allow_tf32, tile,
+                                false);
 }
 
-// As conv_relu_sm90. The bias's gradient it refuses as well.
+// As conv_relu_sm90. The bias's gradient it refuses as well, and in float32 the weight's.
 std::tuple<Tensor, Tensor, Tensor> conv_relu_backward_sm90(const Tensor& grad, const Tensor& input,
                                                            const Tensor& kernel, const std::optional<Tensor>& output,
                                                            const Ints& stride, const Ints& padding,
                                                            const Ints& dilation, int64_t groups,
-                                                           std::vector<bool> wanted) {
+                                                           std::vector<bool> wanted, bool allow_tf32, bool mask_dx) {
   return run_conv_relu_backward("conv_relu_backward_sm90", &cuda::sm90::conv_relu_bwd_workspace_bytes,
                                 &cuda::sm90::conv_relu_bwd, grad, input, kernel, output, stride, padding, dilation,
-                                groups, wanted, false, 0);
+                                groups, wanted, allow_tf32, 0, mask_dx);
 }
 
 }  // namespace

@@ -71,10 +71,10 @@ std::tuple<Tensor, Tensor, Tensor> conv_stage_sm90(const Tensor& x, const Tensor
                                                    int64_t lrn_size, double alpha, double beta, double k,
                                                    int64_t lrn_groups, const Ints& pool_kernel, const Ints& pool_stride,
                                                    const Ints& pool_padding, bool ceil_mode, bool training,
-                                                   const std::optional<Tensor>& prepared) {
+                                                   bool allow_tf32, const std::optional<Tensor>& prepared) {
   return run_conv_stage("conv_stage_sm90", &cuda::sm90::conv_stage_fwd_workspace_bytes, &cuda::sm90::conv_stage_fwd, x,
                         weight, bias, stride, padding, dilation, groups, lrn_size, alpha, beta, k, lrn_groups,
-                        pool_kernel, pool_stride, pool_padding, ceil_mode, training, false, 0, prepared);
+                        pool_kernel, pool_stride, pool_padding, ceil_mode, training, allow_tf32, 0, prepared);
 }
 
 }  // namespace

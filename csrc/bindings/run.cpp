@@ -54,6 +54,8 @@ struct Layer {
   bool pools() const { return pool_kernel[0] != 0; }
   // With neither LRN nor pooling the result is the ReLU's output, so its mask.
   bool masks_by_output() const { return relu && !normalizes() && !pools(); }
+  // Whether its backward saves a pass where dy is masked already.
+  bool takes_masked() const { return kind == Kind::conv && tuned && masks_by_output(); }
 };
 
 // What of a call is wanted: bit 0 stands for the input, then one for each parameter.
@@ -162,17 +164,20 @@ class Run {
     const auto let_go = [](Tensor* tensor) {
       if (tensor) const Tensor gone = std::move(*tensor);
     };
+    bool masked = false;  // whether dy is, by the layer's own ReLU
     for (size_t i = last; i-- > first;) {
       const Layer& layer = layers_[i];
       const Tensor& in = i == 0 || !outputs[i - 1] ? x : *outputs[i - 1];
       const bool want_x = i > first || wanted(0), want_bias = layer.bias && wanted(layer.bias_place());
       const bool want_weight = layer.has_weight() && wanted(layer.parameter);
+      bool masks = i > first && layer.kind == Kind::conv && layers_[i - 1].takes_masked();
       Maybe dx, dweight, dbias;
       switch (layer.kind) {
         case Kind::conv:
-          if (layer.tuned && layer.masks_by_output()) {
+          if (layer.takes_masked()) {
+            const Maybe y = masked ? std::nullopt : Maybe(*outputs[i]);
             std::tie(dx, dweight, dbias) =
-                conv_relu_backward(layer, dy, in, *weight_of[i], *outputs[i], {want_x, want_weight, want_bias});
+                conv_relu_backward(layer, dy, in, *weight_of[i], y, {want_x, want_weight, want_bias}, masks);
             break;
           }
           [[fallthrough]];
@@ -190,7 +195,7 @@ class Run {
             dx = dy;
           } else if (want_x || want_weight) {
             std::tie(dx, dweight, std::ignore) =
-                conv_relu_backward(layer, dy, in, *weight_of[i], std::nullopt, {want_x, want_weight, false});
+                conv_relu_backward(layer, dy, in, *weight_of[i], std::nullopt, {want_x, want_weight, false}, masks);
           }
           break;
         case Kind::linear:
@@ -223,6 +228,7 @@ class Run {
       if (want_weight) gradients[layer.parameter] = std::move(dweight);
       if (want_bias) gradients[layer.bias_place()] = std::move(dbias);
       if (want_x) dy = std::move(*dx);
+      masked = masks;
     }
     if (wanted(0)) gradients[0] = dy;
     std::vector<Tensor> results;
@@ -345,23 +351,27 @@ class Run {
     return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2])};
   }
 
+  // masks: whether dx may be masked where x, the output of the ReLU before, is not positive; afterwards, whether it is.
   static std::tuple<Maybe, Maybe, Maybe> conv_relu_backward(const Layer& layer, const Tensor& dy, const Tensor& x,
                                                             const Tensor& weight, const Maybe& y,
-                                                            std::array<bool, 3> wanted) {
+                                                            std::array<bool, 3> wanted, bool& masks) {
     if (!layer.tuned) {
+      masks = false;
       return library_conv_relu_backward(dy, x, weight, y, layer.stride, layer.padding, layer.dilation, layer.groups,
                                         wanted);
     }
-    std::array<StableIValue, 9> stack{from(dy),
-                                      from(x),
-                                      from(weight),
-                                      from(y),
-                                      from(layer.stride),
-                                      from(layer.padding),
-                                      from(layer.dilation),
-                                      from(layer.groups),
-                                      from(torch::headeronly::HeaderOnlyArrayRef<bool>(wanted.data(), 3))};
-    call_torch("alexnet_fast::conv_relu_backward_tuned", stack);
+    std::array<StableIValue, 10> stack{from(dy),
+                                       from(x),
+                                       from(weight),
+                                       from(y),
+                                       from(layer.stride),
+                                       from(layer.padding),
+                                       from(layer.dilation),
+                                       from(layer.groups),
+                                       from(torch::headeronly::HeaderOnlyArrayRef<bool>(wanted.data(), 3)),
+                                       from(masks)};
+    call_torch("alexnet_fast::conv_relu_backward_in_run", stack);
+    masks = to<Tensor>(stack[3]).numel() != 0;
     return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2])};
   }
 

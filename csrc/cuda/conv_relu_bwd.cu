@@ -417,6 +417,9 @@ int conv_relu_bwd(const ConvParams& p, void* stream) {
   if (const int error = plan(p, plan_)) {
     return error;
   }
+  if (p.mask_dx) {
+    return cudaErrorNotSupported;
+  }
   const char* m = static_cast<const char*>(p.dy);
   const void* relu_output = p.y;
   if (plan_.fold_dy) {

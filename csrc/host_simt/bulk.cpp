@@ -105,7 +105,7 @@ void arrive(Barrier& barrier, Site site) {
 uint32_t lines(const TensorMap& map) {
   return map.im2col ? map.box[1] : map.box[1] * map.box[2] * map.box[3] * map.box[4];
 }
-uint32_t line_bytes(const TensorMap& map) { return map.box[0] * 2; }
+uint32_t line_bytes(const TensorMap& map) { return map.box[0] * bytes_of(map.elements); }
 
 // Chunk `chunk` of a line, both counted from the box's beginning at `base`.
 char* swizzled(const TensorMap& map, char* base, uint32_t line, uint32_t chunk) {
@@ -117,8 +117,8 @@ char* swizzled(const TensorMap& map, char* base, uint32_t line, uint32_t chunk) 
   return at + (changed - bits);
 }
 
-// The place in the tensor of element 0 of a line, or nothing outside of it. `inside` is how many of the line's elements
-// are in the tensor, and `before` how many are not, at its beginning.
+// The place in the tensor of the first byte of a line, or nothing outside of it. `inside` is how many of the line's
+// bytes are in the tensor, and `before` how many are not, at its beginning.
 const char* line_of(const TensorMap& map, const int32_t* at, const uint32_t* offset, uint32_t line, int64_t& before,
                     int64_t& inside) {
   int64_t place[5] = {};
@@ -137,26 +137,42 @@ const char* line_of(const TensorMap& map, const int32_t* at, const uint32_t* off
     place[3] += line / map.box[1] / map.box[2] % map.box[3];
     place[4] += line / map.box[1] / map.box[2] / map.box[3];
   }
-  const char* from = map.tensor + place[0] * 2;
+  const int bytes = bytes_of(map.elements);
+  const char* from = map.tensor + place[0] * bytes;
   for (int i = 1; i < 5; ++i) {
     if (place[i] < 0 || place[i] >= map.extents[i]) {
       return nullptr;
     }
     from += i < map.rank ? place[i] * static_cast<int64_t>(map.strides[i - 1]) : 0;
   }
-  before = std::max<int64_t>(-place[0], 0);
-  inside = std::min<int64_t>(map.extents[0] - place[0], map.box[0]) - before;
+  before = std::max<int64_t>(-place[0], 0) * bytes;
+  inside = std::min<int64_t>(map.extents[0] - place[0], map.box[0]) * bytes - before;
   return inside > 0 ? from : nullptr;
 }
 
+// A line of float32, NaN and infinity as they are. A tie goes up or down by its other bits: no document says which.
+void round_to_tf32(std::vector<char>& line) {
+  for (size_t i = 0; i < line.size(); i += 4) {
+    uint32_t bits;
+    std::memcpy(&bits, line.data() + i, 4);
+    if ((bits & 0x7f800000) != 0x7f800000) {
+      bits = (bits + 0xfff + __builtin_parity(bits >> 13)) & 0xffffe000;
+      std::memcpy(line.data() + i, &bits, 4);
+    }
+  }
+}
+
 void land_line(const Load& load, uint32_t line) {
-  std::vector<uint16_t> elements(load.map.box[0]);
+  std::vector<char> bytes(line_bytes(load.map));
   int64_t before, inside;
   if (const char* from = line_of(load.map, load.at, load.offset, line, before, inside)) {
-    std::memcpy(elements.data() + before, from + before * 2, inside * 2);
+    std::memcpy(bytes.data() + before, from + before, inside);
   }
-  for (uint32_t chunk = 0; chunk < line_bytes(load.map) / 16; ++chunk) {
-    std::memcpy(swizzled(load.map, load.to, line, chunk), elements.data() + 8 * chunk, 16);
+  if (load.map.elements == Elements::tf32) {
+    round_to_tf32(bytes);
+  }
+  for (uint32_t chunk = 0; chunk < bytes.size() / 16; ++chunk) {
+    std::memcpy(swizzled(load.map, load.to, line, chunk), bytes.data() + 16 * chunk, 16);
   }
 }
 
@@ -178,7 +194,7 @@ void start(void* to, const TensorMap& map, uint64_t* barrier, const int32_t* at,
   for (uint32_t line = 0; line < count; ++line) {
     int64_t before, inside;
     if (const char* from = line_of(map, load.at, load.offset, line, before, inside)) {
-      touch(from + before * 2, inside * 2, Access::read, __builtin_return_address(0));
+      touch(from + before, inside, Access::read, __builtin_return_address(0));
     }
   }
   const uint32_t step = std::max(1u, count / 3);  // three or four pieces
@@ -198,14 +214,14 @@ void start(void* to, const TensorMap& map, uint64_t* barrier, const int32_t* at,
 void perform(Store& store) {
   const uint32_t none[2] = {};
   for (uint32_t line = 0; line < lines(store.map); ++line) {
-    std::vector<uint16_t> elements(store.map.box[0]);
-    for (uint32_t chunk = 0; chunk < line_bytes(store.map) / 16; ++chunk) {
-      std::memcpy(elements.data() + 8 * chunk, swizzled(store.map, const_cast<char*>(store.from), line, chunk), 16);
+    std::vector<char> bytes(line_bytes(store.map));
+    for (uint32_t chunk = 0; chunk < bytes.size() / 16; ++chunk) {
+      std::memcpy(bytes.data() + 16 * chunk, swizzled(store.map, const_cast<char*>(store.from), line, chunk), 16);
     }
     int64_t before, inside;
     if (const char* to = line_of(store.map, store.at, none, line, before, inside)) {
-      touch(to + before * 2, inside * 2, Access::write, nullptr);
-      std::memcpy(const_cast<char*>(to) + before * 2, elements.data() + before, inside * 2);
+      touch(to + before, inside, Access::write, nullptr);
+      std::memcpy(const_cast<char*>(to) + before, bytes.data() + before, inside);
     }
   }
   store.done = true;
@@ -256,8 +272,10 @@ void mbarrier_wait(uint64_t* barrier, uint32_t parity, Site site) {
   known[running.thread].join(known_barrier.ended);
 }
 
-int encode_tensor_map(TensorMap& map, const void* tensor, int rank, const uint64_t* extents, const uint64_t* strides) {
+int encode_tensor_map(TensorMap& map, Elements elements, const void* tensor, int rank, const uint64_t* extents,
+                      const uint64_t* strides) {
   map = TensorMap{};
+  map.elements = elements;
   map.tensor = static_cast<const char*>(tensor);
   map.rank = static_cast<uint8_t>(rank);
   bool right = tensor != nullptr && reinterpret_cast<uintptr_t>(tensor) % 16 == 0;
@@ -272,15 +290,16 @@ int encode_tensor_map(TensorMap& map, const void* tensor, int rank, const uint64
   return right ? cudaSuccess : cudaErrorInvalidValue;
 }
 
-int encode_im2col(TensorMap& map, const void* tensor, const uint64_t (&extents)[4], const uint64_t (&strides)[3],
-                  const int32_t (&lower)[2], const int32_t (&upper)[2], uint32_t channels, uint32_t pixels) {
-  if (const int error = encode_tensor_map(map, tensor, 4, extents, strides)) {
+int encode_im2col(TensorMap& map, Elements elements, const void* tensor, const uint64_t (&extents)[4],
+                  const uint64_t (&strides)[3], const int32_t (&lower)[2], const int32_t (&upper)[2], uint32_t channels,
+                  uint32_t pixels) {
+  if (const int error = encode_tensor_map(map, elements, tensor, 4, extents, strides)) {
     return error;
   }
   map.im2col = true;
   map.box[0] = channels;
   map.box[1] = pixels;
-  bool right = channels == 64 && pixels >= 1 && pixels <= 1024;
+  bool right = channels * bytes_of(elements) == 128 && pixels >= 1 && pixels <= 1024;
   for (int i = 0; i < 2; ++i) {
     map.lower[i] = lower[i];
     map.upper[i] = upper[i];

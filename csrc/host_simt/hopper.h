@@ -48,6 +48,9 @@ void mbarrier_wait(uint64_t* barrier, uint32_t parity, Site site = Site::here())
 
 // ---------------------------------------------------------------- bulk copies
 
+enum class Elements : uint8_t { bits16, bits32, tf32 };
+inline int bytes_of(Elements elements) { return elements == Elements::bits16 ? 2 : 4; }
+
 struct alignas(64) TensorMap {
   const char* tensor = nullptr;
   uint64_t strides[4] = {};
@@ -56,18 +59,20 @@ struct alignas(64) TensorMap {
   int32_t lower[2] = {}, upper[2] = {};
   uint8_t rank = 0, swizzle = 128;
   bool im2col = false;
+  Elements elements = Elements::bits16;
 };
 static_assert(sizeof(TensorMap) == 128);
 
-int encode_tensor_map(TensorMap& map, const void* tensor, int rank, const uint64_t* extents, const uint64_t* strides);
+int encode_tensor_map(TensorMap& map, Elements elements, const void* tensor, int rank, const uint64_t* extents,
+                      const uint64_t* strides);
 
 enum class Swizzle { none, bytes_128 };
 
 template <int kRank, Swizzle kSwizzle = Swizzle::bytes_128>
-int encode_tiled(TensorMap& map, const void* tensor, const uint64_t (&extents)[kRank],
+int encode_tiled(TensorMap& map, Elements elements, const void* tensor, const uint64_t (&extents)[kRank],
                  const uint64_t (&strides)[kRank - 1], const uint32_t (&box)[kRank]) {
   static_assert(kRank <= 5);
-  if (const int error = encode_tensor_map(map, tensor, kRank, extents, strides)) {
+  if (const int error = encode_tensor_map(map, elements, tensor, kRank, extents, strides)) {
     return error;
   }
   for (int i = 0; i < kRank; ++i) {
@@ -77,12 +82,14 @@ int encode_tiled(TensorMap& map, const void* tensor, const uint64_t (&extents)[k
     map.box[i] = box[i];
   }
   map.swizzle = kSwizzle == Swizzle::none ? 0 : 128;
-  const bool right = map.swizzle == 0 ? box[0] * 2 % 16 == 0 : box[0] == 64;  // a line of the swizzle
+  const uint32_t line = box[0] * bytes_of(elements);
+  const bool right = map.swizzle == 0 ? line % 16 == 0 : line == 128;  // a line of the swizzle
   return right ? cudaSuccess : cudaErrorInvalidValue;
 }
 
-int encode_im2col(TensorMap& map, const void* tensor, const uint64_t (&extents)[4], const uint64_t (&strides)[3],
-                  const int32_t (&lower)[2], const int32_t (&upper)[2], uint32_t channels, uint32_t pixels);
+int encode_im2col(TensorMap& map, Elements elements, const void* tensor, const uint64_t (&extents)[4],
+                  const uint64_t (&strides)[3], const int32_t (&lower)[2], const int32_t (&upper)[2], uint32_t channels,
+                  uint32_t pixels);
 
 void bulk_load(void* to, const TensorMap& map, uint64_t* barrier, const int32_t (&at)[4], Site site = Site::here());
 void bulk_load(void* to, const TensorMap& map, uint64_t* barrier, const int32_t (&at)[5], Site site = Site::here());
@@ -101,7 +108,7 @@ void async_proxy_fence();
 
 // ---------------------------------------------------------------- products of a warpgroup
 
-// `turn`: the operand's lines are 64 rows (columns) at one place in depth.
+// `turn`: the operand's lines are 64 rows (columns) at one place in depth. TF32 takes the upper 19 bits of float32.
 void wgmma(Element element, int columns, uint64_t a, bool turn_a, uint64_t b, bool turn_b, float* d, bool accumulate,
            Site site);
 void wgmma(Element element, int columns, const uint32_t (&a)[4], uint64_t b, float* d, bool accumulate, Site site);

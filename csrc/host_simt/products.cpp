@@ -13,7 +13,8 @@
 namespace host_simt {
 namespace {
 
-constexpr int kRows = 16, kDepth = 16;  // a warp's part
+constexpr int kRows = 16;        // a warp's part
+constexpr int kDepthBytes = 32;  // of a product
 
 struct Operand {
   uint64_t descriptor;
@@ -81,8 +82,8 @@ Shape shape_of(uint64_t descriptor) {
   return {static_cast<uint32_t>(descriptor >> 16 & 0x3fff) * 16, static_cast<uint32_t>(descriptor >> 32 & 0x3fff) * 16};
 }
 
-// Calls body(line, chunk of 8 elements, its place) for all that `rows` rows from `first` on take. line: a row, and the
-// chunk is of depth; with `turn` a place in depth, and the chunk is of rows.
+// Calls body(line, chunk of 16 bytes, its place) for all that `rows` rows from `first` on take. line: a row, and the
+// chunk is of depth; with `turn`, which 16-bit elements can have, a place in depth, and the chunk is of rows.
 template <class Body>
 void for_chunks(const Operand& operand, int first, int rows, Site site, Body&& body) {
   const auto [leading, stride] = shape_of(operand.descriptor);
@@ -93,13 +94,13 @@ void for_chunks(const Operand& operand, int first, int rows, Site site, Body&& b
   if (!operand.turn) {
     const uint32_t line = plain ? 16 : 128, next = plain ? leading : 16;
     for (int row = first; row < first + rows; ++row) {
-      for (int chunk = 0; chunk < kDepth / 8; ++chunk) {
+      for (int chunk = 0; chunk < kDepthBytes / 16; ++chunk) {
         body(row, chunk, chunk_at(operand.descriptor, row / 8 * stride + row % 8 * line + chunk * next, site));
       }
     }
     return;
   }
-  for (int depth = 0; depth < kDepth; ++depth) {
+  for (int depth = 0; depth < kDepthBytes / 2; ++depth) {
     for (int row = first; row < first + rows; row += 8) {
       const uint32_t offset = row / 64 * leading + row % 64 * 2 + depth / 8 * stride + depth % 8 * 128;
       body(depth, row / 8, chunk_at(operand.descriptor, offset, site));
@@ -107,19 +108,28 @@ void for_chunks(const Operand& operand, int first, int rows, Site site, Body&& b
   }
 }
 
-float decode(Element element, uint16_t bits) {
+int bytes_of(Element element) { return element == Element::tf32 ? 4 : 2; }
+
+float decode(Element element, const char* at) {
+  if (element == Element::tf32) {
+    uint32_t bits;
+    std::memcpy(&bits, at, 4);
+    return __uint_as_float(bits & 0xffffe000);
+  }
+  uint16_t bits;
+  std::memcpy(&bits, at, 2);
   return element == Element::f16 ? half_to_float(bits) : bfloat16_to_float(bits);
 }
 
 // (depth, rows) in float32.
 std::vector<float> load_operand(Element element, const Operand& operand, int first, int rows, Site site) {
-  std::vector<float> values(kDepth * rows);
+  const int bytes = bytes_of(element), count = 16 / bytes;
+  std::vector<float> values(kDepthBytes / bytes * rows);
   for_chunks(operand, first, rows, site, [&](int line, int chunk, const char* at) {
-    uint16_t elements[8];
-    std::memcpy(elements, at, 16);
-    for (int i = 0; i < 8; ++i) {
-      const int depth = operand.turn ? line : 8 * chunk + i, row = (operand.turn ? 8 * chunk + i : line) - first;
-      values[depth * rows + row] = decode(element, elements[i]);
+    for (int i = 0; i < count; ++i) {
+      const int along = count * chunk + i;
+      const int depth = operand.turn ? line : along, row = (operand.turn ? along : line) - first;
+      values[depth * rows + row] = decode(element, at + i * bytes);
     }
   });
   return values;
@@ -172,7 +182,7 @@ void perform(const Product& product, std::vector<float>& sums) {
   if (!product.accumulate) {
     std::fill(sums.begin(), sums.end(), 0.0f);
   }
-  for (int depth = 0; depth < kDepth; ++depth) {
+  for (int depth = 0; depth < kDepthBytes / bytes_of(product.element); ++depth) {
     const float* right = b.data() + depth * n;
     for (int row = 0; row < kRows; ++row) {
       const float left = a[depth * kRows + row];

@@ -125,7 +125,7 @@ BUDGETS = [
     Budget(r"conv_weight_gradient<WeightTile<TensorCores<\w+>, 64, 128,", 128, 99 * KB, (3, 1, 4)),
     Budget("conv_weight_gradient<WeightTile<MultiplyAdd, 64, 128,", 168, 99 * KB, (3, 1, 3)),
     # One block has all of a multiprocessor of sm_90a: 168 registers a thread at its start, handed out anew inside.
-    Budget("sm90::(conv_relu_fwd|conv_weight_gradient)<", 168, 227 * KB, (0, 0, 1)),
+    Budget("sm90::(conv_relu_fwd|conv_masked_gradient|conv_weight_gradient)<", 168, 227 * KB, (0, 0, 1)),
     Budget(r"sm90::conv_split_fwd<sm90::WgmmaTile<\w+, 4, 2,", 168, 227 * KB, (0, 0, 1)),
     # Two, so that the next layer's begins beside this one's; and what adds up fits beside both.
     Budget("sm90::conv_split_fwd<", 72, 98 * KB, (0, 0, 2)),
@@ -136,6 +136,7 @@ BUDGETS = [
     # With a third consumer 128. Of the instructions pooling takes 91 for eight channels of an output, in training 185,
     # and 190 come before the wait for the kernel before: a place, and weights into L2.
     Budget(r"sm90::conv_stage_fwd<sm90::WgmmaTile<\w+, 4, 1, 128, 4, 3>", 128, 227 * KB, (0, 0, 1), 2100),
+    Budget("sm90::conv_stage_fwd<sm90::WgmmaTile<float,", 168, 227 * KB, (0, 0, 1), 2450),
     Budget("sm90::conv_stage_fwd<", 168, 227 * KB, (0, 0, 1), 2200),
     # The slabs and the ring of the convolution's output: one block on all but sm_90.
     Budget("conv_stage_fwd<", 152, 99 * KB, (1, 1, 2)),
@@ -307,14 +308,18 @@ def wanted_instructions(kernel: Kernel) -> list[str]:
         return wanted + ([] if kernel.family == "conv_weight_gradient" else [r"STG\.E\.128"])
     early = [r"ACQBULK", r"PREEXIT"]  # which wait for the kernel before, and let go the one behind
     if kernel.family == "sm90::conv_add_splits":
-        return [*early, r"LDG\.E\.128", r"STG\.E\.64"]
+        return [*early, r"LDG\.E\.128", rf"STG\.E\.{128 if kernel.arguments[0] == 'float' else 64}"]
     if kernel.hopper:  # products of operands in shared memory, which bulk copies bring, and registers handed out anew
         columns = 192 if kernel.family == "sm90::conv_weight_gradient" else kernel.arguments[-3]
-        product = rf"HGMMA\.64x{columns}x16\.F32" + (r"\.BF16" if "bf16" in kernel.name else "")
+        tf32 = "float" in kernel.name  # whose pairs are stored without stmatrix, without conflicts of banks
+        kind = r"8\.F32\.TF32" if tf32 else r"16\.F32\.BF16" if "bf16" in kernel.name else r"16\.F32"
+        product = rf"HGMMA\.64x{columns}x{kind}"
+        to_shared, maximum = (r"STS\.64", r"FSETP\..*") if tf32 else (r"STSM\..*", r"VIMNMX3\.S16x2\.RELU")
         results = {
-            "sm90::conv_relu_fwd": [r"STSM\..*", r"UTMASTG\.3D"],
+            "sm90::conv_relu_fwd": [to_shared, r"UTMASTG\.3D"],
+            "sm90::conv_masked_gradient": [to_shared, r"UTMASTG\.3D", r"LDG\.E\.128", r"LDS\.128", r"STS\.128"],
             "sm90::conv_split_fwd": [r"STG\.E\.64"],
-            "sm90::conv_stage_fwd": [r"STSM\..*", r"LDS\.128", r"VIMNMX3\.S16x2\.RELU", r"STG\.E\.128"],
+            "sm90::conv_stage_fwd": [to_shared, r"LDS\.128", maximum, r"STG\.E\.128"],
             "sm90::conv_weight_gradient": [],
             "sm90::conv_first_fwd": [r"LDSM\..*", r"STG\.E"],
         }[kernel.family]

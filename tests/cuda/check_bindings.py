@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from itertools import cycle
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from alexnet_fast import FusedSequential, backends, tuning
 from alexnet_fast.ops import conv_relu, convolution
 from alexnet_fast.ops.conv_relu import FORWARDS, INPUT_GRADIENTS, WEIGHT_GRADIENTS
 from alexnet_fast.ops.conv_stage import FORWARDS as STAGES
@@ -55,21 +57,65 @@ def check_sm90() -> None:
     kernel = torch.ops.alexnet_fast.conv_relu_sm90.default
     x, weight, bias = torch.ones(2, 24, 5, 6).bfloat16(), torch.ones(16, 24, 3, 3).bfloat16(), torch.ones(16).bfloat16()
     for layout in (torch.contiguous_format, torch.channels_last):
-        y = kernel(x.contiguous(memory_format=layout), weight, bias, [1, 1], [1, 1], [1, 1], 1)
+        y = kernel(x.contiguous(memory_format=layout), weight, bias, [1, 1], [1, 1], [1, 1], 1, False)
         assert y.is_contiguous(memory_format=layout)
         assert torch.equal(y, conv_relu(x, weight, bias, padding=1, backend="reference"))
         dx, dweight, _ = torch.ops.alexnet_fast.conv_relu_backward_sm90(
-            torch.ones_like(y), x, weight, y, [1, 1], [1, 1], [1, 1], 1, [True, True, False]
+            torch.ones_like(y), x, weight, y, [1, 1], [1, 1], [1, 1], 1, [True, True, False], False
         )
         assert dx[0, 0, 2, 2] == 9 * 16
         assert dweight[0, 0, 1, 1] == 2 * 5 * 6
+        checkered = (x * (torch.arange(6) % 2)).contiguous(memory_format=layout)
+        operands = torch.ones_like(y), checkered, weight, y, [1, 1], [1, 1], [1, 1], 1, [True, False, False], False
+        masked, *_ = torch.ops.alexnet_fast.conv_relu_backward_sm90(*operands, mask_dx=True)
+        assert masked.is_contiguous(memory_format=layout)
+        assert torch.equal(masked, dx * (checkered > 0))
     with pytest.raises(RuntimeError, match="conv_relu_sm90: "):
-        kernel(x, weight, bias, [2, 2], [1, 1], [1, 1], 1)
+        kernel(x, weight, bias, [2, 2], [1, 1], [1, 1], 1, False)
+    with pytest.raises(RuntimeError, match="conv_relu_sm90: operation not supported"):
+        kernel(x.float(), weight.float(), bias.float(), [1, 1], [1, 1], [1, 1], 1, False)
     geometry = [1, 1], [1, 1], [1, 1], 1
     with pytest.raises(RuntimeError, match="conv_stage_sm90: operation not supported"):
         torch.ops.alexnet_fast.conv_stage_sm90(
-            *(x, weight, bias, *geometry, 5, 1e-4, 0.75, 1.0, 1, [3, 3], [2, 2], [0, 0], False, True)
+            *(x, weight, bias, *geometry, 5, 1e-4, 0.75, 1.0, 1, [3, 3], [2, 2], [0, 0], False, True, False)
         )
+
+
+def check_masked_run() -> None:
+    """Convolutions behind one another in a run, the input's gradients by Hopper's kernel: each masks for the one
+    before, which has no pass for it. Whole numbers, so equal by TF32 too."""
+    pages = {stem: import_module(f"alexnet_fast.ops.{stem}") for stem in ("conv_relu", "conv_stage")}
+    plain = nn.Sequential(
+        *(nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 12, 3, padding=1), nn.ReLU()),
+        *(nn.Conv2d(12, 8, 3), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Flatten(), nn.Linear(48, 2)),
+    )
+    draw = torch.Generator().manual_seed(0)
+    for parameter in plain.parameters():
+        parameter.data = torch.randint(-1, 2, parameter.shape, generator=draw).float()
+    x = torch.randint(-1, 2, (2, 4, 9, 8), generator=draw).float()
+    noted = []
+
+    def backward(*arguments):
+        *gradients, masked = pages["conv_relu"]._backward_in_run(*arguments)
+        noted.append(
+            (arguments[3] is None, arguments[-1], masked.numel() == 1)
+        )  # dy is masked already; dx may be; dx is
+        return *gradients, masked
+
+    with pytest.MonkeyPatch.context() as patch, torch.library._scoped_library("alexnet_fast", "IMPL") as library:
+        library.impl("conv_relu_backward_in_run", backward, "CPU")
+        for stem, page in pages.items():
+            library.impl(f"{stem}_tuned", page._tuned, "CPU")
+            patch.setitem(backends.AUTO["cpu"], stem, "tuned")
+        patch.setattr(torch.backends.cudnn.conv, "fp32_precision", "tf32")
+        patch.setattr(tuning, "capability", lambda device: (9, 0))
+        patch.setattr(tuning, "shipped", lambda form, device: "cuda_sm90" if "input" in form.operator else "cuda")
+        backends.forget()
+        found = torch.autograd.grad(FusedSequential(*plain)(x).sum(), list(plain.parameters()))
+    backends.forget()
+    assert noted == [(True, True, True), (True, True, True), (True, False, False)]
+    for one, other in zip(found, torch.autograd.grad(plain(x).sum(), list(plain.parameters())), strict=True):
+        assert torch.equal(one, other)
 
 
 def check_candidates() -> None:
@@ -116,6 +162,7 @@ def main() -> None:
     check_tf32()
     check_candidates()
     check_sm90()
+    check_masked_run()
     # AlexNet's first convolution is check_variants'; the gradient of its image takes long here.
     samples = [s for s in SAMPLES if s.stem in bindings.STEMS and not (s.weight and "AlexNet" in s.reason)]
     int8 = check_linear_int8()

@@ -276,11 +276,11 @@ f16 whole(int value) {
 int encode(const Tensors& t, Fault fault, Arguments& args) {
   constexpr uint64_t kWeight = 64 * 2, kLine = kSide * kWeight;
   const int32_t lower[] = {-1, -1}, upper[] = {fault == Fault::wrong_corner ? 0 : -1, -1};
-  int error = encode_im2col(args.x, t.x, {kChannels, kSide, kSide, kImages}, {kWeight, kLine, kSide * kLine}, lower,
-                            upper, 64, 64);
-  error |= encode_tiled<4>(args.weight, t.weight, {kChannels, kTaps, 64, 1},
+  int error = encode_im2col(args.x, Elements::bits16, t.x, {kChannels, kSide, kSide, kImages},
+                            {kWeight, kLine, kSide * kLine}, lower, upper, 64, 64);
+  error |= encode_tiled<4>(args.weight, Elements::bits16, t.weight, {kChannels, kTaps, 64, 1},
                            {kWeight, kTaps * kWeight, 64 * kTaps * kWeight}, {64, 1, 64, 1});
-  error |= encode_tiled<3>(args.y, t.y, {64, 1, kPixels}, {kWeight, kWeight}, {64, 1, 16});
+  error |= encode_tiled<3>(args.y, Elements::bits16, t.y, {64, 1, kPixels}, {kWeight, kWeight}, {64, 1, 16});
   if (fault == Fault::wrong_swizzle) {
     args.x.swizzle = 64;
   }

@@ -82,6 +82,7 @@ class ConvParams(Structure):
         ("dtype", c_int32),
         ("allow_tf32", c_bool),
         ("prepared", c_bool),
+        ("mask_dx", c_bool),
         ("tile", c_int32),
         *((name, c_int64) for name in ("batch", "channels", "height", "width")),
         *((name, c_int64) for name in ("out_channels", "out_height", "out_width")),

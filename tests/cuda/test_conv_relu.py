@@ -255,6 +255,14 @@ def test_refusals(wrong):
     assert [result.error for result in host_build.run("address", cases)] == [CUDA_ERROR_INVALID_VALUE] * 2
 
 
+def test_a_masked_dx_is_refused():
+    """It is Hopper's alone."""
+    case, _ = backward(TYPICAL[0], BF16)
+    case.params.mask_dx = True
+    (result,) = host_build.run("address", [case])
+    assert result.error == CUDA_ERROR_NOT_SUPPORTED
+
+
 @pytest.mark.parametrize(("gradient", "tile"), [("dx", 5), ("dweight", 3)])
 def test_a_gradient_is_refused_a_tile_that_it_lacks(gradient, tile):
     case, _ = backward(replace(TYPICAL[0], tile=tile), BF16, wanted=(gradient,))

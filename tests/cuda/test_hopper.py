@@ -18,12 +18,15 @@ import torch.nn.functional as F
 
 from ..ops.compare import as_exact, error
 from . import host_build
-from .conv import BF16, EDGES, F16, F32, Mode, Shape, Stage, backward, forward, gradients, stage
-from .host_build import HostFaultError, run_program
+from .conv import BF16, EDGES, F16, F32, TF32, Mode, Shape, Stage, backward, forward, gradients, stage
+from .host_build import Case, HostFaultError, run_program
 from .params import LrnWindow
-from .test_conv_relu import CUDA_ERROR_INVALID_VALUE, CUDA_ERROR_NOT_SUPPORTED, TYPICAL, Expected, check
+from .test_conv_relu import CUDA_ERROR_INVALID_VALUE, CUDA_ERROR_NOT_SUPPORTED, TYPICAL, Expected, check, rounded
 
-GROUPS, TILES, STAGE_TILES = 4, 11, 4  # kMaxGroups, kHalfInPieces, rows of kTiles for stages
+GROUPS, TILES = 4, 11  # kMaxGroups, kHalfInPieces
+# Of stages' tables: outputs of the longest rows for which shared memory has room.
+LONGEST = {2: (66, 35, 60, 130), 4: (128, 42, 76)}
+STAGE_TILES = len(LONGEST[2])
 FIRST_TILES = 2  # conv_first_fwd.cu's, whose numbers follow
 
 # ---- Words -----------------------------------------------------------------------------------------------------------
@@ -100,25 +103,37 @@ def of_first(shape: Shape, tile: int) -> Shape:
     return replace(shape, tile=TILES + tile)
 
 
-def hopper_backward(shape: Shape, mode: Mode, whole_numbers: bool = True, masks: bool = True, **case) -> Expected:
-    """As :func:`backward`, of Hopper's launcher, and of the gradients that it gives."""
-    wanted = ("dx", "dweight") if turns(shape) and not shape.tile else ("dweight",)
+def hopper_backward(
+    shape: Shape, mode: Mode, whole_numbers: bool = True, masks: bool = True, mask_dx: bool = False, **case
+) -> Expected:
+    """As :func:`backward`, of Hopper's launcher, and of the gradients that it gives. ``mask_dx``: dx is masked too."""
+    wanted = ("dx", "dweight") if turns(shape, mode) and not shape.tile else ("dweight",)
+    wanted = ("dx",) if mode is TF32 else wanted
     general, exact = backward(shape, mode, whole_numbers, masks, wanted, **case)
+    if mask_dx and "dx" in exact:
+        general.params.mask_dx = True
+        exact["dx"] = exact["dx"].where(general.inputs["x"] > 0, 0)
     return replace(general, launcher="sm90::conv_relu_bwd"), exact
 
 
-def turns(shape: Shape) -> bool:
+def chunk(mode: Mode) -> int:
+    """Elements of 16 bytes."""
+    return 16 // mode.dtype.itemsize
+
+
+def turns(shape: Shape, mode: Mode = BF16) -> bool:
     """Whether the input gradient is covered: its outputs are the channels of x."""
-    return shape.stride == (1, 1) and shape.channels // shape.groups % 8 == 0
+    return shape.stride == (1, 1) and shape.channels // shape.groups % chunk(mode) == 0
 
 
-def taken(shape: Shape) -> bool:
+def taken(shape: Shape, mode: Mode = BF16) -> bool:
     """What the kernel covers: stride 1, or a stride that the fold of few channels takes away."""
-    channels, (stride_h, stride_w) = shape.channels // shape.groups, shape.stride
+    unit, channels, (stride_h, stride_w) = chunk(mode), shape.channels // shape.groups, shape.stride
     taps = -(-shape.kernel[0] // stride_h) * -(-shape.kernel[1] // stride_w)
-    folds = channels % 8 != 0 and shape.dilation == (1, 1)
-    folds = folds and taps * -(-stride_h * stride_w * channels // 8) < prod(shape.kernel) * -(-channels // 8)
-    return (shape.stride == (1, 1) or folds) and shape.out_channels // shape.groups % 8 == 0 and shape.groups <= GROUPS
+    folds = channels % unit != 0 and shape.dilation == (1, 1)
+    folds = folds and taps * -(-stride_h * stride_w * channels // unit) < prod(shape.kernel) * -(-channels // unit)
+    whole = shape.out_channels // shape.groups % unit == 0
+    return (shape.stride == (1, 1) or folds) and whole and shape.groups <= GROUPS
 
 
 ALEXNET = [
@@ -134,19 +149,21 @@ ALEXNET = [
 ]
 
 
-def shapes(count: int, seed: int, covers=taken, side: int = 14, depth: int = 600) -> list[Shape]:
-    """Shapes nobody thought of: ends of tiles, slabs, groups and images anywhere."""
+def shapes(count: int, seed: int, covers=taken, side: int = 14, depth: int = 600, mode: Mode = BF16) -> list[Shape]:
+    """Shapes nobody thought of: ends of tiles, slabs, groups and images anywhere. In float32, whose slabs have half as
+    many channels, with half as many."""
     draw = random.Random(seed)
     found: list[Shape] = []
     while len(found) < count:
         groups = draw.choice([1, 1, 1, 2, 3, 4])
+        channels = draw.choice([1, 3, 5, 8, 16, 24, 40, 48, 64, 72, 96, 136])
         shape = Shape(
             f"random {len(found)}",
             batch=draw.choice([1, 1, 2, 3]),
-            channels=groups * draw.choice([1, 3, 5, 8, 16, 24, 40, 48, 64, 72, 96, 136]),
+            channels=groups * (channels if channels < 8 else channels // 8 * chunk(mode)),
             height=draw.randint(1, side),
             width=draw.randint(1, side),
-            out_channels=groups * 8 * draw.choice([1, 1, 2, 3, 5, 8, 9, 12, 17, 26]),
+            out_channels=groups * chunk(mode) * draw.choice([1, 1, 2, 3, 5, 8, 9, 12, 17, 26]),
             kernel=(draw.randint(1, 5), draw.randint(1, 5)),
             stride=draw.choice([(1, 1), (1, 1), (2, 2), (4, 4), (2, 3)]),
             padding=(draw.randint(0, 3), draw.randint(0, 3)),
@@ -155,7 +172,7 @@ def shapes(count: int, seed: int, covers=taken, side: int = 14, depth: int = 600
             bias=draw.random() < 0.7,
         )
         small = prod(shape.kernel) * shape.channels // groups <= depth
-        if min(shape.out) > 0 and small and taken(shape) and covers(shape):
+        if min(shape.out) > 0 and small and taken(shape, mode) and covers(shape, mode):
             found.append(shape)
     return found
 
@@ -166,18 +183,24 @@ LISTED = [shape for shape in EDGES if taken(shape)] + [
 ]
 
 
-@pytest.mark.parametrize("mode", [BF16, F16], ids=str)
+modes = pytest.mark.parametrize("mode", [BF16, F16, TF32], ids=str)
+
+
+@modes
 def test_forward(mode):
-    """The listed shapes, every tile, and 220 random ones in both dtypes together, a fifth of which have their depth cut
-    whether it is worth it or not: equal to float64."""
-    drawn = shapes(110, seed={BF16: 21, F16: 22}[mode])
-    some = LISTED + [replace(shape, tile=TILES - n % 2 if n % 5 == 0 else 0) for n, shape in enumerate(drawn)]
+    """The listed shapes, every tile, and 110 random ones, a fifth of which have their depth cut whether it is worth it
+    or not: equal to float64."""
+    drawn = shapes(110, seed={BF16: 21, F16: 22, TF32: 23}[mode], mode=mode)
+    some = [shape for shape in LISTED if taken(shape, mode)] + [
+        replace(shape, tile=TILES - n % 2 if n % 5 == 0 else 0) for n, shape in enumerate(drawn)
+    ]
     check("threads", [hopper(shape, mode, seed=number) for number, shape in enumerate(some)])
 
 
 def test_alexnet():
-    """Whole layers, of one image or two."""
-    check("threads", [hopper(shape, BF16) for shape in ALEXNET])
+    """Whole layers, of one image or two; in float32 with an eighth of the outputs."""
+    fewer = [replace(shape, out_channels=shape.out_channels // 8) for shape in ALEXNET]
+    check("threads", [hopper(shape, BF16) for shape in ALEXNET] + [hopper(shape, TF32) for shape in fewer])
 
 
 # Folds to 3 x 3 over 33 to 48 channels, and convolutions that are so already: channels, kernel, stride.
@@ -305,33 +328,104 @@ def test_where_the_depth_is_cut(shape, launched, tmp_path, monkeypatch):
 def test_sanitizers():
     some = [*LISTED, *shapes(40, seed=23), *ALEXNET[1:7:2]]
     check("address", [hopper(shape, (BF16, F16)[number % 2]) for number, shape in enumerate(some)])
+    check("address", [hopper(shape, TF32) for shape in shapes(100, seed=24, side=9, depth=100, mode=TF32)])
 
 
 def test_schedules():
     """The same bits whatever lands first and runs first."""
     some = [Shape("3x3", 2, 96, 9, 9, 72, (3, 3), padding=(1, 1)), Shape("towers", 1, 96, 8, 9, 80, (2, 2), groups=2)]
-    for shape in [*some, replace(some[0], tile=TILES - 1)]:
-        (result,) = host_build.run("threads", [hopper(shape, BF16, False, schedules=8)[0]])
+    cases = [hopper(shape, BF16, False, schedules=8)[0] for shape in [*some, replace(some[0], tile=TILES - 1)]]
+    for case in [*cases, hopper(some[1], TF32, False, schedules=8)[0]]:
+        (result,) = host_build.run("threads", [case])
         assert result.error == 0
 
 
-@pytest.mark.parametrize("mode", [BF16, F16], ids=str)
+@modes
 def test_as_exact_as_torch(mode):
-    some = [shape for shape in [*TYPICAL, *LISTED, *LISTED_FIRST[:3]] if taken(shape)]
+    """For TF32 PyTorch of operands that were rounded to it before, as in test_conv_relu.py."""
+    some = [shape for shape in [*TYPICAL, *LISTED] if taken(shape, mode)]
+    some += [] if mode is TF32 else LISTED_FIRST[:3]
     expected = [hopper(shape, mode, False) for shape in some]
     results = host_build.run("threads", [case for case, _ in expected])
     for shape, (case, exact), result in zip(some, expected, results, strict=True):
-        peer = F.relu(shape.convolution(*(case.inputs.get(name) for name in ("x", "weight", "bias"))))
+        x, weight = (rounded(case.inputs[name], mode) for name in ("x", "weight"))
+        peer = F.relu(shape.convolution(x, weight, case.inputs.get("bias")))
         y = result.outputs["y"]
         assert as_exact(y, peer, exact["y"]), f"{shape}: {error(y, exact['y']):.3g}, {error(peer, exact['y']):.3g}"
 
 
-@pytest.mark.parametrize("mode", [BF16, F16], ids=str)
+def test_float32_is_rounded():
+    """And not cut off after ten bits, which would move every product towards zero: 3/4 of a unit is one."""
+    shape, one = Shape("1x1", 2, 8, 5, 5, 8, (1, 1), bias=False), 1 + 3 * 2.0**-12
+    forwards, backwards = hopper(shape, TF32), hopper_backward(shape, TF32, masks=False)
+    for case, _ in (forwards, backwards):
+        for tensor in case.inputs.values():
+            tensor.fill_(one)
+    y, gradients = host_build.run("threads", [forwards[0], backwards[0]])
+    wanted = 8 * (1 + 2.0**-10) ** 2
+    assert (y.outputs["y"] == wanted).all()
+    assert (gradients.outputs["dx"] == wanted).all()
+
+
+@modes
+def test_values_that_are_not_finite(mode):
+    """max(0, NaN) is NaN, infinities stay what they are, and the padding's zeros stay out of it."""
+    shape = Shape("3x3", 1, 16, 6, 6, 16, (3, 3), padding=(1, 1))
+    (case, _), (back, _) = hopper(shape, mode), hopper_backward(shape, mode)
+    x = case.inputs["x"]
+    x[0, 0, 1, 1], x[0, 1, 4, 4] = float("nan"), float("inf")
+    back.inputs["y"][0, 2, 3, 3] = float("nan")
+    back.inputs["dy"][0, 2, 3, 3] = float("inf")
+    result, grads = host_build.run("threads", [case, back])
+    y = F.relu(shape.convolution(*(case.inputs[name].double() for name in ("x", "weight", "bias"))))
+    assert y.isnan().any()
+    assert y.isinf().any()
+    torch.testing.assert_close(result.outputs["y"].double(), y, rtol=0, atol=0, equal_nan=True)
+    masked = torch.ops.aten.threshold_backward(back.inputs["dy"].double(), back.inputs["y"].double(), 0)
+    dx = gradients(shape, back.inputs["x"].double(), back.inputs["weight"].double(), masked)["dx"]
+    torch.testing.assert_close(grads.outputs["dx"].double(), dx, rtol=0, atol=0, equal_nan=True)
+
+
+@modes
 def test_backward(mode):
-    """200 random shapes and the listed ones, dy masked by the launcher or already; AlexNet's third and the towers'."""
-    some = [shape for shape in LISTED if not shape.tile] + shapes(100, seed={BF16: 31, F16: 32}[mode])
+    """100 random shapes and the listed ones, dy masked by the launcher or already; AlexNet's third and the towers'. In
+    float32 the input's gradient alone."""
+    covers = turns if mode is TF32 else taken
+    some = [shape for shape in LISTED if not shape.tile and covers(shape, mode)]
+    some += shapes(100, seed={BF16: 31, F16: 32, TF32: 34}[mode], covers=covers, mode=mode)
     some += [ALEXNET[2], ALEXNET[6]] if mode == BF16 else []
-    check("threads", [hopper_backward(shape, mode, masks=n % 2 == 0, seed=n) for n, shape in enumerate(some)])
+    masked = [{"masks": n % 2 == 0, "mask_dx": n % 3 == 0, "seed": n} for n in range(len(some))]
+    check("threads", [hopper_backward(shape, mode, **case) for shape, case in zip(some, masked, strict=True)])
+
+
+MASKED = [
+    Shape(f"tile {tile}", 2, 208, 12, 13, 24, (2, 3), padding=(1, 1), groups=1 + tile % 2, tile=tile)
+    for tile in range(TILES + 1)
+]
+
+
+def dx_alone(shape: Shape, mode: Mode, mask_dx: bool) -> Case:
+    case, _ = backward(shape, mode, False, True, ("dx",))
+    case.params.mask_dx = mask_dx
+    return replace(case, launcher="sm90::conv_relu_bwd")
+
+
+@modes
+def test_dx_is_masked_on_its_way(mode):
+    """By each tile, by what adds pieces up, and with groups: the same bits as masked afterwards. A NaN in x lets the
+    gradient pass, as in PyTorch."""
+    plain, masked = ([dx_alone(shape, mode, mask_dx) for shape in MASKED] for mask_dx in (False, True))
+    for case in masked:
+        x = case.inputs["x"].relu_()
+        x[0, 5, 3, 4] = x[1, 200, 11, 12] = float("nan")
+    results = host_build.run("threads", [*plain, *masked])
+    for case, one, other in zip(masked, results[: len(plain)], results[len(plain) :], strict=True):
+        wanted = one.outputs["dx"].masked_fill(case.inputs["x"] <= 0, 0)
+        assert 0.3 < (wanted == 0).float().mean() < 0.7
+        assert torch.equal(other.outputs["dx"], wanted), case.params.tile
+    misaligned = replace(masked[0], offsets={"x": 8})
+    (result,) = host_build.run("threads", [misaligned])
+    assert result.error == CUDA_ERROR_NOT_SUPPORTED
 
 
 @pytest.mark.soak
@@ -352,18 +446,24 @@ def test_two_hundred_random_shapes(make, covers, kind):
 def test_backward_sanitizers_and_schedules():
     some = [shape for shape in LISTED if not shape.tile] + shapes(15, seed=33)
     check("address", [hopper_backward(shape, (BF16, F16)[n % 2]) for n, shape in enumerate(some)])
+    floats = shapes(100, seed=35, covers=turns, side=9, depth=100, mode=TF32)
+    check("address", [hopper_backward(shape, TF32, mask_dx=n % 2 == 0) for n, shape in enumerate(floats)])
+    halves = shapes(50, seed=36, covers=turns, side=9, depth=100)
+    check("address", [hopper_backward(shape, BF16, mask_dx=True) for shape in halves])
     several_runs = Shape("several runs", 3, 40, 14, 13, 24, (3, 2), padding=(1, 1))
     (result,) = host_build.run("threads", [hopper_backward(several_runs, BF16, False, schedules=10)[0]])
     assert result.error == 0
 
 
-def test_backward_is_as_exact_as_torch():
-    some = [shape for shape in TYPICAL if taken(shape)]
-    expected = [hopper_backward(shape, BF16, False) for shape in some]
+@pytest.mark.parametrize("mode", [BF16, TF32], ids=str)
+def test_backward_is_as_exact_as_torch(mode):
+    some = [shape for shape in TYPICAL if (turns if mode is TF32 else taken)(shape, mode)]
+    expected = [hopper_backward(shape, mode, False) for shape in some]
     results = host_build.run("threads", [case for case, _ in expected])
     for shape, (case, exact), result in zip(some, expected, results, strict=True):
         x, weight, dy, y = (case.inputs[name] for name in ("x", "weight", "dy", "y"))
-        peers = gradients(shape, x.clone(), weight.clone(), dy * (y > 0))
+        masked = rounded(dy * (y > 0), mode)
+        peers = gradients(shape, rounded(x, mode).clone(), rounded(weight, mode).clone(), masked)
         for name, value in exact.items():
             assert as_exact(result.outputs[name], peers[name], value), f"{shape}, {name}"
 
@@ -405,7 +505,7 @@ def pooled(shape: Shape, codes: bool = True) -> Stage:
     return Stage(shape, (3, 3), (2, 2), codes=codes)
 
 
-def pooled_shapes(count: int, seed: int, **limits: int) -> list[Stage]:
+def pooled_shapes(count: int, seed: int, **limits) -> list[Stage]:
     some = [shape for shape in shapes(4 * count, seed, side=16, **limits) if min(shape.out) >= 3][:count]
     assert len(some) == count
     return [pooled(shape, codes=n % 4 != 0) for n, shape in enumerate(some)]
@@ -421,34 +521,42 @@ ALEXNET_STAGES = [
     pooled(Shape("torchvision's fifth", 2, 72, 13, 13, 136, (3, 3), padding=(1, 1), tile=3)),
     pooled(Shape("2012's fifth, two towers", 1, 80, 13, 13, 80, (3, 3), padding=(1, 1), groups=2)),
 ]
+
+
 # Three multiprocessors, host_simt has no more: few images are cut into bands, and of many each block takes several.
-LISTED_STAGES = [
-    pooled(shape)
-    for tile, widest in zip(range(1, STAGE_TILES + 1), (67, 36, 61, 131), strict=True)
-    for shape in (
-        Shape(f"bands, tile {tile}", 1, 8, 27, 27, 72, (3, 3), padding=(1, 1), tile=tile),
-        Shape(f"an image a block, tile {tile}", 3, 8, 19, 19, 24, (2, 2), tile=tile),
-        Shape(f"several images a block, tile {tile}", 7, 8, 14, 12, 8, (1, 1), bias=False, tile=tile),
-        Shape(f"rows as long as shared memory takes them, tile {tile}", 2, 8, 9, widest, 8, (1, 2), tile=tile),
-        Shape(f"a window, tile {tile}", 1, 8, 4, 4, 8, (2, 2), tile=tile),
-    )
-]
+def listed_stages(mode: Mode) -> list[Stage]:
+    return [
+        pooled(shape)
+        for tile, longest in enumerate(LONGEST[mode.dtype.itemsize], 1)
+        for shape in (
+            Shape(f"bands, tile {tile}", 1, 8, 27, 27, 72, (3, 3), padding=(1, 1), tile=tile),
+            Shape(f"an image a block, tile {tile}", 3, 8, 19, 19, 24, (2, 2), tile=tile),
+            Shape(f"several images a block, tile {tile}", 7, 8, 14, 12, 8, (1, 1), bias=False, tile=tile),
+            Shape(f"rows as long as shared memory takes them, tile {tile}", 2, 8, 9, longest + 1, 8, (1, 2), tile=tile),
+            Shape(f"a window, tile {tile}", 1, 8, 4, 4, 8, (2, 2), tile=tile),
+        )
+    ]
 
 
-@pytest.mark.parametrize("mode", [BF16, F16], ids=str)
+LISTED_STAGES = listed_stages(BF16)
+
+
+@modes
 def test_stages(mode):
     """Outputs and codes equal to the last bit; whole numbers, so that windows are full of equal ones."""
-    some = [*LISTED_STAGES, *pooled_shapes(20, seed={BF16: 51, F16: 52}[mode])]
+    some = [*listed_stages(mode), *pooled_shapes(20, seed={BF16: 51, F16: 52, TF32: 53}[mode], mode=mode)]
     check("threads", [hopper_stage(one, mode, seed=number) for number, one in enumerate(some)])
 
 
 def test_alexnets_stages():
     check("threads", [hopper_stage(one, BF16) for one in ALEXNET_STAGES])
+    check("threads", [hopper_stage(replace(one, shape=replace(one.shape, tile=0)), TF32) for one in ALEXNET_STAGES])
 
 
 def test_stages_sanitizers_and_schedules():
     """And the same bits whatever lands first and runs first."""
     check("address", [hopper_stage(one, (BF16, F16)[n % 2]) for n, one in enumerate(LISTED_STAGES[::3])])
+    check("address", [hopper_stage(one, TF32) for one in listed_stages(TF32)[::2]])
     for one in LISTED_STAGES[1], LISTED_STAGES[6]:
         (result,) = host_build.run("threads", [hopper_stage(one, BF16, schedules=4)[0]])
         assert result.error == 0
@@ -492,7 +600,7 @@ def test_two_hundred_random_stages(kind):
     check(kind, [hopper_stage(one, (BF16, F16)[n % 2], seed=n) for n, one in enumerate(some)])
 
 
-@pytest.mark.parametrize("mode", [BF16, F16], ids=str)
+@pytest.mark.parametrize("mode", [BF16, F16, TF32], ids=str)
 @pytest.mark.parametrize(
     "shape",
     [
@@ -519,7 +627,7 @@ def test_nan_wins_its_windows(shape, mode):
     actual = result.outputs["pooled"].double()
     assert torch.equal(actual.isnan(), y.isnan())
     assert torch.equal(actual.nan_to_num(-1), y.nan_to_num(-1))
-    assert not actual.signbit().any()
+    assert not actual[~actual.isnan()].signbit().any()
     assert torch.equal(result.outputs["code"], code)
 
 
@@ -546,10 +654,9 @@ def test_what_stages_refuse():
     cases[-1].params.lrn = LrnWindow(groups=1, size=5, alpha=0.02, beta=0.75, k=1.0)
     errors = [result.error for result in host_build.run("threads", cases)]
     assert errors == [CUDA_ERROR_NOT_SUPPORTED] * len(cases)
-    (beyond,) = host_build.run(
-        "threads", [hopper_stage(pooled(replace(fits, tile=STAGE_TILES + FIRST_TILES + 1)), BF16)[0]]
-    )
-    assert beyond.error == CUDA_ERROR_INVALID_VALUE
+    modes = {mode: len(LONGEST[mode.dtype.itemsize]) + FIRST_TILES + 1 for mode in (BF16, TF32)}
+    beyond = [hopper_stage(pooled(replace(fits, tile=tile)), mode)[0] for mode, tile in modes.items()]
+    assert [result.error for result in host_build.run("threads", beyond)] == [CUDA_ERROR_INVALID_VALUE] * 2
     check("threads", [hopper_stage(pooled(replace(fits, batch=0)), BF16)])
 
 
@@ -588,14 +695,17 @@ def test_refused_shapes(shape):
 
 
 def test_refused_dtype_and_tile():
+    """float32 without TF32, and its weight gradient with it; a tile that there is not; the bias's gradient."""
     wrong = [hopper(TYPICAL[0], F32)[0], hopper(replace(TYPICAL[0], tile=TILES + FIRST_TILES + 1), BF16)[0]]
     wrong += [
         hopper_backward(TYPICAL[0], F32)[0],
+        replace(backward(TYPICAL[0], F32, wanted=("dx",))[0], launcher=wrong[0].launcher[:-3] + "bwd"),
+        replace(backward(TYPICAL[0], TF32, wanted=("dweight",))[0], launcher=wrong[0].launcher[:-3] + "bwd"),
         replace(backward(TYPICAL[0], BF16)[0], launcher=wrong[0].launcher[:-3] + "bwd"),
     ]
     errors = [result.error for result in host_build.run("threads", wrong)]
     unsupported = CUDA_ERROR_NOT_SUPPORTED
-    assert errors == [unsupported, CUDA_ERROR_INVALID_VALUE, unsupported, unsupported]
+    assert errors == [unsupported, CUDA_ERROR_INVALID_VALUE, *[unsupported] * 4]
 
 
 @pytest.mark.parametrize("architecture", ["80", "86", "89"])

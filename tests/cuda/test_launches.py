@@ -44,10 +44,12 @@ from .test_hopper import (
     LISTED,
     LISTED_FIRST,
     LISTED_FIRST_STAGES,
-    LISTED_STAGES,
+    MASKED,
+    dx_alone,
     hopper,
     hopper_backward,
     hopper_stage,
+    listed_stages,
 )
 from .test_linear_int8 import all_cases as int8_cases
 from .test_linear_relu import all_cases as linear_cases
@@ -99,12 +101,14 @@ def cases() -> list[Case]:
         found += [forward(shape, mode)[0] for shape in TILES if shape.tile <= TILE_ROWS[mode.name]]
         found += [forward(shape, mode)[0] for shape in EDGES[:6]]
         found += [backward(shape, mode)[0] for shape in [*EDGES[:6], *TILES] if shape.tile <= 2]
-        if mode in (BF16, F16):
+        if mode is not F32:
             found += [hopper(shape, mode)[0] for shape in LISTED if shape.tile]
-            found += [hopper_stage(one, mode)[0] for one in LISTED_STAGES[4::5]]
-            found += [hopper(shape, mode)[0] for shape in LISTED_FIRST[1::5]]
-            first = [replace(one, codes=codes) for one in LISTED_FIRST_STAGES[1::4] for codes in (False, True)]
-            found += [hopper_stage(one, mode)[0] for one in first]
+            found += [hopper_stage(one, mode)[0] for one in listed_stages(mode)[4::5]]
+            found += [dx_alone(shape, mode, True) for shape in MASKED]
+            if mode is not TF32:
+                found += [hopper(shape, mode)[0] for shape in LISTED_FIRST[1::5]]
+                first = [replace(one, codes=codes) for one in LISTED_FIRST_STAGES[1::4] for codes in (False, True)]
+                found += [hopper_stage(one, mode)[0] for one in first]
             found.append(hopper_backward(LISTED[0], mode)[0])
         found += [stage(one, mode)[0] for one in stages(0, seed=0)]
     return found

@@ -15,8 +15,8 @@ import torch
 
 from tests.conftest import TABLES
 
-from . import host_build, test_linear_int8, test_linear_relu, test_pointwise
-from .conv import BF16, EDGES, Shape, backward, forward, prepared, stage, stages
+from . import host_build, test_hopper, test_linear_int8, test_linear_relu, test_pointwise
+from .conv import BF16, EDGES, TF32, Shape, backward, forward, prepared, stage, stages
 from .mutants import MUTANTS, SM90_MUTANTS, Mutant
 from .pointwise import tasks
 from .test_conv_relu import Expected, check
@@ -28,6 +28,7 @@ from .test_hopper import (
     hopper,
     hopper_backward,
     hopper_stage,
+    listed_stages,
 )
 
 
@@ -40,17 +41,26 @@ def with_moved_x(shape: Shape) -> Expected:
 def suite(launcher: str) -> dict[str, Callable[[], None]]:
     """What is run of a launcher: a quarter of its tests' shapes or less, under the tests' names."""
     if launcher == "sm90::conv_stage_fwd":
+        some = [hopper_stage(one, BF16) for one in LISTED_STAGES] + [hopper_stage(listed_stages(TF32)[1], TF32)]
         return {
-            "test_stages": lambda: check("threads", [hopper_stage(one, BF16) for one in LISTED_STAGES]),
+            "test_stages": lambda: check("threads", some),
             "test_first_stages": lambda: check("threads", [hopper_stage(one, BF16) for one in LISTED_FIRST_STAGES]),
         }
-    if launcher.startswith("sm90::"):
-        name, make = {"f": ("test_forward", hopper), "b": ("test_backward", hopper_backward)}[launcher[-3]]
-        some = [shape for shape in LISTED if name == "test_forward" or not shape.tile]
-        found = {name: lambda: check("threads", [make(shape, BF16) for shape in some])}
-        if name == "test_forward":
-            found["test_first_convolution"] = lambda: check("threads", [hopper(shape, BF16) for shape in LISTED_FIRST])
-        return found
+    if launcher == "sm90::conv_relu_bwd":
+        shapes = [shape for shape in LISTED if not shape.tile]
+        return {
+            "test_backward": lambda: check("threads", [hopper_backward(shape, BF16) for shape in shapes]),
+            "test_dx_is_masked_on_its_way": lambda: test_hopper.test_dx_is_masked_on_its_way(BF16),
+        }
+    if launcher == "sm90::conv_relu_fwd":
+        floats = [shape for shape in LISTED if shape.tile in (2, 9)]
+        some = [hopper(shape, BF16) for shape in LISTED] + [hopper(shape, TF32) for shape in floats]
+        return {
+            "test_forward": lambda: check("threads", some),
+            "test_first_convolution": lambda: check("threads", [hopper(shape, BF16) for shape in LISTED_FIRST]),
+            "test_float32_is_rounded": test_hopper.test_float32_is_rounded,
+            "test_refused_dtype_and_tile": test_hopper.test_refused_dtype_and_tile,
+        }
     stem = launcher.rpartition("_")[0]
     if stem.startswith("conv"):
         cases = {

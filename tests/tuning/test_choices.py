@@ -328,6 +328,21 @@ def test_hoppers_kernels_are_taken_where_they_were_measured_alone(hopper, monkey
     assert "cuda_sm90" not in race.calls
 
 
+def test_hoppers_kernels_take_float32_by_tf32_alone(hopper):
+    """The weight's gradient not at all; and float64 never."""
+    form = form_of(shapes("conv_relu")[0])
+    for dtype, tf32, operator, able in [
+        (torch.float32, True, "conv_relu", True),
+        (torch.float32, True, "conv_backward_input", True),
+        (torch.float32, True, "conv_backward_weight", False),
+        (torch.float16, False, "conv_backward_weight", True),
+        (torch.float32, False, "conv_relu", False),
+        (torch.float64, False, "conv_relu", False),
+    ]:
+        asked = form._replace(dtype=dtype, tf32=tf32, operator=operator)
+        assert tuning._able(asked, "cuda_sm90", CPU) == able, asked
+
+
 @pytest.mark.parametrize("capability", [(0, 0), (8, 0), (8, 9), (10, 0), (12, 0)])
 def test_other_cards_never_reach_hoppers_kernels(capability, benchmark, monkeypatch):
     """Measured, by the table, or by a pin from another machine."""

@@ -47,15 +47,23 @@ ran: list[str] = []  # of this package's kernels
 
 
 def _native(name: str, family: str, *arguments):
-    """What stands for ``name`` of a family; the family ``kernel`` takes the switch for TF32 and a tile's number."""
+    """What stands for ``name`` of a family; ``kernel`` and ``sm90`` take the switch for TF32, and ``kernel`` a tile's
+    number."""
     if family == "kernel":
         *arguments, _tf32, tile = arguments
         family = f"tile {tile}"
+    if family == "sm90":
+        masks = name == "conv_relu_backward" and len(arguments) > 10  # torch leaves out what has its default
+        *arguments, _tf32 = arguments[:-1] if masks else arguments
     wanted = arguments[-1] if name == "conv_relu_backward" else None
     ran.append(f"{name} {family} {wanted}" if wanted else f"{name} {family}")
     if wanted and family == "sm90" and wanted[2]:
         raise RuntimeError("conv_relu_backward_sm90: operation not supported")
-    return getattr(NATIVE, name)(*arguments)
+    result = getattr(NATIVE, name)(*arguments)
+    if family == "sm90" and masks:
+        ran.append("masks dx")
+        return result[0] * (arguments[1] > 0), *result[1:]
+    return result
 
 
 @pytest.fixture
@@ -67,6 +75,8 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch):
     with torch.library._scoped_library("alexnet_fast", "IMPL") as library:
         for name, tuned in TUNED.items():
             library.impl(f"{name}_tuned", tuned, "CPU")
+        library.impl("conv_relu_backward_in_run", PAGES["conv_relu"]._backward_in_run, "CPU")
+        for name in TUNED:
             for family in ("cuda", "kernel", "sm90"):
                 library.impl(f"{name}_{family}", partial(_native, name, family), "CPU")
         monkeypatch.setattr(torch, "cudnn_convolution_relu", lambda *arguments: F.relu(F.conv2d(*arguments)))
@@ -196,6 +206,27 @@ def test_the_tuned_operators_are_registered_as_torch_wants(stem, on_cpu):
     operator = getattr(torch.ops.alexnet_fast, f"{stem}_tuned").default
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")  # the formula is all families' own
     torch.library.opcheck(operator, (x, weight, bias, *geometry, *stage), test_utils=checks)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("of_input", "passes"), [("cuda_sm90", 1), ("cuda", 3), ("cudnn", 0)])
+def test_a_convolution_masks_for_the_one_before(of_input, passes, bias, hopper, on_cpu, monkeypatch):
+    """Where Hopper's kernel gives dx, the ReLU before has no pass of its own; its bias has a gradient all the same. Not
+    for a layer that normalizes, nor for the last one, which no convolution follows."""
+    on_cpu(conv_backward_input=of_input)
+    seen, mask = [], NATIVE.epilogue_backward
+    monkeypatch.setattr(NATIVE, "epilogue_backward", lambda *arguments: seen.append(1) or mask(*arguments))
+    conv = partial(nn.Conv2d, kernel_size=3, padding=1, bias=bias)
+    plain = nn.Sequential(
+        *(conv(3, 4), nn.ReLU(), nn.LocalResponseNorm(3, 0.1), conv(4, 8), nn.ReLU(), conv(8, 8), nn.ReLU()),
+        *(conv(8, 4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 49, 5)),
+    )
+    fused, x = FusedSequential(*plain), torch.randn(2, 3, 7, 7)
+    grads = [torch.autograd.grad(net(x).sum(), list(plain.parameters())) for net in (fused, plain)]
+    for got, one in zip(*grads, strict=True):
+        torch.testing.assert_close(got, one, rtol=1e-4, atol=1e-5)
+    assert len(seen) == passes
+    assert ran.count("masks dx") == (2 if of_input == "cuda_sm90" else 0)
 
 
 @pytest.mark.parametrize("gradients", [False, True])

@@ -30,6 +30,7 @@ struct Convolution {
   const void* bias;         // (groups * columns) or null
   void* y;                  // (pixels, groups * columns)
   float* partial;           // null, or room for what the depth's pieces give, where a kernel splits it
+  const void* mask;         // of sm90 alone: null, or a ReLU's output like y, which is 0 where that is not positive
 };
 
 int convolve(const Convolution& convolution, void* stream);
@@ -198,8 +199,9 @@ inline int64_t forward_workspace_bytes(const ConvParams& p) {
 
 // With operands that are not prepared.
 inline Convolution shape_of(const ConvParams& p, const Fold& fold) {
-  return {p.dtype, p.allow_tf32, p.tile, true, p.groups, p.out_channels / p.groups, input_gather(p, fold), p.x,
-          nullptr, p.weight,     p.bias, p.y,  nullptr};
+  return {
+      p.dtype,  p.allow_tf32, p.tile, true,    p.groups, p.out_channels / p.groups, input_gather(p, fold), p.x, nullptr,
+      p.weight, p.bias,       p.y,    nullptr, nullptr};
 }
 
 inline int prepare(const ConvParams& p, void* stream, Convolution& out) {

@@ -9,9 +9,10 @@
 
 namespace alexnet_fast::cuda::sm90 {
 
-constexpr int kSlab = 64;         // channels that a copy brings
-constexpr int kLine = kSlab * 2;  // bytes of a pixel, or of an output channel, in it
-constexpr int kConsumers = 2;     // warpgroups that multiply, beside one that asks for copies, unless a tile says more
+constexpr int kLine = 128;  // bytes of a pixel, or of an output channel, that a copy brings
+template <class T>
+constexpr int kSlab = kLine / sizeof(T);  // channels in them
+constexpr int kConsumers = 2;  // warpgroups that multiply, beside one that asks for copies, unless a tile says more
 constexpr int kThreads = 128 * (1 + kConsumers);
 constexpr int kAlignment = 1024;  // of a box that is swizzled
 constexpr int kMaxGroups = 4;     // each has a map of its own, so that a slab ends where the group does
@@ -63,7 +64,7 @@ struct Walk {
     return {n, p - pad_h, static_cast<int32_t>(q) - pad_w};
   }
 
-  // 64 channels from `channel` on of the pixels from `at` on, as the tap (r, s) sees them.
+  // A slab of channels from `channel` on of the pixels from `at` on, as the tap (r, s) sees them.
   __device__ __forceinline__ void load(void* to, const TensorMap& map, Mbarrier* barrier, int32_t channel,
                                        const FirstPixel& at, int32_t r, int32_t s) const {
     bulk_load_im2col(to, map, barrier, channel, at.w, at.h, at.n, static_cast<uint16_t>(s * dilation_w),
@@ -71,7 +72,13 @@ struct Walk {
   }
 };
 
-inline int32_t channels_of(const Gather& g) { return g.chunks * (kChunkBytes / 2); }
+inline int32_t channels_of(const Gather& g, DType dtype) {
+  return g.chunks * kChunkBytes / static_cast<int32_t>(element_bytes(dtype));
+}
+
+// Of what is multiplied, and of what is stored.
+inline Elements operand_elements(DType dtype) { return dtype == DType::f32 ? Elements::tf32 : Elements::bits16; }
+inline Elements stored_elements(DType dtype) { return dtype == DType::f32 ? Elements::bits32 : Elements::bits16; }
 
 // Whether the maps can say what the convolution reads: stride 1, perhaps after a fold, corners and offsets in their
 // ranges.
@@ -84,15 +91,17 @@ inline bool walks(const Gather& g, int32_t groups) {
 }
 
 // A map of x for each group, in whose boxes there are so many pixels.
-inline int encode_image(TensorMap (&maps)[kMaxGroups], const Gather& g, int32_t groups, const void* x, int pixels) {
-  const uint64_t channels = channels_of(g), images = g.pixels / g.image.divisor;
+inline int encode_image(TensorMap (&maps)[kMaxGroups], DType dtype, const Gather& g, int32_t groups, const void* x,
+                        int pixels) {
+  const uint64_t channels = channels_of(g, dtype), bytes = element_bytes(dtype), images = g.pixels / g.image.divisor;
   const int32_t lower[] = {-g.pad_w, -g.pad_h};
   const int32_t upper[] = {g.pad_w - (g.kernel_w - 1) * g.dilation_w, g.pad_h - (g.kernel_h - 1) * g.dilation_h};
   for (int group = 0; group < groups; ++group) {
-    const int error = encode_im2col(maps[group], static_cast<const char*>(x) + group * channels * 2,
-                                    {channels, uint64_t(g.width), uint64_t(g.height), images},
-                                    {uint64_t(g.pixel_stride), uint64_t(g.line_stride), uint64_t(g.image_stride)},
-                                    lower, upper, kSlab, pixels);
+    const int error =
+        encode_im2col(maps[group], operand_elements(dtype), static_cast<const char*>(x) + group * channels * bytes,
+                      {channels, uint64_t(g.width), uint64_t(g.height), images},
+                      {uint64_t(g.pixel_stride), uint64_t(g.line_stride), uint64_t(g.image_stride)}, lower, upper,
+                      kLine / bytes, pixels);
     if (error != cudaSuccess) {
       return error;
     }

@@ -12,13 +12,14 @@
 
 namespace alexnet_fast::cuda::sm90 {
 
-// kSteps: sixteens of depth of a stage that are multiplied. kHeight: sums of 64 rows that a consumer keeps.
+// T: the operands' type, float for TF32. kSteps: of a stage's depth, 32 bytes each, that are multiplied. kHeight: sums
+// of 64 rows that a consumer keeps.
 template <class T_, int kSteps_, int kHeight_, int kColumns_, int kStages_, int kConsumers_ = sm90::kConsumers>
 struct WgmmaTile {
   using T = T_;
   static constexpr int kSteps = kSteps_, kHeight = kHeight_, kColumns = kColumns_, kStages = kStages_;
   static constexpr int kConsumers = kConsumers_, kThreads = 128 * (1 + kConsumers);
-  static constexpr int kDepth = 16 * kSteps;  // channels of a stage
+  static constexpr int kDepth = kMmaDepth<T> * kSteps;  // channels of a stage
   static constexpr int kRows = 64 * kHeight * kConsumers;
   static constexpr int kWeightsAt = kRows * kLine, kStageBytes = kWeightsAt + kColumns * kLine;
   static constexpr int kStagesBytes = kStages * kStageBytes;
@@ -136,36 +137,52 @@ __device__ __forceinline__ void multiply(const TilePlace& at, const unsigned cha
 // The bias of a lane's columns of a slab: `added`[2 c + e] is that of element e of the pair in chunk c of 8 columns.
 template <class T>
 __device__ __forceinline__ void load_bias(const Arguments& args, int32_t group, int32_t first,
-                                          float (&added)[kSlab / 4]) {
+                                          float (&added)[kSlab<T> / 4]) {
   const T* bias = static_cast<const T*>(args.bias);
 #pragma unroll
-  for (int e = 0; e < kSlab / 4; ++e) {
+  for (int e = 0; e < kSlab<T> / 4; ++e) {
     const int32_t column = first + 8 * (e / 2) + 2 * (threadIdx.x % 4) + e % 2;
     added[e] = bias != nullptr && column < args.columns ? to_float(bias[group * args.columns + column]) : 0;
   }
 }
 
-// A warp's 16 rows of a slab, the columns from `first` of `sums` on, with bias, into shared memory. Four matrices of 8
-// x 8 at a time: rows 0 to 7 and 8 to 15 of one chunk of 8 columns, and of the next one. at(chunk): where row lane % 16
-// of chunk + lane / 16 goes.
+// A warp's 16 rows of a slab, the columns from `first` of `sums` on, with bias, into shared memory. at(row, column):
+// where an element of them goes. 16 bits go in four matrices of 8 x 8 at a time: rows 0 to 7 and 8 to 15 of one chunk
+// of 8 columns, and of the next one. float32 goes in pairs; lanes of odd rows take the chunks in another order, so that
+// no two of half a warp, which have the same two chunks of 16 bytes in neighbouring rows, meet in a bank.
 template <class T, int kColumns, class At>
-__device__ __forceinline__ void store_sums(const float (&sums)[kColumns], int first, const float (&added)[kSlab / 4],
+__device__ __forceinline__ void store_sums(const float (&sums)[kColumns], int first, const float (&added)[kSlab<T> / 4],
                                            bool relu, At&& at) {
+  const int lane = threadIdx.x % 32;
+  const auto result = [&](int chunk, int half, int k) {
+    const float sum = sums[first / 2 + 4 * chunk + 2 * half + k] + added[2 * chunk + k];
+    return relu && sum <= 0 ? 0 : sum;
+  };
+  if constexpr (sizeof(T) == 4) {
+    const bool odd = lane / 4 % 2;
 #pragma unroll
-  for (int chunk = 0; chunk < kSlab / 8; chunk += 2) {
-    uint32_t four[4];
+    for (int chunk = 0; chunk < kSlab<T> / 8; ++chunk) {
 #pragma unroll
-    for (int matrix = 0; matrix < 4; ++matrix) {
-      const int e = 2 * (chunk + matrix / 2);
-      float pair[2];
+      for (int half = 0; half < 2; ++half) {
+        float pair[2];
 #pragma unroll
-      for (int k = 0; k < 2; ++k) {
-        const float sum = sums[first / 2 + 2 * e + 2 * (matrix % 2) + k] + added[e + k];
-        pair[k] = relu && sum <= 0 ? 0 : sum;
+        for (int k = 0; k < 2; ++k) {
+          pair[k] = odd ? result(chunk ^ 2, half, k) : result(chunk, half, k);
+        }
+        store_shared(at(lane / 4 + 8 * half, 8 * (odd ? chunk ^ 2 : chunk) + 2 * (lane % 4)), pack<T>(pair));
       }
-      four[matrix] = pack_pair<T>(pair[0], pair[1]);
     }
-    store_matrix(four, at(chunk));
+  } else {
+#pragma unroll
+    for (int chunk = 0; chunk < kSlab<T> / 8; chunk += 2) {
+      uint32_t four[4];
+#pragma unroll
+      for (int matrix = 0; matrix < 4; ++matrix) {
+        const int c = chunk + matrix / 2;
+        four[matrix] = pack_pair<T>(result(c, matrix % 2, 0), result(c, matrix % 2, 1));
+      }
+      store_matrix(four, at(lane % 16, 8 * (chunk | lane / 16)));
+    }
   }
 }
 
@@ -174,36 +191,39 @@ __device__ __forceinline__ void store_sums(const float (&sums)[kColumns], int fi
 template <class Tile>
 int set_arguments(const Convolution& c, Arguments& args) {
   const Gather& g = c.gather;
-  if (const int error = encode_image(args.x, g, c.groups, c.x, Tile::kRows)) {
+  if (const int error = encode_image(args.x, c.dtype, g, c.groups, c.x, Tile::kRows)) {
     return error;
   }
-  const uint64_t channels = channels_of(g), taps = uint64_t(g.kernel_h) * g.kernel_w;
+  const uint64_t channels = channels_of(g, c.dtype), bytes = element_bytes(c.dtype),
+                 taps = uint64_t(g.kernel_h) * g.kernel_w;
   const uint64_t k = c.columns, groups = c.groups;
   args.column_tiles = Divider(ceil_div(c.columns, int64_t{Tile::kColumns}));
   args.groups = Divider(c.groups);
-  args.slabs = Divider(ceil_div(channels_of(g), Tile::kDepth));
+  args.slabs = Divider(ceil_div(channels_of(g, c.dtype), Tile::kDepth));
   args.kernel_w = Divider(g.kernel_w);
   args.walk = Walk(g);
   args.columns = static_cast<int32_t>(c.columns);
   args.steps = static_cast<int32_t>(taps * args.slabs.divisor);
   args.bias = c.bias;
-  return encode_tiled<4>(args.weight, c.weight, {channels, taps, k, groups},
-                         {channels * 2, taps * channels * 2, k * taps * channels * 2},
-                         {kSlab, 1, uint32_t(Tile::kColumns), 1});
+  return encode_tiled<4>(args.weight, operand_elements(c.dtype), c.weight, {channels, taps, k, groups},
+                         {channels * bytes, taps * channels * bytes, k * taps * channels * bytes},
+                         {kSlab<typename Tile::T>, 1, uint32_t(Tile::kColumns), 1});
 }
 
 // Estimated cycles of a tile for each tap: as long as its products or its bytes out of L2 take. No GPU has measured it.
 constexpr double kL2Bytes = 40;  // a cycle and multiprocessor
 
-inline double cycles(const Gather& g, int depth, int rows, int columns) {
-  const int channels = channels_of(g);
-  const double products = double(ceil_div(channels, depth)) * depth * rows * columns / 2048;
-  const double bytes = channels * (rows + columns) * 2 / kL2Bytes;
+inline double cycles(const Gather& g, DType dtype, int depth, int rows, int columns) {
+  const int channels = channels_of(g, dtype), element = static_cast<int>(element_bytes(dtype));
+  const double products = double(ceil_div(channels, depth)) * depth * rows * columns * element / 4096;
+  const double bytes = channels * (rows + columns) * element / kL2Bytes;
   return products > bytes ? products : bytes;
 }
 
-inline bool takes(DType dtype, const Gather& g, int64_t columns, int32_t groups, const void* y) {
-  return dtype != DType::f32 && columns % 8 == 0 && columns <= INT32_MAX / groups && aligned_16(y) && walks(g, groups);
+// float32 only by TF32, where that is allowed; of y a group's columns in whole chunks of 16 bytes.
+inline bool takes(DType dtype, bool allow_tf32, const Gather& g, int64_t columns, int32_t groups, const void* y) {
+  return (dtype != DType::f32 || allow_tf32) && columns * element_bytes(dtype) % 16 == 0 &&
+         columns <= INT32_MAX / groups && aligned_16(y) && walks(g, groups);
 }
 
 }  // namespace alexnet_fast::cuda::sm90

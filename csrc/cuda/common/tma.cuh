@@ -10,6 +10,9 @@
 //            through the rows of a rectangle in every image, whose corners are given relative to the image's, and each
 //            pixel is moved by the kernel's offset (s, r) before it is read. Pixels outside of the image are zeros.
 //
+// Elements are copied as they are, but float32 in a map for `Elements::tf32`: of these a load brings the nearest number
+// with ten bits of mantissa, as a product by TF32 wants them.
+//
 // A load is complete when the barrier's phase ends; the phase counts the bytes of the whole box, also of pixels that
 // are zeros. A store has read shared memory when bulk_wait_read() returns. A thread that wrote what a bulk store or a
 // wgmma reads passes async_proxy_fence() first, and then a barrier before the thread that issues the store or product.
@@ -24,6 +27,8 @@
 namespace alexnet_fast::cuda {
 
 #ifndef ALEXNET_FAST_HOST_SIMT
+
+enum class Elements { bits16, bits32, tf32 };  // of a tensor map
 
 using TensorMap = CUtensorMap;
 #define ALEXNET_FAST_GRID_CONSTANT __grid_constant__
@@ -51,8 +56,8 @@ enum class Swizzle { none, bytes_128 };
 
 namespace detail {
 
-// A 16-bit tensor, whose bits the copies do not look at; 128-byte swizzle.
-constexpr CUtensorMapDataType kElement = CU_TENSOR_MAP_DATA_TYPE_UINT16;
+constexpr CUtensorMapDataType kElements[] = {CU_TENSOR_MAP_DATA_TYPE_UINT16, CU_TENSOR_MAP_DATA_TYPE_UINT32,
+                                             CU_TENSOR_MAP_DATA_TYPE_TFLOAT32};
 constexpr CUtensorMapInterleave kInterleave = CU_TENSOR_MAP_INTERLEAVE_NONE;
 constexpr CUtensorMapSwizzle kSwizzle = CU_TENSOR_MAP_SWIZZLE_128B;
 constexpr CUtensorMapL2promotion kPromotion = CU_TENSOR_MAP_L2_PROMOTION_L2_256B;
@@ -60,9 +65,9 @@ constexpr CUtensorMapFloatOOBfill kFill = CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE;
 
 }  // namespace detail
 
-// 16-bit elements: extents of the axes, bytes between neighbours along all but the first, and the box's extents.
+// Extents of the axes, bytes between neighbours along all but the first, and the box's extents.
 template <int kRank, Swizzle kSwizzle = Swizzle::bytes_128>
-int encode_tiled(TensorMap& map, const void* tensor, const uint64_t (&extents)[kRank],
+int encode_tiled(TensorMap& map, Elements elements, const void* tensor, const uint64_t (&extents)[kRank],
                  const uint64_t (&strides)[kRank - 1], const uint32_t (&box)[kRank]) {
   static decltype(&cuTensorMapEncodeTiled) encode = nullptr;
   static const int found = driver_entry("cuTensorMapEncodeTiled", encode);
@@ -71,14 +76,15 @@ int encode_tiled(TensorMap& map, const void* tensor, const uint64_t (&extents)[k
   }
   constexpr uint32_t kSteps[] = {1, 1, 1, 1, 1};
   constexpr CUtensorMapSwizzle kOfBox = kSwizzle == Swizzle::none ? CU_TENSOR_MAP_SWIZZLE_NONE : detail::kSwizzle;
-  const CUresult result = encode(&map, detail::kElement, kRank, const_cast<void*>(tensor), extents, strides, box,
-                                 kSteps, detail::kInterleave, kOfBox, detail::kPromotion, detail::kFill);
+  const CUresult result = encode(&map, detail::kElements[int(elements)], kRank, const_cast<void*>(tensor), extents,
+                                 strides, box, kSteps, detail::kInterleave, kOfBox, detail::kPromotion, detail::kFill);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
-// 16-bit elements of (channels, width, height, images); corners are (w, h); a box has `channels` x `pixels`.
-inline int encode_im2col(TensorMap& map, const void* tensor, const uint64_t (&extents)[4], const uint64_t (&strides)[3],
-                         const int32_t (&lower)[2], const int32_t (&upper)[2], uint32_t channels, uint32_t pixels) {
+// Elements of (channels, width, height, images); corners are (w, h); a box has `channels` x `pixels`.
+inline int encode_im2col(TensorMap& map, Elements elements, const void* tensor, const uint64_t (&extents)[4],
+                         const uint64_t (&strides)[3], const int32_t (&lower)[2], const int32_t (&upper)[2],
+                         uint32_t channels, uint32_t pixels) {
   static decltype(&cuTensorMapEncodeIm2col) encode = nullptr;
   static const int found = driver_entry("cuTensorMapEncodeIm2col", encode);
   if (found != cudaSuccess) {
@@ -86,8 +92,8 @@ inline int encode_im2col(TensorMap& map, const void* tensor, const uint64_t (&ex
   }
   constexpr uint32_t kSteps[] = {1, 1, 1, 1};
   const CUresult result =
-      encode(&map, detail::kElement, 4, const_cast<void*>(tensor), extents, strides, lower, upper, channels, pixels,
-             kSteps, detail::kInterleave, detail::kSwizzle, detail::kPromotion, detail::kFill);
+      encode(&map, detail::kElements[int(elements)], 4, const_cast<void*>(tensor), extents, strides, lower, upper,
+             channels, pixels, kSteps, detail::kInterleave, detail::kSwizzle, detail::kPromotion, detail::kFill);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
@@ -149,6 +155,7 @@ __device__ __forceinline__ void async_proxy_fence() { asm volatile("fence.proxy.
 
 #else
 
+using ::host_simt::Elements;
 using TensorMap = ::host_simt::TensorMap;
 #define ALEXNET_FAST_GRID_CONSTANT
 

@@ -3,15 +3,19 @@
 //
 //   D (64 x N, float32, in registers) = A (64 x 16) B (16 x N) + D
 //
+// in depth 16 being 32 bytes of 16-bit elements. Of float32 it takes 8, as TF32: it cuts their lower 13 bits off (PTX
+// ISA, "wgmma.mma_async"), so what should be rounded is before (tma.cuh).
+//
 // Lane 4 g + t of warp w holds of D the rows 16 w + g and + 8, and columns 8 j + 2 t and + 1: d[4 j + 2 h + e] is row
 // 16 w + g + 8 h, column 8 j + 2 t + e, as mma.sync has it.
 //
 // Operands lie in shared memory with the 128-byte swizzle, as bulk copies write them (tma.cuh), in lines of 128 bytes:
 //
-//   Major::depth   a line is 64 elements in depth of one row of A (or column of B); lines follow each other. The next
-//                  16 in depth are 32 bytes on.
-//   Major::pixels  a line is 64 rows of A (or columns of B) at one place in depth; lines follow each other in depth,
-//                  and the next 64 rows or columns are `leading` bytes on. The next 16 in depth are 2048 bytes on.
+//   Major::depth   a line is 64 elements (32 of float32) in depth of one row of A (or column of B); lines follow each
+//                  other. The next 16 (8) in depth are 32 bytes on.
+//   Major::pixels  of 16-bit elements alone: a line is 64 rows of A (or columns of B) at one place in depth; lines
+//                  follow each other in depth, and the next 64 rows or columns are `leading` bytes on. The next 16 in
+//                  depth are 2048 bytes on.
 //
 // Without swizzle (plain_descriptor) they lie in core matrices: 8 rows of A (or columns of B) by 8 elements in depth,
 // 16 bytes each, 128 contiguous bytes. The second 8 in depth are `leading` bytes on, the next 8 rows or columns
@@ -146,11 +150,28 @@ ALEXNET_FAST_WGMMA_OF_REGISTERS(f16, "f16", 56, ALEXNET_FAST_REGISTERS_28, ALEXN
 ALEXNET_FAST_WGMMA_OF_REGISTERS(f16, "f16", 64, ALEXNET_FAST_REGISTERS_32, ALEXNET_FAST_SUMS_32(0), "%32, %33, %34, %35", "%36", "%37", "%38");
 ALEXNET_FAST_WGMMA_OF_REGISTERS(bf16, "bf16", 56, ALEXNET_FAST_REGISTERS_28, ALEXNET_FAST_SUMS_28, "%28, %29, %30, %31", "%32", "%33", "%34");
 ALEXNET_FAST_WGMMA_OF_REGISTERS(bf16, "bf16", 64, ALEXNET_FAST_REGISTERS_32, ALEXNET_FAST_SUMS_32(0), "%32, %33, %34, %35", "%36", "%37", "%38");
+
+#define ALEXNET_FAST_WGMMA_TF32(n, registers, sums, a, b, p)                                                            \
+  template <>                                                                                                          \
+  struct Wgmma<float, n> {                                                                                             \
+    template <int kTurnA, int kTurnB>                                                                                  \
+    static __device__ __forceinline__ void multiply(float (&d)[n / 2], uint64_t a_at, uint64_t b_at, int accumulate) { \
+      static_assert(kTurnA == 0 && kTurnB == 0);                                                                       \
+      asm volatile(                                                                                                    \
+          "{\n.reg .pred p;\nsetp.ne.b32 p, " p ", 0;\n"                                                               \
+          "wgmma.mma_async.sync.aligned.m64n" #n "k8.f32.tf32.tf32 {" registers "}, " a ", " b ", p, 1, 1;\n}"         \
+          : sums                                                                                                       \
+          : "l"(a_at), "l"(b_at), "r"(accumulate));                                                                    \
+    }                                                                                                                  \
+  }
+ALEXNET_FAST_WGMMA_TF32(64, ALEXNET_FAST_REGISTERS_32, ALEXNET_FAST_SUMS_32(0), "%32", "%33", "%34");
+ALEXNET_FAST_WGMMA_TF32(128, ALEXNET_FAST_REGISTERS_64, ALEXNET_FAST_SUMS_64, "%64", "%65", "%66");
+ALEXNET_FAST_WGMMA_TF32(192, ALEXNET_FAST_REGISTERS_96, ALEXNET_FAST_SUMS_96, "%96", "%97", "%98");
 // clang-format on
 
 }  // namespace detail
 
-// T: f16 or bf16. Without `accumulate` D is A B.
+// T: f16, bf16, or float for TF32. Without `accumulate` D is A B.
 template <class T, int kN, Major kA = Major::depth, Major kB = Major::depth>
 __device__ __forceinline__ void wgmma(float (&d)[kN / 2], uint64_t a, uint64_t b, int accumulate) {
   constexpr int kTurnA = kA == Major::pixels, kTurnB = kB == Major::pixels;
@@ -184,7 +205,9 @@ inline void more_registers(host_simt::Site site = host_simt::Site::here()) {
 template <class T, int kN, Major kA = Major::depth, Major kB = Major::depth>
 inline void wgmma(float (&d)[kN / 2], uint64_t a, uint64_t b, int accumulate,
                   host_simt::Site site = host_simt::Site::here()) {
-  constexpr host_simt::Element element = std::is_same_v<T, f16> ? host_simt::Element::f16 : host_simt::Element::bf16;
+  constexpr host_simt::Element element = std::is_same_v<T, f16>    ? host_simt::Element::f16
+                                         : std::is_same_v<T, bf16> ? host_simt::Element::bf16
+                                                                   : host_simt::Element::tf32;
   host_simt::wgmma(element, kN, a, kA == Major::pixels, b, kB == Major::pixels, d, accumulate != 0, site);
 }
 

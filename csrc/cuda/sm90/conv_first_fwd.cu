@@ -472,18 +472,18 @@ template <class Tile, bool kPools, bool kCodes>
 int launch_tile(const Convolution& c, const FirstPooling& pooling, int64_t rows, int multiprocessors, void* stream) {
   const Gather& g = c.gather;
   const FirstGrid grid(c, pooling, Tile::kPixels, rows);
-  const uint64_t images = g.pixels / g.image.divisor, channels = channels_of(g), k = c.columns;
+  const uint64_t images = g.pixels / g.image.divisor, channels = channels_of(g, c.dtype), k = c.columns;
   FirstArguments args{};
   if (const int error = encode_tiled<5, Swizzle::none>(
-          args.x, c.x, {8, uint64_t(g.width), uint64_t(g.chunks), uint64_t(g.height), images},
+          args.x, Elements::bits16, c.x, {8, uint64_t(g.width), uint64_t(g.chunks), uint64_t(g.height), images},
           {uint64_t(g.pixel_stride), kChunkBytes, uint64_t(g.line_stride), uint64_t(g.image_stride)},
           {8, uint32_t(Tile::kRead), kChunks, 1, 1})) {
     return error;
   }
   constexpr uint64_t kAllTaps = kTaps * kTaps;
-  if (const int error = encode_tiled<4>(args.weight, c.weight, {channels, kAllTaps, k, 1},
+  if (const int error = encode_tiled<4>(args.weight, Elements::bits16, c.weight, {channels, kAllTaps, k, 1},
                                         {channels * 2, kAllTaps * channels * 2, k * kAllTaps * channels * 2},
-                                        {kSlab, 1, kFilters, 1})) {
+                                        {kSlab<typename Tile::T>, 1, kFilters, 1})) {
     return error;
   }
   args.tiles = Divider(grid.tiles);
@@ -539,7 +539,7 @@ double first_cycles(const Convolution& c, const FirstPooling& pooling, int pixel
   const double of_one = ceil_div(jobs * filter_tiles, int64_t{kConsumers}) * grid.band_rows * (products + kFollows);
   const double of_bytes =
       all * (grid.band_rows + kTaps - 1) * (pixels + kTaps - 1) * kChunks * 2 * kChunkBytes / kL2Bytes;
-  const double weights = double(c.columns) * kTaps * kTaps * channels_of(c.gather) * 2 / kL2Bytes;
+  const double weights = double(c.columns) * kTaps * kTaps * channels_of(c.gather, c.dtype) * 2 / kL2Bytes;
   return std::max({of_rows, of_one, of_bytes}) + weights;
 }
 
@@ -550,7 +550,7 @@ double first_cycles(const Convolution& c, const FirstPooling& pooling, int pixel
 FirstPlan plan_first(const Convolution& c, const FirstPooling& pooling, int multiprocessors, int32_t tile) {
   const Gather& g = c.gather;
   FirstPlan best;
-  if (c.dtype == DType::f32 || c.groups != 1 || c.columns > 2 * kFilters || g.kernel_h != kTaps ||
+  if (c.dtype == DType::f32 || c.mask != nullptr || c.groups != 1 || c.columns > 2 * kFilters || g.kernel_h != kTaps ||
       g.kernel_w != kTaps || (g.dilation_h | g.dilation_w) != 1 || g.chunks < kChunks - 1 || g.chunks > kChunks) {
     return best;
   }

@@ -80,9 +80,24 @@
 // Kernels are launched early (common/dependent.cuh): barriers, tensor maps, and into L2 the weights of a block's first
 // stages, which at batch 1 are all of them, come while the kernel before still runs.
 //
-// cuDNN was measured at 96, 53, 61 and 48 us for conv2 to conv5 at batch 128, and 251, 67, 117 and 67 us for those of
-// 2012. Where this falls short of it, in conv4, a cluster's two blocks could share the weights (multicast: 40 bytes a
-// cycle for 256 x 128, which L2 is taken to give), and a second set of sums could hide the end of a tile.
+// float32 goes the same way by TF32, where torch allows it: a line of 128 bytes is 32 channels, and a product takes as
+// many cycles for 8 of depth as for 16. So there are twice the steps, of the same cycles and bytes each. By the same
+// estimates, in us, y's bytes not counted:
+//
+//                conv1 conv2 conv3 conv4 conv5   2012: conv1 conv2 conv3 conv4 conv5
+//   batch 1          4     6     4     5     4             5     6     5     4     4
+//   batch 128      115   160    92   129    89           138   192   123   115    68
+//   batch 1024     883  1227   634   952   637          1060  1440   845   634   480
+//
+// Where 24 channels of a slab are multiplied, in conv1 and 2012's first two, copies bring 32: a sixth more bytes than
+// counted (48 channels in two slabs, the second one's last 8 not there). Copies round to the nearest number that TF32
+// has (common/tma.cuh), and an operand errs by 2^-11 of itself at most. So an output errs by no more than about 2^-10
+// of the sum of its products' absolute values, and what float32 sums err by. Products alone would cut operands off,
+// towards zero and by up to 2^-10.
+//
+// cuDNN was measured, in 16 bits, at 96, 53, 61 and 48 us for conv2 to conv5 at batch 128, and 251, 67, 117 and 67 us
+// for those of 2012. Where this falls short of it, in conv4, a cluster's two blocks could share the weights (multicast:
+// 40 bytes a cycle for 256 x 128, which L2 is taken to give), and a second set of sums could hide the end of a tile.
 #include "cuda/common/conv_first_sm90.cuh"
 #include "cuda/common/conv_sm90_fwd.cuh"
 #include "launchers.h"
@@ -100,6 +115,7 @@ struct ReluArguments : Arguments {
   int64_t tiles;
   int32_t pixels;
   bool relu;
+  const void* mask;  // null, or a tensor like y, which is 0 where that is not positive
 
   // Column tiles first, then groups, then rows.
   template <class Tile>
@@ -118,7 +134,44 @@ struct ReluArguments : Arguments {
   }
 };
 
-template <class Tile>
+// Where an element of a piece lies, as the bulk store wants it.
+template <class T>
+__device__ __forceinline__ T* piece_at(unsigned char* piece, int row, int column) {
+  constexpr int V = kVector<T>;
+  return reinterpret_cast<T*>(piece + row * kLine + (column / V ^ row % 8) * 16) + column % V;
+}
+
+// Of a piece what the mask does not let pass becomes 0, 16 bytes a lane at a time. NaN lets pass, as in PyTorch.
+template <class T>
+__device__ __forceinline__ void mask_piece(const ReluArguments& args, int32_t group, int32_t column, int32_t pixel,
+                                           unsigned char* piece) {
+  constexpr int V = kVector<T>, kChunks = kLine / 16, kRows = 32 / kChunks;  // rows at once
+  // Loads under way: beside the sums of its largest tile float32 has no registers for more.
+  [[maybe_unused]] constexpr int kUnroll = sizeof(T) == 4 ? 2 : 4;
+  const int64_t channels = args.groups.divisor * args.columns;
+  const int first = threadIdx.x % 32 / kChunks, within = threadIdx.x % kChunks * V;
+  const T* mask = static_cast<const T*>(args.mask) + int64_t{group} * args.columns + column + within;
+  if (column + within >= args.columns) {
+    return;
+  }
+#pragma unroll kUnroll
+  for (int row = first; row < kPieceRows; row += kRows) {
+    if (pixel + row < args.pixels) {
+      const Pack<T, V> open = load<V>(mask + (pixel + row) * channels);
+      T* const at = piece_at<T>(piece, row, within);
+      float values[V];
+      unpack(load<V>(at), values);
+#pragma unroll
+      for (int e = 0; e < V; ++e) {
+        values[e] = element(open, e) <= 0 ? 0 : values[e];
+      }
+      store_shared_16(at, pack<T>(values));
+    }
+  }
+}
+
+// kMasked: with the mask instead of bias and ReLU.
+template <class Tile, bool kMasked>
 __device__ __forceinline__ void consume(const ReluArguments& args, unsigned char* stages, Ring<Tile::kStages>& ring) {
   using T = typename Tile::T;
   const int consumer = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
@@ -129,12 +182,14 @@ __device__ __forceinline__ void consume(const ReluArguments& args, unsigned char
   args.template for_tiles<Tile>([&](const TilePlace& at) {
     multiply<Tile>(at, stages, ring, place, sums);
 #pragma unroll
-    for (int j = 0; j < Tile::kColumns; j += kSlab) {
+    for (int j = 0; j < Tile::kColumns; j += kSlab<T>) {
       if (at.column + j >= args.columns) {
         break;
       }
-      float added[kSlab / 4];
-      load_bias<T>(args, at.group, at.column + j, added);
+      float added[kSlab<T> / 4] = {};
+      if constexpr (!kMasked) {
+        load_bias<T>(args, at.group, at.column + j, added);
+      }
 #pragma unroll
       for (int i = 0; i < Tile::kHeight; ++i) {
         const int32_t pixel = at.pixel + (consumer * Tile::kHeight + i) * 64 + warp * kPieceRows;
@@ -147,9 +202,12 @@ __device__ __forceinline__ void consume(const ReluArguments& args, unsigned char
           bulk_wait_read<kPieces - 1>();
         }
         __syncwarp();
-        const int row = lane % 16, swizzle = lane / 16 ^ lane % 8;  // as the bulk store wants it
-        store_sums<T>(sums[i], j, added, args.relu,
-                      [&](int chunk) { return to + row * kLine + (chunk ^ swizzle) * 16; });
+        store_sums<T>(sums[i], j, added, !kMasked && args.relu,
+                      [&](int row, int column) { return piece_at<T>(to, row, column); });
+        if constexpr (kMasked) {
+          __syncwarp();
+          mask_piece<T>(args, at.group, at.column + j, pixel, to);
+        }
         async_proxy_fence();
         __syncwarp();
         if (lane == 0) {
@@ -164,9 +222,8 @@ __device__ __forceinline__ void consume(const ReluArguments& args, unsigned char
   }
 }
 
-template <class Tile>
-__global__ void __launch_bounds__(Tile::kThreads, 1)
-    conv_relu_fwd(const ALEXNET_FAST_GRID_CONSTANT ReluArguments args) {
+template <class Tile, bool kMasked>
+__device__ __forceinline__ void convolve_tiles(const ReluArguments& args) {
   unsigned char* const stages = dynamic_shared_at<kAlignment>();
   ALEXNET_FAST_SHARED(Ring<Tile::kStages>, ring);
   begin<Tile>(args, ring);
@@ -177,8 +234,20 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     }
   } else {
     more_registers<kConsumerRegisters>();
-    consume<Tile>(args, stages, ring);
+    consume<Tile, kMasked>(args, stages, ring);
   }
+}
+
+template <class Tile>
+__global__ void __launch_bounds__(Tile::kThreads, 1)
+    conv_relu_fwd(const ALEXNET_FAST_GRID_CONSTANT ReluArguments args) {
+  convolve_tiles<Tile, false>(args);
+}
+
+template <class Tile>
+__global__ void __launch_bounds__(Tile::kThreads, 1)
+    conv_masked_gradient(const ALEXNET_FAST_GRID_CONSTANT ReluArguments args) {
+  convolve_tiles<Tile, true>(args);
 }
 
 // ---------------------------------------------------------------- the depth in pieces
@@ -260,6 +329,7 @@ struct AddArguments {
   int32_t splits;
   Divider channels;
   bool relu;
+  const T* mask;  // as ReluArguments::mask
 };
 
 // y from the pieces, which are added in their order.
@@ -270,6 +340,10 @@ __global__ void __launch_bounds__(kAddThreads) conv_add_splits(const AddArgument
   const int64_t at = (int64_t{blockIdx.x} * kAddThreads + threadIdx.x) * kAdded;
   if (at >= args.count) {
     return;
+  }
+  Pack<T, kAdded> mask{};
+  if (args.mask != nullptr) {
+    mask = load<kAdded>(args.mask + at);
   }
   float sums[kAdded] = {};
 #pragma unroll 1
@@ -293,7 +367,7 @@ __global__ void __launch_bounds__(kAddThreads) conv_add_splits(const AddArgument
 #pragma unroll
   for (int i = 0; i < kAdded; ++i) {
     sums[i] += args.bias == nullptr ? 0 : to_float(args.bias[channel + i]);
-    sums[i] = args.relu && sums[i] <= 0 ? 0 : sums[i];
+    sums[i] = (args.relu && sums[i] <= 0) || (args.mask != nullptr && element(mask, i) <= 0) ? 0 : sums[i];
   }
   store(args.y + at, pack<T>(sums));
 }
@@ -327,7 +401,8 @@ int launch_split(const Convolution& c, const Split& split, void* stream) {
                             pixels * channels,
                             static_cast<int32_t>(split.pieces),
                             Divider(channels),
-                            c.relu};
+                            c.relu,
+                            c.mask == nullptr ? nullptr : static_cast<const T*>(c.mask) + split.first * channels};
   return launch_early<90, conv_add_splits<T>>(dim3(ceil_div(add.count, int64_t{kAddThreads * kAdded})),
                                               dim3(kAddThreads), 0, stream, add);
 }
@@ -342,17 +417,20 @@ int launch_tile(const Convolution& c, int64_t rows, int multiprocessors, void* s
   if (const int error = set_arguments<Tile>(c, args)) {
     return error;
   }
-  const uint64_t k = c.columns, groups = c.groups;
-  if (const int error = encode_tiled<3>(args.y, c.y, {k, groups, uint64_t(g.pixels)}, {k * 2, k * groups * 2},
-                                        {kSlab, 1, kPieceRows})) {
+  const uint64_t k = c.columns, groups = c.groups, bytes = element_bytes(c.dtype);
+  if (const int error = encode_tiled<3>(args.y, stored_elements(c.dtype), c.y, {k, groups, uint64_t(g.pixels)},
+                                        {k * bytes, k * groups * bytes}, {kSlab<typename Tile::T>, 1, kPieceRows})) {
     return error;
   }
   args.tiles = rows * args.column_tiles.divisor * c.groups;
   args.pixels = static_cast<int32_t>(g.pixels);
   args.relu = c.relu;
+  args.mask = c.mask;
   const int64_t blocks = args.tiles < multiprocessors ? args.tiles : multiprocessors;
   constexpr size_t kShared = Tile::kStagesBytes + 4 * Tile::kConsumers * kPieces * kPiece + kAlignment;
-  return launch_early<90, conv_relu_fwd<Tile>>(dim3(blocks), dim3(Tile::kThreads), kShared, stream, args);
+  const auto launch = c.mask == nullptr ? launch_early<90, conv_relu_fwd<Tile>, ReluArguments>
+                                        : launch_early<90, conv_masked_gradient<Tile>, ReluArguments>;
+  return launch(dim3(blocks), dim3(Tile::kThreads), kShared, stream, args);
 }
 
 struct TileShape {
@@ -362,7 +440,7 @@ struct TileShape {
   int64_t tiles_of_row(const Convolution& c) const { return ceil_div(c.columns, int64_t{columns}) * c.groups; }
   // Estimated, of a tile's whole depth.
   double tile_cycles(const Convolution& c) const {
-    return double(c.gather.kernel_h) * c.gather.kernel_w * cycles(c.gather, depth, rows, columns);
+    return double(c.gather.kernel_h) * c.gather.kernel_w * cycles(c.gather, c.dtype, depth, rows, columns);
   }
 };
 
@@ -375,14 +453,20 @@ constexpr TileChoice choice() {
   return {{Tile::kDepth, Tile::kRows, Tile::kColumns}, launch_tile<Tile>};
 }
 
-// As many stages as shared memory holds. Stages of 48 channels are for groups of 48, as AlexNet's first layer has when
-// it is folded and the second where there are two towers.
+// As many stages as shared memory holds. Stages of 48 channels, in float32 24, are for groups of 48, as AlexNet's first
+// layer has when it is folded and the second where there are two towers.
 template <class T>
 constexpr TileChoice kTiles[] = {
     choice<WgmmaTile<T, 4, 2, 192, 3>>(), choice<WgmmaTile<T, 4, 1, 192, 4>>(), choice<WgmmaTile<T, 4, 2, 128, 4>>(),
     choice<WgmmaTile<T, 4, 1, 128, 6>>(), choice<WgmmaTile<T, 4, 2, 64, 4>>(),  choice<WgmmaTile<T, 4, 1, 64, 8>>(),
     choice<WgmmaTile<T, 3, 2, 128, 4>>(), choice<WgmmaTile<T, 3, 1, 128, 6>>(), choice<WgmmaTile<T, 3, 2, 64, 4>>(),
 };
+
+constexpr int kTileCount = std::size(kTiles<bf16>);
+
+const TileChoice (&tiles_of(DType dtype)) [kTileCount] {
+  return dtype == DType::f32 ? kTiles<float> : dtype == DType::f16 ? kTiles<f16> : kTiles<bf16>;
+}
 
 // Estimated time, in whole rounds of tiles.
 double rounds_cycles(const TileShape& tile, const Convolution& c, int64_t rows, int64_t multiprocessors) {
@@ -403,27 +487,30 @@ constexpr SplitChoice split_choice() {
 template <class T>
 constexpr SplitChoice kSplitTiles[] = {split_choice<WgmmaTile<T, 4, 1, 64, 4>>(),
                                        split_choice<WgmmaTile<T, 4, 2, 128, 4>>()};
+const SplitChoice (&split_tiles_of(DType dtype))[2] {
+  return dtype == DType::f32 ? kSplitTiles<float> : dtype == DType::f16 ? kSplitTiles<f16> : kSplitTiles<bf16>;
+}
 constexpr int kWholeTile = 2;  // of kTiles, before pieces: 256 x 128
 
 // What may be asked for beside the rows of kTiles: all of the depth in pieces, and that of the lower half of the tiles;
 // then conv_first_fwd.cu's tiles.
-constexpr int32_t kAllInPieces = std::size(kTiles<bf16>) + 1, kHalfInPieces = kAllInPieces + 1;
+constexpr int32_t kAllInPieces = kTileCount + 1, kHalfInPieces = kAllInPieces + 1;
 
 // What is estimated to take the least time. The sums' rounding depends on it, hence on shapes alone: not on the card.
 Split choose_split(const Convolution& c) {
   constexpr int64_t kMultiprocessors = 132;
   constexpr double kLaunch = 2000;  // of one kernel more, and its first loads: a guess
   const int64_t pixels = c.gather.pixels, taps = int64_t{c.gather.kernel_h} * c.gather.kernel_w;
-  const TileChoice& whole = kTiles<bf16>[kWholeTile];
+  const TileChoice& whole = tiles_of(c.dtype)[kWholeTile];
   Split best{pixels, 1, 0, 0};
   double least = INFINITY;
-  for (const TileChoice& tile : kTiles<bf16>) {
+  for (const TileChoice& tile : tiles_of(c.dtype)) {
     least = std::min(least, rounds_cycles(tile, c, tile.rows_of(pixels), kMultiprocessors));
   }
   least = std::min(least, plan_first(c, {}, kMultiprocessors, 0).cycles);
   const auto consider = [&](int tile_number, int64_t rows, bool asked_for) {
-    const SplitChoice& tile = kSplitTiles<bf16>[tile_number];
-    const int64_t steps = taps * ceil_div(channels_of(c.gather), tile.depth), first = rows * whole.rows;
+    const SplitChoice& tile = split_tiles_of(c.dtype)[tile_number];
+    const int64_t steps = taps * ceil_div(channels_of(c.gather, c.dtype), tile.depth), first = rows * whole.rows;
     const int64_t tiles = tile.rows_of(pixels - first) * tile.tiles_of_row(c);
     const double before = rows == 0 ? 0 : rounds_cycles(whole, c, rows, kMultiprocessors) + kLaunch;
     const double step = tile.tile_cycles(c) / steps;
@@ -473,13 +560,13 @@ int convolve(const Convolution& c, void* stream) {
   if (const int error = hopper_multiprocessors(multiprocessors)) {
     return error;
   }
-  if (!takes(c.dtype, c.gather, c.columns, c.groups, c.y) || c.relu_output != nullptr) {
+  if (!takes(c.dtype, c.allow_tf32, c.gather, c.columns, c.groups, c.y) || c.relu_output != nullptr ||
+      !aligned_16(c.mask)) {
     return cudaErrorNotSupported;
   }
   const int32_t first_tile = std::max(c.tile - kHalfInPieces, 0);
   const bool cut = c.partial != nullptr && first_tile == 0 && (c.tile == 0 || c.tile >= kAllInPieces);
-  if (c.tile < 0 || first_tile > kFirstTiles ||
-      (first_tile == 0 && c.tile > (cut ? kHalfInPieces : static_cast<int32_t>(std::size(kTiles<bf16>))))) {
+  if (c.tile < 0 || first_tile > kFirstTiles || (first_tile == 0 && c.tile > (cut ? kHalfInPieces : kTileCount))) {
     return cudaErrorInvalidValue;
   }
   const int64_t pixels = c.gather.pixels;
@@ -490,7 +577,7 @@ int convolve(const Convolution& c, void* stream) {
     if (first_tile != 0 && first.tile == 0) {
       return cudaErrorNotSupported;
     }
-    const auto& tiles = c.dtype == DType::f16 ? kTiles<f16> : kTiles<bf16>;
+    const auto& tiles = tiles_of(c.dtype);
     const auto time = [&](const TileChoice& of) { return rounds_cycles(of, c, of.rows_of(pixels), multiprocessors); };
     const TileChoice* best = &tiles[split.first < pixels ? kWholeTile : any || first_tile != 0 ? 0 : c.tile - 1];
     for (const TileChoice& tile : tiles) {
@@ -506,8 +593,7 @@ int convolve(const Convolution& c, void* stream) {
   if (split.first == pixels) {
     return cudaSuccess;
   }
-  const auto& tiles = c.dtype == DType::f16 ? kSplitTiles<f16> : kSplitTiles<bf16>;
-  return tiles[split.tile].launch(c, split, stream);
+  return split_tiles_of(c.dtype)[split.tile].launch(c, split, stream);
 }
 
 int64_t conv_relu_fwd_workspace_bytes(const ConvParams& p) {
@@ -522,7 +608,7 @@ int conv_relu_fwd(const ConvParams& p, void* stream) {
   if (!covers(p)) {
     return cudaErrorInvalidValue;
   }
-  if (!takes(p.dtype, input_gather(p, input_fold(p)), p.out_channels / p.groups, p.groups, p.y)) {
+  if (!takes(p.dtype, p.allow_tf32, input_gather(p, input_fold(p)), p.out_channels / p.groups, p.groups, p.y)) {
     return cudaErrorNotSupported;
   }
   Convolution convolution;

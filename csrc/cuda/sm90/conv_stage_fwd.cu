@@ -25,11 +25,15 @@
 //   conv5         128x64      2  16       192x128      1    1.9   377       38  53   53  55    15.5  421   423 374
 //   2012 conv5    128x64      2  12       192x128      1    1.9   283       29  40   40  44    15.5  319   321 296
 //
-// conv1 goes by conv_first_fwd.cu: 31 us at batch 128, and 232. So this one should win where tiles that begin with the
-// image fit the card better than those that do not. It should lose in conv2: beside the ring there is no room for 256 x
-// 192, and 128 x 192 waits for L2. Above 45 bytes a cycle, or with weights shared in a cluster (multicast: 28 KB a step
-// for 40), it would not. At batch 1 it should lose in conv2 and conv5, whose depth conv_relu_fwd.cu cuts (4 and 3 us,
-// and a pass). Which it is the card says.
+// float32 by TF32 takes twice as many steps, and its rows twice the room: 128 x 64 for conv1, 128 x 128 for the others.
+// Pooling compares one channel at a time, 128 instructions for four channels and their codes where 16 bits take 185 for
+// eight.
+//
+// conv1 goes by conv_first_fwd.cu in 16 bits: 31 us at batch 128, and 232. So this one should win where tiles that
+// begin with the image fit the card better than those that do not. It should lose in conv2: beside the ring there is no
+// room for 256 x 192, and 128 x 192 waits for L2. Above 45 bytes a cycle, or with weights shared in a cluster
+// (multicast: 28 KB a step for 40), it would not. At batch 1 it should lose in conv2 and conv5, whose depth
+// conv_relu_fwd.cu cuts (4 and 3 us, and a pass). Which it is the card says.
 #include "cuda/common/conv_first_sm90.cuh"
 #include "cuda/common/conv_sm90_fwd.cuh"
 #include "cuda/common/pool_fwd.cuh"
@@ -40,10 +44,10 @@ namespace {
 
 constexpr int K = 3, S = 2;  // the window and its stride
 
-// A pixel in the ring: eight elements longer than the tile is wide, so that neighbouring pixels begin in different
+// A pixel in the ring: 16 bytes longer than the tile is wide, so that neighbouring pixels begin in different
 // banks.
 template <class Tile>
-constexpr int kPitch = Tile::kColumns + 8;
+constexpr int kPitch = Tile::kColumns + kVector<typename Tile::T>;
 
 // ---------------------------------------------------------------- kernel
 
@@ -130,19 +134,32 @@ __device__ __forceinline__ void pool_rows(const StageArguments& args, const type
     }
     const int64_t to = out + pixel * channels + column;
     T* const y = static_cast<T*>(args.y);
-    const PackedBest<V> best = best_of_nine<T, V, kCodes>(x, kRowPlace, kColumnPlace);
-    if (store_packed<true, kCodes, true>(best, 0, to, y, args.code) == 0) {
-      continue;
-    }
-    // Rare: the place of a NaN, or in bfloat16 of 2^121 or more. Channel by channel.
-#pragma unroll 1
-    for (int c = 0; c < V; ++c) {
-      Best of_channel[1] = {{-INFINITY, 0}};
+    if constexpr (sizeof(T) == 4) {
+      Best best[V];
 #pragma unroll
-      for (int k = 0; k < K * K; ++k) {
-        of_channel[0].take(element(load<1>(line[k / K] + k % K * kPitch<Tile> + c), 0), k);
+      for (int c = 0; c < V; ++c) {
+        best[c] = {element(x[0][0], c), 0};
+#pragma unroll
+        for (int k = 1; k < K * K; ++k) {
+          best[c].take(element(x[k / K][k % K], c), k);
+        }
       }
-      store_best<true>(of_channel, to + c, y, args.code);
+      store_best<true>(best, to, y, args.code);
+    } else {
+      const PackedBest<V> best = best_of_nine<T, V, kCodes>(x, kRowPlace, kColumnPlace);
+      if (store_packed<true, kCodes, true>(best, 0, to, y, args.code) == 0) {
+        continue;
+      }
+      // Rare: the place of a NaN, or in bfloat16 of 2^121 or more. Channel by channel.
+#pragma unroll 1
+      for (int c = 0; c < V; ++c) {
+        Best of_channel[1] = {{-INFINITY, 0}};
+#pragma unroll
+        for (int k = 0; k < K * K; ++k) {
+          of_channel[0].take(element(load<1>(line[k / K] + k % K * kPitch<Tile> + c), 0), k);
+        }
+        store_best<true>(of_channel, to + c, y, args.code);
+      }
     }
   }
 }
@@ -165,18 +182,19 @@ __device__ __forceinline__ void consume(const StageArguments& args, unsigned cha
     }
     mbarrier_wait(&barriers.pooled, parity ^ 1);
 #pragma unroll
-    for (int j = 0; j < Tile::kColumns; j += kSlab) {
+    for (int j = 0; j < Tile::kColumns; j += kSlab<T>) {
       if (at.column + j >= args.columns) {
         break;
       }
-      float added[kSlab / 4];
+      float added[kSlab<T> / 4];
       load_bias<T>(args, at.group, at.column + j, added);
 #pragma unroll
       for (int i = 0; i < Tile::kHeight; ++i) {
-        int32_t pixel = begin + (consumer * Tile::kHeight + i) * 64 + warp * 16 + lane % 16;
-        pixel -= pixel >= ring_pixels ? ring_pixels : 0;
-        T* const to = rows + pixel * kPitch<Tile> + j + lane / 16 * 8;
-        store_sums<T>(sums[i], j, added, true, [&](int chunk) { return to + 8 * chunk; });
+        store_sums<T>(sums[i], j, added, true, [&](int row, int column) {
+          int32_t pixel = begin + (consumer * Tile::kHeight + i) * 64 + warp * 16 + row;
+          pixel -= pixel >= ring_pixels ? ring_pixels : 0;
+          return rows + pixel * kPitch<Tile> + j + column;
+        });
       }
     }
     __syncwarp();
@@ -241,7 +259,8 @@ int64_t ring_rows(int64_t width, int64_t band_rows) {
 
 template <class Tile>
 int64_t shared_bytes(int64_t width, int64_t band_rows) {
-  return Tile::kStagesBytes + ring_rows<Tile>(width, band_rows) * width * kPitch<Tile> * 2 + kAlignment;
+  return Tile::kStagesBytes + ring_rows<Tile>(width, band_rows) * width * kPitch<Tile> * sizeof(typename Tile::T) +
+         kAlignment;
 }
 
 template <class Tile>
@@ -274,14 +293,31 @@ constexpr TileChoice choice() {
   return {Tile::kDepth, Tile::kRows, Tile::kColumns, shared_bytes<Tile>, launch_stage<Tile>};
 }
 
-// For AlexNet's first, second and fifth stage, and for few images of the latter two.
+// For AlexNet's first, second and fifth stage, and for few images of the latter two. Rows of float32 leave less room
+// for stages: its first three are smaller, and two of them one.
 template <class T>
-constexpr TileChoice kTiles[] = {
+constexpr TileChoice kHalfTiles[] = {
     choice<WgmmaTile<T, 3, 2, 64, 4>>(),
     choice<WgmmaTile<T, 4, 1, 192, 3>>(),
     choice<WgmmaTile<T, 4, 1, 128, 4, 3>>(),
     choice<WgmmaTile<T, 4, 1, 64, 6>>(),
 };
+constexpr TileChoice kTf32Tiles[] = {
+    choice<WgmmaTile<float, 3, 1, 64, 4>>(),
+    choice<WgmmaTile<float, 4, 1, 128, 3>>(),
+    choice<WgmmaTile<float, 4, 1, 64, 6>>(),
+};
+
+struct Tiles {
+  const TileChoice* first;
+  int32_t count;
+};
+
+Tiles tiles_of(DType dtype) {
+  return dtype == DType::f32
+             ? Tiles{kTf32Tiles, std::size(kTf32Tiles)}
+             : Tiles{dtype == DType::f16 ? kHalfTiles<f16> : kHalfTiles<bf16>, std::size(kHalfTiles<f16>)};
+}
 
 constexpr int64_t kSharedLimit = 226 * 1024;  // what a block of sm_90 may have, less its barriers
 
@@ -295,9 +331,10 @@ struct Plan {
 // equal ones the larger bands. No tile if none takes the stage.
 Plan choose(const StageParams& p, const Gather& g, int multiprocessors) {
   Plan best;
-  const auto& tiles = p.conv.dtype == DType::f16 ? kTiles<f16> : kTiles<bf16>;
-  for (const TileChoice& tile : tiles) {
-    if (p.conv.tile != 0 && &tile != &tiles[p.conv.tile - 1]) {
+  const Tiles tiles = tiles_of(p.conv.dtype);
+  for (int32_t i = 0; i < tiles.count; ++i) {
+    const TileChoice& tile = tiles.first[i];
+    if (p.conv.tile != 0 && i != p.conv.tile - 1) {
       continue;
     }
     const int64_t columns = ceil_div(p.conv.out_channels / p.conv.groups, int64_t{tile.columns}) * p.conv.groups;
@@ -305,7 +342,7 @@ Plan choose(const StageParams& p, const Gather& g, int multiprocessors) {
       const int64_t jobs = p.conv.batch * columns * ceil_div(p.pooled_height, rows);
       const int64_t tiles_each = ceil_div(((rows - 1) * S + K) * p.conv.out_width, int64_t{tile.rows});
       const double time = static_cast<double>(ceil_div(jobs, int64_t{multiprocessors}) * tiles_each) * g.kernel_h *
-                          g.kernel_w * cycles(g, tile.depth, tile.rows, tile.columns);
+                          g.kernel_w * cycles(g, p.conv.dtype, tile.depth, tile.rows, tile.columns);
       if (tile.shared_bytes(p.conv.out_width, rows) <= kSharedLimit && time < best.cycles) {
         best = {&tile, rows, time};
       }
@@ -331,20 +368,20 @@ int conv_stage_fwd(const StageParams& p, void* stream) {
   if (const int error = hopper_multiprocessors(multiprocessors)) {
     return error;
   }
-  constexpr int32_t kOwn = std::size(kTiles<f16>);
-  if (!covers(p.conv) || p.conv.tile < 0 || p.conv.tile > kOwn + kFirstTiles) {
+  const int32_t own_tiles = tiles_of(p.conv.dtype).count;
+  if (!covers(p.conv) || p.conv.tile < 0 || p.conv.tile > own_tiles + kFirstTiles) {
     return cudaErrorInvalidValue;
   }
   const Gather gather = input_gather(p.conv, input_fold(p.conv));
-  if (!takes(p.conv.dtype, gather, p.conv.out_channels / p.conv.groups, p.conv.groups, p.pooled) || !pools(p) ||
-      !aligned_16(p.code)) {
+  if (!takes(p.conv.dtype, p.conv.allow_tf32, gather, p.conv.out_channels / p.conv.groups, p.conv.groups, p.pooled) ||
+      !pools(p) || !aligned_16(p.code)) {
     return cudaErrorNotSupported;
   }
   const FirstPooling pooling{p.pooled_height, p.pooled_width, p.pooled, p.code};
-  const bool own = p.conv.tile <= kOwn, first = p.conv.tile == 0 || !own;
+  const bool own = p.conv.tile <= own_tiles, first = p.conv.tile == 0 || !own;
   const Plan plan = own ? choose(p, gather, multiprocessors) : Plan{};
   const FirstPlan first_plan = first ? plan_first(shape_of(p.conv, input_fold(p.conv)), pooling, multiprocessors,
-                                                  std::max(p.conv.tile - kOwn, 0))
+                                                  std::max(p.conv.tile - own_tiles, 0))
                                      : FirstPlan{};
   if (plan.tile == nullptr && first_plan.tile == 0) {
     return cudaErrorNotSupported;
