@@ -95,7 +95,8 @@ def suite(launcher: str) -> dict[str, Callable[[], None]]:
         found["test_planes_in_shared_memory"] = lambda: test_pointwise.run_and_check("threads", few)
         found["test_ties"] = lambda: test_pointwise.test_ties(torch.float32, False)
     if stem == "epilogue":
-        few = [task for task in test_pointwise.pairs(torch.bfloat16) if task.case.launcher == launcher]
+        both = [task for dtype in (torch.bfloat16, torch.float32) for task in test_pointwise.pairs(dtype)]
+        few = [task for task in both if task.case.launcher == launcher]
         found["test_lrn_and_pool_in_pairs"] = lambda: test_pointwise.run_and_check("threads", few)
         tiles = [task for task in test_pointwise.epilogue_planes(torch.bfloat16) if task.case.launcher == launcher]
         found["test_lrn_of_planes_in_shared_memory"] = lambda: test_pointwise.run_and_check("threads", tiles)
