@@ -308,7 +308,7 @@ def wanted_instructions(kernel: Kernel) -> list[str]:
         return wanted + ([] if kernel.family == "conv_weight_gradient" else [r"STG\.E\.128"])
     early = [r"ACQBULK", r"PREEXIT"]  # which wait for the kernel before, and let go the one behind
     if kernel.family == "sm90::conv_add_splits":
-        return [*early, r"LDG\.E\.128", rf"STG\.E\.{128 if kernel.arguments[0] == 'float' else 64}"]
+        return [*early, r"LDG\.E\.128", rf"STG\.E\.{128 if 'float' in kernel.name else 64}"]
     if kernel.hopper:  # products of operands in shared memory, which bulk copies bring, and registers handed out anew
         columns = 192 if kernel.family == "sm90::conv_weight_gradient" else kernel.arguments[-3]
         tf32 = "float" in kernel.name  # whose pairs are stored without stmatrix, without conflicts of banks

@@ -107,11 +107,12 @@ def check_masked_run() -> None:
         for stem, page in pages.items():
             library.impl(f"{stem}_tuned", page._tuned, "CPU")
             patch.setitem(backends.AUTO["cpu"], stem, "tuned")
-        patch.setattr(torch.backends.cudnn.conv, "fp32_precision", "tf32")
+        torch.backends.cudnn.conv.fp32_precision = "tf32"
         patch.setattr(tuning, "capability", lambda device: (9, 0))
         patch.setattr(tuning, "shipped", lambda form, device: "cuda_sm90" if "input" in form.operator else "cuda")
         backends.forget()
         found = torch.autograd.grad(FusedSequential(*plain)(x).sum(), list(plain.parameters()))
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
     backends.forget()
     assert noted == [(True, True, True), (True, True, True), (True, False, False)]
     for one, other in zip(found, torch.autograd.grad(plain(x).sum(), list(plain.parameters())), strict=True):

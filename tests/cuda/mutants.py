@@ -659,7 +659,7 @@ SM90_MUTANTS = [
         "nobody asks whether float32 may be rounded",
         SHARED,
         "(dtype != DType::f32 || allow_tf32) && ",
-        "",
+        "(allow_tf32 || !allow_tf32) && ",
     ),
     Mutant(
         "sm90::conv_stage_fwd",
