@@ -135,14 +135,13 @@ std::vector<float> load_operand(Element element, const Operand& operand, int fir
   return values;
 }
 
-// The same of a warp's registers.
+// The same of a warp's registers, whose elements have 16 bits.
 std::vector<float> load_registers(Element element, const Registers& registers) {
-  std::vector<float> values(kDepth * kRows);
+  std::vector<float> values(kDepthBytes / 2 * kRows);
   for (int lane = 0; lane < 32; ++lane) {
     for (int i = 0; i < 8; ++i) {
       const int row = lane / 4 + i / 2 % 2 * 8, depth = lane % 4 * 2 + i / 4 * 8 + i % 2;
-      const uint32_t pair = registers.values[lane][i / 2];
-      values[depth * kRows + row] = decode(element, static_cast<uint16_t>(pair >> 16 * (i % 2)));
+      values[depth * kRows + row] = decode(element, reinterpret_cast<const char*>(registers.values[lane]) + 2 * i);
     }
   }
   return values;
