@@ -15,7 +15,9 @@ bool pools(const EpilogueParams& p) { return p.window.kernel_h > 0; }
 Cut cut(const EpilogueParams& p) {
   const int64_t together = normalizes(p) ? 0 : kLittle;
   if (pools(p)) return Cut(p.batch, p.height, p.width * p.channels, together);
-  return Cut(p.batch, ceil_div(p.height * p.width, kUnit), kUnit * p.channels, together);
+  // The last unit may be short: 13 x 13 pixels are three units, and no more than kLittle elements of 384 channels.
+  const int64_t units = ceil_div(p.height * p.width, kUnit), elements = p.batch * p.height * p.width * p.channels;
+  return Cut(p.batch, units, kUnit * p.channels, elements <= together ? p.batch * units * kUnit * p.channels : 0);
 }
 
 // An item's two rows of db_partial, sums and what rounding lost of them, or null.
