@@ -286,7 +286,7 @@ int encode(const Tensors& t, Fault fault, Arguments& args) {
   }
   const bool turned = fault == Fault::wrong_axes;
   error |= encode_tiled<5, Swizzle::none>(
-      args.row, t.x, {8, turned ? kChannels / 8u : kPixels, turned ? kPixels : kChannels / 8u, 1, 1},
+      args.row, Elements::bits16, t.x, {8, turned ? kChannels / 8u : kPixels, turned ? kPixels : kChannels / 8u, 1, 1},
       {turned ? 16 : kWeight, turned ? kWeight : 16, kWeight, kWeight},
       {8, turned ? 2u : kRead, turned ? uint32_t{kRead} : 2, 1, 1});
   args.of_weight = t.weight;
