@@ -302,10 +302,11 @@ constexpr TileChoice kHalfTiles[] = {
     choice<WgmmaTile<T, 4, 1, 128, 4, 3>>(),
     choice<WgmmaTile<T, 4, 1, 64, 6>>(),
 };
+template <class T>
 constexpr TileChoice kTf32Tiles[] = {
-    choice<WgmmaTile<float, 3, 1, 64, 4>>(),
-    choice<WgmmaTile<float, 4, 1, 128, 3>>(),
-    choice<WgmmaTile<float, 4, 1, 64, 6>>(),
+    choice<WgmmaTile<T, 3, 1, 64, 4>>(),
+    choice<WgmmaTile<T, 4, 1, 128, 3>>(),
+    choice<WgmmaTile<T, 4, 1, 64, 6>>(),
 };
 
 struct Tiles {
@@ -315,7 +316,7 @@ struct Tiles {
 
 Tiles tiles_of(DType dtype) {
   return dtype == DType::f32
-             ? Tiles{kTf32Tiles, std::size(kTf32Tiles)}
+             ? Tiles{kTf32Tiles<float>, std::size(kTf32Tiles<float>)}
              : Tiles{dtype == DType::f16 ? kHalfTiles<f16> : kHalfTiles<bf16>, std::size(kHalfTiles<f16>)};
 }
 
