@@ -12,7 +12,7 @@ The sections, in their order; ``peers``, which takes minutes, runs only where it
 ``training``   training steps, likewise
 ``host``       what a call keeps the host busy, of each public function and of nets
 ``gradients``  the convolutions' gradients, by every implementation, cold
-``small``      layers as before, of one image
+``small``      layers as before, of one image, and linear layers of one and of eight
 ``sm90``       layers and gradients by Hopper's kernels, on compute capability 9.0
 ``triton``     Triton's kernels, which have to be compiled first
 ``peers``      torch.compile and JAX, where they are installed
@@ -41,6 +41,7 @@ import torch
 from torch import Tensor
 
 from alexnet_fast import tuning
+from alexnet_fast.ops.linear_relu import MOST_ROWS
 from tests.ops.samples import Sample, linear_relu_dropout
 
 from . import (
@@ -53,6 +54,7 @@ from . import (
     machine,
     peers,
 )
+from .bench_linear_int8 import LAYERS
 from .cases import FORMS
 from .gpu import Clock
 from .quick_rows import (
@@ -63,6 +65,7 @@ from .quick_rows import (
     gradient_row,
     host_row,
     layer_row,
+    linear_row,
     net_calls,
     net_row,
     pointwise_rows,
@@ -154,6 +157,9 @@ def host(place: Place) -> Iterator[Case]:
 
 def small(place: Place) -> Iterator[Case]:
     yield from layers(place, (1,))
+    for name in LAYERS:
+        for rows in (1, MOST_ROWS):
+            yield f"{name}, {rows} rows", partial(linear_row, place, name, rows)
 
 
 def sm90(place: Place) -> Iterator[Case]:

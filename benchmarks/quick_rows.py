@@ -18,6 +18,7 @@ from torch import Tensor
 from alexnet_fast import AlexNet, backend, pack
 from alexnet_fast.ops.conv_relu import FORWARDS, INPUT_GRADIENTS, WEIGHT_GRADIENTS
 from alexnet_fast.ops.conv_stage import FORWARDS as STAGE_FORWARDS
+from alexnet_fast.ops.linear_relu import FORWARDS as LINEAR_FORWARDS
 from alexnet_fast.ops.registry import family
 from tests.ops.calls import Calls, calls_of
 from tests.ops.compare import results as gradients_of
@@ -26,6 +27,7 @@ from tests.ops.samples import Sample
 from . import host as tiny
 from . import peers
 from .bench_alexnet import GPU_BATCHES, labels_of, net_bytes_and_flops, on_device
+from .bench_linear_int8 import LAYERS
 from .bench_train_step import LABELS, net_and_batch, step_bytes_and_flops, step_of
 from .cases import BATCHES, FORMS
 from .gpu import Clock, rounds_of
@@ -260,6 +262,22 @@ def gradient_row(place: Place, sample: Sample, batch: int, bench: str, only: str
     sides = {name: partial(call, dy, x, weight, *rest) for name, call in CANDIDATES[bench].items()}
     found = raced(place.clock, chosen(sides, only))
     yield finished(found, labels(bench, sample, batch, "backward"), sample, batch, only)
+
+
+def linear_row(place: Place, name: str, rows: int) -> Iterator[Row]:
+    """Of fc6, fc7 or fc8 what auto chooses from, and torch's functions. fc8 has no ReLU."""
+    (inputs, outputs), relu = LAYERS[name], name != "fc8"
+    sizes = (rows, inputs), (outputs, inputs), (outputs,)
+    x, weight, bias = (torch.randn(size, device=place.device, dtype=HALF) for size in sizes)
+    sides: dict[str, Call] = {"eager": lambda: F.relu(F.linear(x, weight, bias)) if relu else F.linear(x, weight, bias)}
+    sides |= {name: partial(call, x, weight, bias, relu) for name, call in LINEAR_FORWARDS.items()}
+    case = f"{name} {inputs} to {outputs}, {rows} rows"
+    named = {"bench": "linear_relu", "case": case, "dtype": short(HALF), "layout": "contiguous", "pass": "forward"}
+    with torch.inference_mode():
+        found = raced(place.clock, sides)
+    yield (
+        named | {"backend": "cuda", "bytes": HALF.itemsize * weight.numel(), "flops": 2 * rows * weight.numel()} | found
+    )
 
 
 def first_of(call: Callable[..., Any], *arguments: Any) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -52,6 +52,12 @@ def small_net(variant: str) -> AlexNet:
     return net
 
 
+def without_switch(operator) -> Callable:
+    """What takes the arguments of Hopper's operator, which is told of TF32, for ``operator``."""
+    count = len(operator._schema.arguments)
+    return lambda *arguments: operator(*arguments[:count])
+
+
 @pytest.fixture
 def place(monkeypatch) -> Iterator[Place]:
     """A CPU in a card's place: oneDNN for every kind of convolution, and some of the cases, of few pixels."""
@@ -65,8 +71,8 @@ def place(monkeypatch) -> Iterator[Place]:
     monkeypatch.setattr(quick, "HOST", quick.HOST[-1:])
     monkeypatch.setattr(quick_rows, "family", lambda name: NATIVE)
     monkeypatch.setattr(torch, "cudnn_convolution_relu", lambda *arguments: F.relu(F.conv2d(*arguments)))
-    for stem, library in tuning.LIBRARY.items():
-        monkeypatch.setitem(quick_rows.CANDIDATES[stem], "triton", quick_rows.CANDIDATES[stem][library])
+    for stem, candidates in quick_rows.CANDIDATES.items():
+        monkeypatch.setitem(candidates, "triton", candidates[tuning.LIBRARY[stem]])
     monkeypatch.setattr(tuning, "capability", lambda device: (9, 0))
     monkeypatch.setattr(torch, "compile", lambda net, mode: net)
     monkeypatch.setattr(peers, "compiled", lambda net, x: lambda: net(x))
@@ -77,8 +83,10 @@ def place(monkeypatch) -> Iterator[Place]:
     torch.set_num_threads(1)
     with torch.library._scoped_library("alexnet_fast", "IMPL") as library:
         for name in ("conv_relu", "conv_relu_backward", "conv_stage"):
-            for family in ("cuda", "sm90"):
-                library.impl(f"{name}_{family}", getattr(NATIVE, name), "CPU")
+            operator = getattr(NATIVE, name)
+            library.impl(f"{name}_cuda", operator, "CPU")
+            library.impl(f"{name}_sm90", without_switch(operator), "CPU")
+        library.impl("linear_relu_cuda", NATIVE.linear_relu, "CPU")
         yield Place(Clock(), "cpu", "cpu", batches=(2,), net_batches=(1,))
     torch.set_num_threads(before)
 
@@ -90,7 +98,7 @@ def test_every_section_runs(place, tmp_path):
     assert [row for row in found["rows"] if "failed" in row] == []
     assert (last["failed"], last["left_out"], found["left_out"]) == (0, {}, {})
     assert found["ceilings"] == CEILINGS
-    us = {name: {} for name in ("lrn", "conv_relu", "conv_stage", "conv_backward_weight", "alexnet", "train_step")}
+    us: dict[str, dict] = {}
     for row in results.merged(found["rows"]):
         us.setdefault(row["bench"], {}).update(row["us"])
         assert all(time > 0 for time in row["us"].values())
@@ -98,6 +106,7 @@ def test_every_section_runs(place, tmp_path):
     candidates = {stem: {name for name in calls if ":" not in name} for stem, calls in quick_rows.CANDIDATES.items()}
     assert set(us["conv_relu"]) == {*candidates["conv_relu"], "eager", "cudnn"}
     assert set(us["conv_stage"]) == {*candidates["conv_stage"], "eager"}
+    assert set(us["linear_relu"]) == {"eager", "cublas", "cuda"}
     assert set(us["conv_backward_weight"]) == candidates["conv_backward_weight"]
     plain = {"eager", "auto", "cpu"}
     assert set(us["alexnet"]) == {*plain, *(f"{side}, graph" for side in plain), "compile"}

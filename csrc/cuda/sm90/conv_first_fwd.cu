@@ -550,7 +550,7 @@ double first_cycles(const Convolution& c, const FirstPooling& pooling, int pixel
 FirstPlan plan_first(const Convolution& c, const FirstPooling& pooling, int multiprocessors, int32_t tile) {
   const Gather& g = c.gather;
   FirstPlan best;
-  if (c.dtype == DType::f32 || c.mask != nullptr || c.groups != 1 || c.columns > 2 * kFilters || g.kernel_h != kTaps ||
+  if (c.dtype == DType::f32 || c.groups != 1 || c.columns > 2 * kFilters || g.kernel_h != kTaps ||
       g.kernel_w != kTaps || (g.dilation_h | g.dilation_w) != 1 || g.chunks < kChunks - 1 || g.chunks > kChunks) {
     return best;
   }

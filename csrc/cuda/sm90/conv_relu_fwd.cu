@@ -573,7 +573,9 @@ int convolve(const Convolution& c, void* stream) {
   const Split split = cut ? choose_split(c) : Split{pixels, 1, 0, 0};
   if (split.first > 0) {
     const bool any = c.tile == 0 && split.first == pixels;
-    const FirstPlan first = any || first_tile != 0 ? plan_first(c, {}, multiprocessors, first_tile) : FirstPlan{};
+    // It masks nothing. That choose_split() counts on it all the same keeps room for pieces the same with a mask.
+    const bool tries_first = (any || first_tile != 0) && c.mask == nullptr;
+    const FirstPlan first = tries_first ? plan_first(c, {}, multiprocessors, first_tile) : FirstPlan{};
     if (first_tile != 0 && first.tile == 0) {
       return cudaErrorNotSupported;
     }
