@@ -601,13 +601,13 @@ def test_two_hundred_random_stages(kind):
     check(kind, [hopper_stage(one, (BF16, F16)[n % 2], seed=n) for n, one in enumerate(some)])
 
 
-@pytest.mark.parametrize("mode", [BF16, F16, TF32], ids=str)
+OF_NAN = Shape("27 x 27", 1, 8, 27, 27, 24, (1, 1), bias=False)
+OF_NAN_FIRST = Shape("first", 1, 40, 27, 59, 24, (3, 3), bias=False, tile=STAGE_TILES + 1)
+
+
 @pytest.mark.parametrize(
-    "shape",
-    [
-        Shape("27 x 27", 1, 8, 27, 27, 24, (1, 1), bias=False),
-        Shape("first", 1, 40, 27, 59, 24, (3, 3), bias=False, tile=STAGE_TILES + 1),
-    ],
+    ("shape", "mode"),
+    [*((OF_NAN, mode) for mode in (BF16, F16, TF32)), (OF_NAN_FIRST, BF16), (OF_NAN_FIRST, F16)],
     ids=str,
 )
 def test_nan_wins_its_windows(shape, mode):
