@@ -284,8 +284,8 @@ def test_two_hundred_random_first_convolutions(kind):
 
 
 def test_first_convolution_as_a_gradient():
-    """dx of a convolution with 40 or 48 filters is one, without ReLU and bias; its tile is chosen by estimate. Masked it
-    takes no other memory, by another kernel."""
+    """dx of a convolution with 40 or 48 filters is one, without ReLU and bias; its tile is chosen by estimate. Masked,
+    by another kernel, it takes no other memory."""
     some = [
         Shape("3x3", 2, 64, 9, 56, 48, (3, 3), padding=(1, 1)),
         Shape("not padded", 1, 24, 7, 58, 40, (3, 3)),
