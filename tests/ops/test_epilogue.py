@@ -120,10 +120,10 @@ def test_bias_gradient_of_many_pixels(dtype, backend, device):
 @LAYOUTS
 @pytest.mark.parametrize("stage", [{}, {"pool": Pool(3, 2)}], ids=["ReLU", "pool"])
 def test_bias_gradient_of_a_large_plane(stage, layout, backend, device):
-    """Tenths, of which one accumulator a vector's lane would lose digits: 1 in 100,000."""
+    """Tenths, of which one accumulator a vector's lane would lose digits: 4 in 100,000 with sixteen lanes."""
     z = relayout(torch.ones(1, 2, 1000, 1000, device=device), layout)
     bias = torch.zeros(2, device=device, requires_grad=True)
     y = ops.epilogue(z, bias, **stage, backend=backend)
     dy = torch.full_like(y, 0.1)
     (db,) = torch.autograd.grad(y, bias, dy)
-    torch.testing.assert_close(db.double(), dy.double().sum((0, 2, 3)), rtol=1e-6, atol=0)
+    torch.testing.assert_close(db.double(), dy.double().sum((0, 2, 3)), rtol=1e-5, atol=0)
