@@ -153,18 +153,22 @@ def _backward_in_run(dy, x, weight, y, stride, padding, dilation, groups, wanted
     first = of_input or of_weight or NATIVE.conv_relu_backward
     if of_weight in (None, first) and first is not _sm90_backward:
         return *first(dy, x, weight, y, *geometry, wanted), torch.empty(0)
-    # Each on its own, of a dy that is masked once; on the way there is the bias's gradient, which SM90's have not.
-    dbias = x.new_empty(0)
+    # Each on its own, of a dy that is masked once. The bias's gradient comes on the way there, or with the weight's.
+    dbias = dweight = x.new_empty(0)
+    adds = wanted[2] and y is None
     if y is not None:
         no_code = dy.new_empty(0, dtype=torch.uint8)
         dy, dbias = NATIVE.epilogue_backward(dy, no_code, y, *y.shape[2:], wanted[2], *NO_LRN, *NO_POOL[:3])
-    elif wanted[2]:
-        dbias = dy.sum((0, 2, 3))
+    elif adds and not of_weight:
+        dbias, adds = dy.sum((0, 2, 3)), False
     operands = dy, x, weight, *geometry
     masked = masks and of_input is _sm90_backward and x.data_ptr() % convolution.CHUNK == 0
     of_input = partial(_sm90_backward, mask_dx=True) if masked else of_input
     dx = _gradient(of_input, 0, *operands) if of_input else x.new_empty(0)
-    return dx, _gradient(of_weight, 1, *operands) if of_weight else x.new_empty(0), dbias, torch.empty(int(masked))
+    if of_weight:
+        _, dweight, added = of_weight(dy, x, weight, None, *geometry, [False, True, adds])
+        dbias = added if adds else dbias
+    return dx, dweight, dbias, torch.empty(int(masked))
 
 
 def _tuned_backward(*arguments):

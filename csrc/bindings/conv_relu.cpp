@@ -91,7 +91,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_relu_backward(const Tensor& grad, const 
                                 false);
 }
 
-// As conv_relu_sm90. The bias's gradient it refuses as well, and in float32 the weight's.
+// As conv_relu_sm90. The bias's gradient without the weight's it refuses as well, and in float32 the weight's.
 std::tuple<Tensor, Tensor, Tensor> conv_relu_backward_sm90(const Tensor& grad, const Tensor& input,
                                                            const Tensor& kernel, const std::optional<Tensor>& output,
                                                            const Ints& stride, const Ints& padding,

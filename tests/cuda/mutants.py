@@ -715,6 +715,20 @@ SM90_MUTANTS = [
     ),
     Mutant(
         "sm90::conv_relu_bwd",
+        "the bias's gradient reads chunks where no swizzle has put them",
+        BWD,
+        "(chunk ^ pixel % 8) * kChunkBytes",
+        "chunk * kChunkBytes",
+    ),
+    Mutant(
+        "sm90::conv_relu_bwd",
+        "a stage is given back while other lanes add it up",
+        BWD,
+        "      __syncwarp();  // before the stage is given back\n",
+        "",
+    ),
+    Mutant(
+        "sm90::conv_relu_bwd",
         "blocks of columns lie where the first one lies",
         BWD,
         "matrix_descriptor(stage + kConsumers * kBox, kBox)",

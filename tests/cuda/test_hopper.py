@@ -107,7 +107,7 @@ def hopper_backward(
     shape: Shape, mode: Mode, whole_numbers: bool = True, masks: bool = True, mask_dx: bool = False, **case
 ) -> Expected:
     """As :func:`backward`, of Hopper's launcher, and of the gradients that it gives. ``mask_dx``: dx is masked too."""
-    wanted = ("dx", "dweight") if turns(shape, mode) and not shape.tile else ("dweight",)
+    wanted = ("dx", "dweight", "dbias") if turns(shape, mode) and not shape.tile else ("dweight", "dbias")
     wanted = ("dx",) if mode is TF32 else wanted
     general, exact = backward(shape, mode, whole_numbers, masks, wanted, **case)
     if mask_dx and "dx" in exact:
@@ -696,13 +696,14 @@ def test_refused_shapes(shape):
 
 
 def test_refused_dtype_and_tile():
-    """float32 without TF32, and its weight gradient with it; a tile that there is not; the bias's gradient."""
+    """float32 without TF32, and its weight gradient with it; a tile that there is not; the bias's gradient
+    alone."""
     wrong = [hopper(TYPICAL[0], F32)[0], hopper(replace(TYPICAL[0], tile=TILES + FIRST_TILES + 1), BF16)[0]]
     wrong += [
         hopper_backward(TYPICAL[0], F32)[0],
         replace(backward(TYPICAL[0], F32, wanted=("dx",))[0], launcher=wrong[0].launcher[:-3] + "bwd"),
         replace(backward(TYPICAL[0], TF32, wanted=("dweight",))[0], launcher=wrong[0].launcher[:-3] + "bwd"),
-        replace(backward(TYPICAL[0], BF16)[0], launcher=wrong[0].launcher[:-3] + "bwd"),
+        replace(backward(TYPICAL[0], BF16, wanted=("dbias",))[0], launcher=wrong[0].launcher[:-3] + "bwd"),
     ]
     errors = [result.error for result in host_build.run("threads", wrong)]
     unsupported = CUDA_ERROR_NOT_SUPPORTED

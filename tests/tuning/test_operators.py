@@ -57,7 +57,7 @@ def _native(name: str, family: str, *arguments):
         *arguments, _tf32 = arguments[:-1] if masks else arguments
     wanted = arguments[-1] if name == "conv_relu_backward" else None
     ran.append(f"{name} {family} {wanted}" if wanted else f"{name} {family}")
-    if wanted and family == "sm90" and wanted[2]:
+    if wanted and family == "sm90" and wanted[2] and not wanted[1]:
         raise RuntimeError("conv_relu_backward_sm90: operation not supported")
     result = getattr(NATIVE, name)(*arguments)
     if family == "sm90" and masks:
@@ -151,12 +151,13 @@ def test_every_choice_computes_the_operator(stem, forward, gradients, hopper, on
     assert ran == noted(stem, forward) + passes
 
 
-def test_a_masked_gradient_has_a_bias_too(hopper, on_cpu):
-    """Where no kernel that was chosen makes it."""
+@pytest.mark.parametrize("of_weight", [True, False])
+def test_a_masked_gradient_has_a_bias_too(of_weight, hopper, on_cpu):
+    """With the weight's, or where that is not wanted by itself."""
     on_cpu(conv_backward_input="cuda_sm90", conv_backward_weight="cuda_sm90")
     x, weight, _ = (tensor.detach() for tensor in tensors(torch.float16))
     dy = torch.ones(2, 8, 9, 9, dtype=torch.float16)
-    arguments = dy, x, weight, None, [1, 1], [1, 1], [1, 1], 1, [True, True, True]
+    arguments = dy, x, weight, None, [1, 1], [1, 1], [1, 1], 1, [True, of_weight, True]
     for one, other in zip(TUNED["conv_relu_backward"](*arguments), NATIVE.conv_relu_backward(*arguments), strict=True):
         torch.testing.assert_close(one, other)
 

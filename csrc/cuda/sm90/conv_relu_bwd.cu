@@ -4,8 +4,8 @@
 //   dx  is the forward kernel's convolution of m with the weight turned by 180 degrees and its channels exchanged.
 //   dw  is a product over pixels:  dw[k][(r, s, c)] = sum over pixels of m[pixel][k] * x[pixel's window][(r, s, c)].
 //
-// The bias's gradient is m's sum over pixels, which the pass that masks can give (epilogue_bwd.cu); it is not made
-// here.
+//   db  is m's sum over pixels. With dw it comes on the way: the consumers of the first column tile add up the stages
+//       that they multiply. Without dw the pass that masks can give it (epilogue_bwd.cu); it is not made here.
 //
 // dw's tile is 128 output channels x 3 blocks of 64 channels, each at a tap of its own; its depth is pixels, 64 a
 // stage. Copies bring a line of 64 channels for each pixel, and wgmma takes just that as an operand that is contiguous
@@ -24,10 +24,10 @@
 // channels exchanged.
 //
 // Where x is the output of a ReLU, dx can come masked (mask_dx): the forward kernel's consumers read x as they store,
-// and so do those who add up pieces. The layer before then needs no pass that reads dx and x and writes m,
-// three tensors; x is read once, and where its bias wants a gradient another pass reads m. In all a tensor less in
-// memory, two without the bias. What it costs: a warp waits for x once a piece, 700 cycles if nothing hides them (a
-// guess), in conv4 four times in a tile's 44237.
+// and so do those who add up pieces. The layer before then needs no pass that reads dx and x and writes m, three
+// tensors; x is read once, two tensors less in memory. What it costs: a warp waits for x once a piece, 700 cycles if
+// nothing hides them (a guess), in conv4 four times in a tile's 44237. db then comes with dw: a lane's 16 loads and 32
+// sums a stage, in blocks of the first of a dozen column tiles, beside products that wait for L2.
 //
 // float32 has dx by TF32, as forward, and no dw: wgmma takes operands that are contiguous along rows or columns in 16
 // bits alone. x and m would have to be written anew with pixels fastest: in conv2 at batch 128 24 and 72 MB, there and
@@ -56,6 +56,7 @@ struct Arguments {
   int32_t groups;
   int64_t depth, stages, stages_each;  // of all pixels, of one run
   float* out;                          // (runs, groups * rows, depth)
+  float* bias;                         // (runs, groups * rows), or null
 };
 
 struct Column {
@@ -69,6 +70,21 @@ __device__ __forceinline__ Column column_of(const Arguments& args, int64_t colum
   const uint32_t tap = args.slabs.divide_small(block, slab);
   const uint32_t r = args.kernel_w.divide_small(tap, s);
   return {static_cast<int32_t>(slab) * 64, static_cast<int32_t>(r), static_cast<int32_t>(s)};
+}
+
+// Adds to a lane's sums, of channels 16 warp + 2 (lane % 8) and + 1, every fourth pixel of a box: lanes of one pixel
+// have two chunks of it, and those of four pixels, whose swizzles differ, meet in no bank.
+template <class T>
+__device__ __forceinline__ void add_pixels(const unsigned char* box, int warp, int lane, float (&sums)[2]) {
+  const int chunk = 2 * warp + lane % 8 / 4;
+#pragma unroll
+  for (int i = 0; i < kPixels / 4; ++i) {
+    const int pixel = i / 2 * 8 + lane / 8 * 2 + i % 2;
+    const Pack<T, 2> pair = load<2>(
+        reinterpret_cast<const T*>(box + pixel * kLine + (chunk ^ pixel % 8) * kChunkBytes + lane % 4 * 2 * sizeof(T)));
+    sums[0] += element(pair, 0);
+    sums[1] += element(pair, 1);
+  }
 }
 
 template <class T>
@@ -115,7 +131,8 @@ __global__ void __launch_bounds__(kThreads, 1) conv_weight_gradient(const ALEXNE
 
   more_registers<kConsumerRegisters>();
   const int consumer = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
-  float sums[kColumns / 2];
+  const bool sums_bias = args.bias != nullptr && column_tile == 0;
+  float sums[kColumns / 2], bias[2] = {};
   uint32_t read = 0;
   for (int64_t slab = begin; slab < end; ++slab) {
     mbarrier_wait(ring.full + place.stage, place.parity);
@@ -130,6 +147,10 @@ __global__ void __launch_bounds__(kThreads, 1) conv_weight_gradient(const ALEXNE
                                                        slab != begin || step != 0);
     }
     wgmma_commit();
+    if (sums_bias) {
+      add_pixels<T>(stage + consumer * kBox, warp, lane, bias);
+      __syncwarp();  // before the stage is given back
+    }
     wgmma_wait<1>();
     if (slab != begin && lane == 0) {
       mbarrier_arrive(ring.empty + read);
@@ -140,8 +161,19 @@ __global__ void __launch_bounds__(kThreads, 1) conv_weight_gradient(const ALEXNE
   wgmma_wait<0>();
   wgmma_done(sums);
 
-  const int64_t first_row = row_tile * kRows + consumer * 64 + warp * 16 + lane / 4;
-  float* const out = args.out + (blockIdx.y * int64_t{args.groups} + group) * args.rows * args.depth;
+  const int64_t warp_row = row_tile * kRows + consumer * 64 + warp * 16, first_row = warp_row + lane / 4;
+  const int64_t run_rows = (blockIdx.y * int64_t{args.groups} + group) * args.rows;
+  if (sums_bias) {
+#pragma unroll
+    for (float& sum : bias) {
+      sum += __shfl_xor_sync(0xffffffff, sum, 8);
+      sum += __shfl_xor_sync(0xffffffff, sum, 16);
+    }
+    if (lane < 8 && warp_row + 2 * lane < args.rows) {
+      store(args.bias + run_rows + warp_row + 2 * lane, pack<float>(bias));
+    }
+  }
+  float* const out = args.out + run_rows * args.depth;
 #pragma unroll
   for (int i = 0; i < kBlocks; ++i) {
     const Column column = column_of(args, column_tile, i);
@@ -173,7 +205,7 @@ struct Plan {
   bool fold_dy, fold_x;
   Fold dy_fold, x_fold;
   int64_t tiles, runs, stages_each;
-  int64_t dy_at, x_at, weight_at, partial_at, dweight_at, bytes;
+  int64_t dy_at, x_at, weight_at, partial_at, dweight_at, dbias_at, bytes;
 };
 
 // The forward convolution of an image like dy to one like x. Its operands are still to come.
@@ -241,6 +273,7 @@ Plan plan(const ConvParams& p) {
       piece(p.dx != nullptr, p.channels * p.window.kernel_h * p.window.kernel_w * out.dy_fold.chunks * kChunkBytes);
   out.partial_at = piece(p.dx != nullptr, partial_bytes(input_gradient_of(p, out.dy_fold)));
   out.dweight_at = piece(p.dweight != nullptr, out.runs * p.out_channels * depth * 4);
+  out.dbias_at = piece(p.dbias != nullptr, out.runs * p.out_channels * 4);
   out.bytes = at;
   return out;
 }
@@ -285,6 +318,7 @@ int weight_gradient(const ConvParams& p, const Plan& plan, const char* m, void* 
   }
   const Gather g = input_gather(p, plan.x_fold);
   float* const out = reinterpret_cast<float*>(workspace + plan.dweight_at);
+  float* const bias = p.dbias == nullptr ? nullptr : reinterpret_cast<float*>(workspace + plan.dbias_at);
   if (plan.runs != 0) {
     Arguments args{};
     args.channels = channels_of(g, p.dtype);
@@ -304,6 +338,7 @@ int weight_gradient(const ConvParams& p, const Plan& plan, const char* m, void* 
     args.stages = ceil_div(g.pixels, int64_t{kPixels});
     args.stages_each = plan.stages_each;
     args.out = out;
+    args.bias = bias;
     const dim3 grid(plan.tiles, plan.runs);
     constexpr size_t kShared = kStages * kStageBytes + kAlignment;
     const int error = p.dtype == DType::f16
@@ -313,7 +348,7 @@ int weight_gradient(const ConvParams& p, const Plan& plan, const char* m, void* 
       return error;
     }
   }
-  return add_splits(p, plan.x_fold, plan.runs, out, nullptr, stream);
+  return add_splits(p, plan.x_fold, plan.runs, out, bias, stream);
 }
 
 }  // namespace
@@ -330,7 +365,7 @@ int conv_relu_bwd(const ConvParams& p, void* stream) {
   if (!covers(p)) {
     return cudaErrorInvalidValue;
   }
-  if ((p.dtype == DType::f32 && p.dweight != nullptr) || p.dbias != nullptr) {
+  if (p.dweight != nullptr ? p.dtype == DType::f32 : p.dbias != nullptr) {
     return cudaErrorNotSupported;
   }
   const Plan plan_ = plan(p);
