@@ -48,7 +48,8 @@ def fold_for(model: nn.Module, config: TrainConfig, device: torch.device, traini
 
     That is on CUDA devices with bfloat16, where the first convolution is one of this package's kernels: they read
     images so, and would fold them in each call. With oneDNN it depends on dtype and processor, which
-    benchmarks/bench_augment.py compares, and images stay as they are. Raises :class:`InputError` where training is asked to fold and cannot.
+    benchmarks/bench_augment.py compares, and images stay as they are. Raises :class:`InputError` where training is
+    asked to fold and cannot.
     """
     features = getattr(model, "features", None)
     fold = input_fold(features) if isinstance(features, FusedSequential) else None
