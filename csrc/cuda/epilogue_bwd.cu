@@ -36,26 +36,32 @@
 // they are there, would be fewer instructions, of elements rounded to 16 bits. Predicted for an H100, not measured: 2.2
 // TB/s, 2.5 in float32.
 //
-// NCHW with LRN and pool, windows of 3 with stride 2 within the image (common/lrn_pool_bwd.cuh): tiles of four rows of
-// 55 pixels and 32 channels, 220 pixels, in float32 of two rows. In bfloat16 sm_90's walk issues 261 for 8 elements and
-// 140 before the first, 38 an element; the gather through the pool 113 for a patch of four pixels of two channels, 16
-// with the channels beside the chunk; copies 4.5, and a thread's place some 640, 20 an element: 79 of the 45 that 3.0
-// TB/s leave for 4.75 bytes, so instructions bind, 1.7 times over; in float32 107 of 89. Before it took 91 and 121,
-// with 24 channels, which spread a place and the channels beside over fewer elements, and a gather of single channels,
-// 62 for four pixels. The first version went through a pixel's windows in loops, of which a warp issues the longest:
-// some 500 an element, and 574 GB/s were measured in float32.
+// NCHW with LRN and pool, windows of 3 with stride 2 within the image (common/lrn_pool_bwd_planes.cuh): tiles of four
+// rows of 55 pixels and, in 16 bits, 96 channels, 224 threads with slices of 24 channels of 56 patches. In bfloat16
+// sm_90's loop has 1,004 for 8 channels of a patch, 31.4 an element: of these the gather has 7.5 (for four pixels 8
+// loads, 4 conversions, 9 comparisons, 9 selections and additions), x 2, sums of squares 2.5, t 1, special functions 2,
+// products 5, sums of q 2, dx 2, the mask 2, a result 2 and sums for the bias 1.7. Before it come 487 for 96 elements,
+// a place and q of the four channels beside a slice; copies take 4.5 an element, and their places 180. Together 44,
+// with 1,029 in float16's loop 45, of the 45.5 that 3.0 TB/s leave for 4.75 bytes and the 31.7 of 4.3: bytes bind on an
+// H100. float32, 48 channels in two slices, which leave an eighth of the lanes without work: 1,301 in the loop, 63
+// together, of 88 and 61.8.
 //
-// The least that the arithmetic needs in 16 bits, an element: of the walk two loads, a conversion, 2.5 for sums of
-// squares, 1 for t, two special functions, 5 products (t^-3/4, 1 / t, a, and two for q), 2 for sums of q, 2 for dx, 2
-// for the mask, a rounding, a store and 1 for db: 22.5, and 1.7 for the channels beside the chunk. Of the gather 9
-// comparisons, 9 masks, 18 conversions, 10 additions and 8 stores for a patch of two channels, and 4 loads: 8.1. Copies
-// 0.7. That is 33, more than the 32 that 4.3 TB/s leave. On an H100 12 are left for addresses, moves, loops and places,
-// which take 46 now. Considered for that: the gather within the walk, by threads that have a patch of 2 x 2 pixels
-// each, without floats in shared memory: one address for four pixels, and windows in vectors of channels. Counted on
-// paper it is 45 to 49, at 128 registers and a quarter of the warps. 63 KB of shared memory, three blocks, two on
-// sm_80. Predicted for an H100, not measured: 1.5 TB/s, 2.1 in float32.
+// The version before took 79 and 107. Its threads gathered patches first, two channels at once, 16 an element with
+// floats in shared memory; walked then through one pixel each, 38; and found a place, 640, once for 32 elements, where
+// this one does for 96: four pixels share it, each warp copies one of the three tensors alone, and no address changes
+// from channel to channel, since rows of AlexNet's tiles lie apart as is known when this is compiled. Two channels at
+// once are more in the gather: a comparison serves two, but what it leaves is converted twice. Scattering, as
+// max_pool_bwd.cu does, is 20 for a window, of which a tile of four rows has 1.5 for four pixels. The first version
+// went through a pixel's windows in loops, of which a warp issues the longest: some 500 an element, and 574 GB/s were
+// measured in float32.
+//
+// What the arithmetic alone needs in 16 bits is the itemised 30 and 3 for the channels beside a slice: 33, more than
+// the 31.7 that 4.3 TB/s leave, so that on an H200 instructions bind, 1.4 times over. 128 registers and 79 KB of shared
+// memory: two blocks, 14 warps, each with four pixels' and two channels' independent work. Predicted for an H100, not
+// measured: 2.3 TB/s, 2.5 in float32.
 #include "cuda/common/lrn_bwd.cuh"
 #include "cuda/common/lrn_pool_bwd.cuh"
+#include "cuda/common/lrn_pool_bwd_planes.cuh"
 #include "cuda/common/pool_bwd.cuh"
 #include "launchers.h"
 

@@ -90,15 +90,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-template <class T, int N>
-__device__ __forceinline__ Pack<T, 1> one_of(const Pack<T, N>& pack, int i) {
-  if constexpr (sizeof(T) == 4) {
-    return {pack.words[i]};
-  } else {
-    return {static_cast<uint16_t>(pack.words[i / 2] >> (16 * (i % 2)))};
-  }
-}
-
 // With kWeight a row of partial sums for each block, as lpips_weight's.
 template <class T, bool kWeight>
 __global__ void __launch_bounds__(kThreads, 1)

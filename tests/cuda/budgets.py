@@ -71,9 +71,10 @@ BUDGETS = [
     Budget("lrn_fwd_planes<", 64, 34 * KB, (4, 2, 6), 1260),
     Budget("lrn_bwd_planes<float, LrnOfFive, false>", 80, 40 * KB, (3, 2, 5), 1500),
     Budget(r"lrn_bwd_planes<\w+, LrnOfFive, false>", 80, 40 * KB, (3, 2, 5), 1340),
-    # With a mask, and sums for the bias: up to 64 channels of eight warps. Of 32 where they come through a pool.
+    # With a mask, and sums for the bias: up to 64 channels of eight warps.
     Budget(r"lrn_bwd_planes<\w+, LrnOfFive, true>", 80, 43 * KB, (3, 2, 5), 1850),
-    Budget("lrn_pool_bwd_planes<", 80, 69 * KB, (2, 1, 3), 2350),
+    # Two blocks of seven warps, of which each thread walks through four pixels, with all of a step's in registers.
+    Budget("lrn_pool_bwd_planes<", 128, 79 * KB, (2, 1, 2), 3400),
     Budget("lrn_bwd_planes<", 112, 40 * KB, (3, 2, 4), 3600),
     # x, dy and the pool's gather; q of a block's threads in shared memory, twice, and sums for the bias.
     Budget(r"lrn_bwd_nhwc<\w+, \d, 2, LrnOfFive,", 64, 24 * KB, (4, 4, 4), 470),
@@ -173,7 +174,6 @@ class Work:
 
 
 HALF = "(bf16|f16)"
-BOTH = ("H100", "H200")
 WORK = [
     Work(f"relu_nhwc<{HALF}, 8", 4, 3, 50),
     Work("relu_nhwc<float, 4", 8, 8, 60),
@@ -194,7 +194,7 @@ WORK = [
     Work("lrn_fwd_planes<float, LrnOfFive, Plain", 8, 32, 152),
     Work(f"lrn_fwd_planes<{HALF}, LrnOfFive, Rect", 4, 24, 112),
     Work("lrn_fwd_planes<float, LrnOfFive, Rect", 8, 39, 152),
-    Work(f"lrn_bwd_planes<{HALF}, LrnOfFive, false", 6, 44, 210, ("H200",)),
+    Work(f"lrn_bwd_planes<{HALF}, LrnOfFive, false", 6, 44, 212, ("H200",)),
     Work("lrn_bwd_planes<float, LrnOfFive, false", 12, 66, 290),
     Work(f"lrn_bwd_planes<{HALF}, LrnOfFive, true", 6, 54, 286, ("H200",)),
     Work("lrn_bwd_planes<float, LrnOfFive, true", 12, 76, 350),
@@ -229,8 +229,8 @@ WORK = [
     Work(f"lrn_pool_fwd_planes<{HALF}, true", 4.75, 30, 200),
     Work("lrn_pool_fwd_planes<float, false", 5, 38, 328, ("H200",)),
     Work("lrn_pool_fwd_planes<float, true", 9.25, 52, 300),
-    Work(f"lrn_pool_bwd_planes<{HALF}", 4.75, 79, 275, BOTH),
-    Work("lrn_pool_bwd_planes<float", 9.25, 107, 353, BOTH),
+    Work(f"lrn_pool_bwd_planes<{HALF}, AlexNet", 4.75, 45, 1030, ("H200",)),
+    Work("lrn_pool_bwd_planes<float, AlexNet", 9.25, 63, 1305, ("H200",)),
     # x of both images.
     Work(f"lpips_fwd<{HALF}, 8, true", 2, 13, 117),
     Work("lpips_fwd<float, 4, true", 4, 17, 72),
@@ -260,7 +260,8 @@ WORK = [
 # Kernels for other windows, for what makes no vectors, and for little data.
 GENERAL = (
     r"pool_(fwd|bwd)_(any|strips)<|lrn_(fwd|bwd)_nchw<|lrn_(fwd|bwd)_planes<\w+, Lrn,"
-    r"|lrn_(fwd|bwd)_nhwc<\w+, \d, \d, Lrn,|lrn_pool_fwd<|\w+<\w+, 1[,>]|lpips_(weight|average)<|add_rows<"
+    r"|lrn_(fwd|bwd)_nhwc<\w+, \d, \d, Lrn,|lrn_pool_fwd<|lrn_pool_bwd_planes<\w+, RowsApart"
+    r"|\w+<\w+, 1[,>]|lpips_(weight|average)<|add_rows<"
     r"|conv_|linear<[\w ]+, [\w ]+, 1,|sm90::"
 )
 
@@ -344,7 +345,9 @@ def wanted_instructions(kernel: Kernel) -> list[str]:
         return BY_16_BYTES[:2]
     if kernel.family in ("pool_bwd_planes", "lpips_bwd_planes"):
         return BY_16_BYTES
-    if kernel.family in ("lrn_fwd_planes", "lrn_bwd_planes", "lrn_pool_bwd_planes"):
+    if kernel.family == "lrn_pool_bwd_planes":  # whose results of 16 bits lie at multiples of 8 bytes
+        return [BY_16_BYTES[0], r"LDS\.128" if kernel.arguments[0] == "float" else r"LDS\.64", BY_16_BYTES[2]]
+    if kernel.family in ("lrn_fwd_planes", "lrn_bwd_planes"):
         return BY_16_BYTES + ([r"STS\.128"] if "Rectified" in kernel.name else [])
     if kernel.family == "lrn_pool_fwd_planes":  # in inference what leaves are outputs alone, a quarter of the elements
         return [*BY_16_BYTES[: 3 if "true" in kernel.name else 1], r"STS\.128"]

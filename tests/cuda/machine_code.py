@@ -83,7 +83,7 @@ class Kernel:
         if self.family == "lrn_bwd_planes":
             return 40 * KB  # PlaneTiles::kTileBytes
         if self.family == "lrn_pool_bwd_planes":
-            return 66 * KB  # LrnPoolTiles::kMostBytes
+            return 76 * KB  # LrnPoolTiles::kMostBytes
         if self.family in ("lpips_fwd_planes", "lpips_bwd_planes"):  # a thread's lines of two images, and two sums
             return 256 * (8 * 32 + 2 * (16 if self.arguments[0] == "float" else 32))
         if self.family == "pool_fwd_planes":

@@ -89,6 +89,7 @@ def cases() -> list[Case]:
         epilogue("and", (1, 16, 7, 7), lrn=LRN(3), pool=Pool(3, 2)),
         epilogue("tiles of planes", (1, 16, 9, 9), lrn=LRN(5)),
         epilogue("and", (1, 16, 9, 9), lrn=LRN(5), pool=Pool(3, 2)),
+        epilogue("AlexNet's second stage, of fewer channels", (1, 8, 27, 27), lrn=LRN(5), pool=Pool(3, 2)),
         lpips_layer("and", (2, 16, 4, 4)),
     )
     for sample, dtype, channels_last in product(vectors, DTYPES, (False, True)):

@@ -71,7 +71,7 @@ def test_misaligned_tensors(stem, kind):
     [
         lrn("several blocks of one wave", (1, 40, 3, 7), 5, alpha=0.02),
         lrn("tiles of planes", (1, 60, 5, 13), 5, alpha=0.02),
-        epilogue("tiles of planes", (1, 12, 5, 13), lrn=LRN(5, 1e-3), pool=Pool(3, 2)),
+        epilogue("tiles of planes", (1, 28, 5, 13), lrn=LRN(5, 1e-3), pool=Pool(3, 2)),
         max_pool("overlapping", (1, 24, 7, 9), 3, 2),
         epilogue("sums over blocks", (1, 24, 5, 6)),
         epilogue("pool", (1, 24, 7, 9), pool=Pool(3, 2)),
@@ -201,7 +201,12 @@ def epilogue_planes(dtype: torch.dtype) -> list[Task]:
         ((1, 27, 9, 27), 1, Pool(3, 2)),
         ((1, 3, 29, 31), 1, Pool(3, 2)),
         ((1, 5, 31, 3), 1, Pool(3, 2)),
-        ((1, 4, 7, 112), 1, Pool(3, 2)),  # too wide for tiles of float32
+        ((1, 4, 7, 112), 1, Pool(3, 2)),
+        ((1, 4, 7, 150), 1, Pool(3, 2)),  # too wide for tiles
+        # Rows as far apart as AlexNet's, several slices of a chunk, the last one cut, and four rows of 55 pixels but in
+        # the last tile; then eight of 27.
+        ((1, 50, 23, 55), 2, Pool(3, 2)),
+        ((1, 28, 27, 27), 1, Pool(3, 2)),
     ):
         some += of(epilogue("planes", shape, lrn=LRN(5, 0.02, 0.75, 1.0, groups), pool=pool), dtype, False)
     for number, task in enumerate(some):

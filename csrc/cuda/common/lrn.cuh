@@ -228,47 +228,62 @@ __device__ __forceinline__ void scales(const float (&x)[N + 2 * Halo], const L& 
   }
 }
 
-// Sums of squares of five neighbours along a row of values that a thread walks through, eight at a time. Two windows
-// share a sum of four, and two of those a sum of two: 20 instructions for 8 sums, where sums_of_five takes 22.
-struct WalkOfFives {
-  float values[3];  // the last ones before the step
-  float two, four;  // sums of squares of as many
+// Sums of five neighbours along a row that a thread walks through, or of their squares, two at a time. Two windows
+// share a sum of four, and two of those a sum of two: 16 instructions for 8 sums, of squares 20, where sums_of_five
+// takes 18 and 22.
+template <bool kSquares>
+struct FivesByTwos {
+  float seconds[2];  // of the last two pairs
+  float two, four;   // the sum of the last one, and of both
 
-  __device__ __forceinline__ void begin(const float (&first)[2][2]) {
-    two = squares(first[1]);
-    four = squares(first[0]) + two;
-    values[0] = first[0][1];
-    values[1] = first[1][0];
-    values[2] = first[1][1];
+  __device__ __forceinline__ void begin(const float (&first)[4]) {
+    two = of_two(first[2], first[3]);
+    four = of_two(first[0], first[1]) + two;
+    seconds[0] = first[1];
+    seconds[1] = first[3];
+  }
+
+  // The next two: sum[i] is about the one that is two before next[i].
+  __device__ __forceinline__ void step(const float (&next)[2], float (&sum)[2]) {
+    const float next_two = of_two(next[0], next[1]);
+    sum[0] = plus(next[0], four);
+    four = two + next_two;
+    sum[1] = plus(seconds[0], four);
+    two = next_two;
+    seconds[0] = seconds[1];
+    seconds[1] = next[1];
+  }
+
+ private:
+  static __device__ __forceinline__ float of_two(float a, float b) { return kSquares ? fmaf(a, a, b * b) : a + b; }
+  static __device__ __forceinline__ float plus(float v, float sum) { return kSquares ? fmaf(v, v, sum) : v + sum; }
+};
+
+// Sums of squares, eight at a time, and the values that they are about.
+struct WalkOfFives {
+  FivesByTwos<true> sums;
+  float last[2];
+
+  __device__ __forceinline__ void begin(const float (&first)[4]) {
+    sums.begin(first);
+    last[0] = first[2];
+    last[1] = first[3];
   }
 
   // The next eight values; `middle[i]` is the one that sum[i] is about, two before next[i].
   __device__ __forceinline__ void step(const float (&next)[4][2], float (&middle)[8], float (&sum)[8]) {
-    float all[11];
-#pragma unroll
-    for (int i = 0; i < 11; ++i) {
-      all[i] = i < 3 ? values[i] : next[(i - 3) / 2][(i - 3) % 2];
-    }
 #pragma unroll
     for (int i = 0; i < 8; i += 2) {
-      const float next_two = squares(next[i / 2]);
-      sum[i] = fmaf(all[3 + i], all[3 + i], four);
-      four = two + next_two;
-      sum[i + 1] = fmaf(all[i], all[i], four);
-      two = next_two;
-    }
+      float two[2];
+      sums.step(next[i / 2], two);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      middle[i] = all[1 + i];
-    }
-#pragma unroll
-    for (int i = 0; i < 3; ++i) {
-      values[i] = all[8 + i];
+      for (int j = 0; j < 2; ++j) {
+        sum[i + j] = two[j];
+        middle[i + j] = last[j];
+        last[j] = next[i / 2][j];
+      }
     }
   }
-
- private:
-  static __device__ __forceinline__ float squares(const float (&of)[2]) { return fmaf(of[0], of[0], of[1] * of[1]); }
 };
 
 // V channels of a pixel and Halo channels on either side, in NHWC. The sides are read in pieces that never cross a

@@ -69,14 +69,21 @@ struct PlaneTiles {
 
   // Planes into tiles of so many pixels.
   void cut(int64_t tile_pixels, int64_t element) {
-    const int64_t V = 16 / element, least = tile_pixels + 2 * (V - 1);
     in_plane = Divider(ceil_div<int64_t>(pixels, tile_pixels));
     width = static_cast<int32_t>(tile_pixels);
-    stride = static_cast<int32_t>(least + ((pixels - least) % V + V) % V);
+    stride = static_cast<int32_t>(apart(tile_pixels, pixels, 16 / element));
   }
 
   // Elements that `lanes` vectors hold wherever they begin: one is not full where that is between two of them.
   static int64_t longest_run(int64_t element, int64_t lanes) { return lanes * (16 / element) - (16 / element - 1); }
+
+  // The fewest elements from one row of `count` to the next that are as many within vectors of V as `step`, and leave
+  // no vector that holds some of both, wherever the first row begins: that ends in the vector which is whole + 1 behind
+  // the one in which it begins, or, if it begins late enough there, the next.
+  static int64_t apart(int64_t count, int64_t step, int64_t V) {
+    const int64_t whole = (count - 1) / V, rest = count - 1 - whole * V, beyond = step % V;
+    return (whole + (beyond >= rest ? 1 : 2)) * V + beyond;
+  }
 
   int32_t bytes(int32_t rows, int32_t element) const { return ceil_div(rows * stride * element, 16) * 16; }
   int64_t items() const { return elements / image * in_plane.divisor; }  // tiles, each of all channels
@@ -90,6 +97,17 @@ bool alike_in_16(const A* a, const Others*... others) {
   return ((others == nullptr || reinterpret_cast<uintptr_t>(a) % 16 == reinterpret_cast<uintptr_t>(others) % 16) &&
           ...);
 }
+
+// Threads that share a copy: all of a block, or `warps` of its warps from one on.
+struct Crew {
+  int32_t thread, threads;
+
+  __device__ __forceinline__ Crew() : thread(threadIdx.x), threads(blockDim.x) {}
+  __device__ __forceinline__ Crew(int32_t first_warp, int32_t warps)
+      : thread(static_cast<int32_t>(threadIdx.x) - 32 * first_warp), threads(32 * warps) {}
+
+  __device__ __forceinline__ bool has_this() const { return thread >= 0 && thread < threads; }
+};
 
 // What this block takes: channels begin ... end of a group, counted from its first one, first_channel. Consecutive
 // blocks take the chunks of the same pixels, so what two chunks both read comes out of L2.
@@ -133,16 +151,16 @@ struct PlaneTile {
   // Begins to copy rows of channels `first` and on to shared memory, where the first one lies at `to`; zeros where the
   // group has no such channel. kLanes threads share a row, kVectors of it each; it is no longer than longest_run().
   template <int kLanes, int kVectors = 1, class T>
-  __device__ __forceinline__ void fetch(T* to, const T* tensor, int32_t first, int32_t count) const {
+  __device__ __forceinline__ void fetch(T* to, const T* tensor, int32_t first, int32_t count, Crew crew = {}) const {
     const int32_t there = max(first, 0), beyond = min(first + count, lie.group_channels);
     along_vectors<kLanes, kVectors>(
-        to, tensor, first, count, [](int32_t /*channel*/) { return nullptr; },
+        crew, to, tensor, first, count, [](int32_t /*channel*/) { return nullptr; },
         [](T* place, const T* from, std::nullptr_t) { async_copy<16>(place, from); },
         [](T* place, const T* from, std::nullptr_t) { store_shared(place, load<1>(from)); });
     const auto clear = [&](int32_t begin, int32_t end) {
       T* const rows = to + (begin - first) * lie.stride;
 #pragma unroll 1
-      for (int32_t i = threadIdx.x; i < (end - begin - 1) * lie.stride + width; i += blockDim.x) {
+      for (int32_t i = crew.thread; i < (end - begin - 1) * lie.stride + width; i += crew.threads) {
         store_shared(rows + i, Pack<T, 1>{});
       }
     };
@@ -159,7 +177,7 @@ struct PlaneTile {
     async_commit();
     async_wait<0>();
     along_vectors<kLanes, kVectors>(
-        rows, source.z, begin, count,
+        Crew(), rows, source.z, begin, count,
         [&](int32_t channel) { return source.template local<V>(first_channel + channel).bias; },
         [](T* place, const T* /*from*/, const Pack<T, V>& bias) {
           store_shared_16(place, add_relu(load<V>(place), bias));
@@ -170,13 +188,14 @@ struct PlaneTile {
   }
 
   // Copies rows of channels begin ... end out; the first one lies at `from`. kLanes threads share a row, which has up
-  // to kVectors whole vectors for each, and up to V - 1 elements before and after those: one for each.
-  template <int kLanes, int kVectors = 1, class T>
+  // to kVectors whole vectors for each, and up to V - 1 elements before and after those: one for each. With kHalves
+  // vectors lie at multiples of 8 bytes in shared memory.
+  template <int kLanes, int kVectors = 1, bool kHalves = false, class T>
   __device__ __forceinline__ void put(T* from, T* tensor) const {
     constexpr int32_t V = kVector<T>;
     static_assert(kLanes >= 2 * (V - 1));
     const int32_t lane = threadIdx.x % kLanes;
-    along_rows<kLanes>(from, tensor, begin, end, [&](const T* row, T* run) {
+    along_rows<kLanes>(Crew(), from, tensor, begin, end, [&](const T* row, T* run) {
       const int32_t head = min(-lead(run) & (V - 1), width), tail = head + ((width - head) & -V);
       const int32_t whole = head + lane * V, single = lane < head ? lane : tail + lane - head;
       const int32_t wholes = ceil_div(tail - whole, kLanes * V);
@@ -186,7 +205,7 @@ struct PlaneTile {
 #pragma unroll
         for (int32_t i = 0; i < kVectors; ++i) {
           if (i < wholes) {
-            store(whole_run + i * kLanes * V, load<V>(whole_row + i * kLanes * V));
+            store(whole_run + i * kLanes * V, load_in<kHalves ? 2 : 1, V>(whole_row + i * kLanes * V));
           }
         }
         if (has_single) {
@@ -204,13 +223,13 @@ struct PlaneTile {
   // Calls vector(place, from, known(channel)) for each vector that this lane has of the rows fetch copies, and single
   // for each element of those that the tensor has not whole.
   template <int kLanes, int kVectors, class T, class Known, class Vector, class Single>
-  __device__ __forceinline__ void along_vectors(T* to, const T* tensor, int32_t first, int32_t count,
+  __device__ __forceinline__ void along_vectors(const Crew& crew, T* to, const T* tensor, int32_t first, int32_t count,
                                                 const Known& known, const Vector& vector, const Single& single) const {
     constexpr int32_t V = kVector<T>;
     const int32_t lane = threadIdx.x % kLanes;
     const int32_t there = max(first, 0), beyond = min(first + count, lie.group_channels);
     const auto go = [&](auto is_within) {
-      along_rows<kLanes>(to + (there - first) * lie.stride, tensor, there, beyond, [&](T* row, const T* run) {
+      along_rows<kLanes>(crew, to + (there - first) * lie.stride, tensor, there, beyond, [&](T* row, const T* run) {
         const int32_t pixel = lane * V - lead(run);
         return [=, &known, &vector, &single, place = row + pixel, from = run + pixel](int32_t channel, int32_t row_step,
                                                                                       uint32_t run_step) mutable {
@@ -250,9 +269,9 @@ struct PlaneTile {
   // lie alike within 16 bytes: prepare is called once for those, and what it returns goes on by itself from one to the
   // next.
   template <int kLanes, class T, class Element, class Prepare>
-  __device__ __forceinline__ void along_rows(T* row, Element* tensor, int32_t first, int32_t last,
+  __device__ __forceinline__ void along_rows(const Crew& crew, T* row, Element* tensor, int32_t first, int32_t last,
                                              const Prepare& prepare) const {
-    const int32_t warp = threadIdx.x / kLanes, warps = blockDim.x / kLanes;
+    const int32_t warp = crew.thread / kLanes, warps = crew.threads / kLanes;
     const int32_t step = ceil_div(warps, kVector<T>) * kVector<T>;
     // A compiler that sees where these come from works them out anew in every turn.
     const int32_t row_step = anew(step * lie.stride);

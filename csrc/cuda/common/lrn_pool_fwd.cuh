@@ -391,10 +391,10 @@ __device__ __forceinline__ void lrn_to_vectors(const PlaneTile& tile, unsigned c
   for (int p = 0; p < kPixels; ++p) {
     active[p] = static_cast<int32_t>(threadIdx.x) + p * kThreads < pixels;
     if (active[p]) {
-      float before[kBefore / 2][2];
+      float before[kBefore];
 #pragma unroll
-      for (int i = 0; i < kBefore / 2; ++i) {
-        two(p, 2 * i, kRectify ? load<2>(bias + 2 * i) : Pack<T, 2>{}, before[i]);
+      for (int i = 0; i < kBefore; i += 2) {
+        two(p, i, kRectify ? load<2>(bias + i) : Pack<T, 2>{}, reinterpret_cast<float (&)[2]>(before[i]));
       }
       walk[p].begin(before);
     }

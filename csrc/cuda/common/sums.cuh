@@ -40,14 +40,15 @@ __device__ __forceinline__ void store_block_sums(const float (&sum)[V], float* r
   }
 }
 
-// Sums each of N values over a warp, for N = 4 in 6 shuffles instead of 20: with every exchange a lane gives away the
-// half of its values that its partner goes on with. Lane l gets the sum of values[l / (32 / N)].
-template <int N>
+// Sums each of N values over a warp, or over kLanes lanes of it, for N = 4 in 6 shuffles instead of 20: with every
+// exchange a lane gives away the half of its values that its partner goes on with. Lane l of those gets the sum of
+// values[l / (kLanes / N)].
+template <int N, int kLanes = 32>
 __device__ __forceinline__ float sum_lanes(float (&values)[N]) {
-  const int lane = threadIdx.x % 32;
+  const int lane = threadIdx.x % kLanes;
 #pragma unroll
   for (int kept = N / 2; kept >= 1; kept /= 2) {
-    const int distance = 32 / N * kept;
+    const int distance = kLanes / N * kept;
     const bool upper = (lane & distance) != 0;
 #pragma unroll
     for (int i = 0; i < kept; ++i) {
@@ -57,7 +58,7 @@ __device__ __forceinline__ float sum_lanes(float (&values)[N]) {
   }
   float sum = values[0];
 #pragma unroll
-  for (int distance = 16 / N; distance >= 1; distance /= 2) {
+  for (int distance = kLanes / 2 / N; distance >= 1; distance /= 2) {
     sum += __shfl_xor_sync(0xffffffff, sum, distance);
   }
   return sum;

@@ -43,6 +43,22 @@ __device__ __forceinline__ Pack<T, N> load(const T* from) {
   return *reinterpret_cast<const Pack<T, N>*>(from);
 }
 
+// The same by `kParts` instructions, from multiples of so much less.
+template <int kParts, int N, class T>
+__device__ __forceinline__ Pack<T, N> load_in(const T* from) {
+  Pack<T, N> result;
+#pragma unroll
+  for (int part = 0; part < kParts; ++part) {
+    const Pack<T, N / kParts> some = load<N / kParts>(from + part * (N / kParts));
+    constexpr int kWords = sizeof(some.words) / sizeof(some.words[0]);
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      result.words[part * kWords + i] = some.words[i];
+    }
+  }
+  return result;
+}
+
 template <int N, class T>
 __device__ __forceinline__ void store_shared(T* to, const Pack<T, N>& pack) {
 #ifdef ALEXNET_FAST_HOST_SIMT
@@ -90,6 +106,15 @@ __device__ __forceinline__ float element(const Pack<T, N>& pack, int i) {
     return to_float(T{pack.words[0]});
   } else {
     return to_float(T{static_cast<uint16_t>(pack.words[i / 2] >> (16 * (i % 2)))});
+  }
+}
+
+template <class T, int N>
+__device__ __forceinline__ Pack<T, 1> one_of(const Pack<T, N>& pack, int i) {
+  if constexpr (sizeof(T) == 4) {
+    return {{pack.words[i]}};
+  } else {
+    return {{static_cast<uint16_t>(pack.words[i / 2] >> (16 * (i % 2)))}};
   }
 }
 
