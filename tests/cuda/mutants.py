@@ -462,6 +462,27 @@ MUTANTS = [
     ),
     Mutant(
         "lpips_layer_bwd",
+        "a run's ends are written before all lines are there",
+        "common/lpips_planes.cuh",
+        "void put_ends(T* to) const {\n    __syncthreads();",
+        "void put_ends(T* to) const {",
+    ),
+    Mutant(
+        "lpips_layer_bwd",
+        "single elements after a run's last line are not written",
+        "common/lpips_planes.cuh",
+        "singles = head + count - tail;",
+        "singles = head;",
+    ),
+    Mutant(
+        "lpips_layer_bwd",
+        "what lies before a run is nobody's number",
+        "common/lpips_planes.cuh",
+        "if (thread < V) {\n      ((numbers",
+        "if (thread < 0) {\n      ((numbers",
+    ),
+    Mutant(
+        "lpips_layer_bwd",
         "the weight's gradient lacks each plane's last line",
         "lpips_layer_bwd.cu",
         "line < tiles.lines;",
