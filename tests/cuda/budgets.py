@@ -38,15 +38,14 @@ BUDGETS = [
     Budget(r"pool_fwd_packed<\w+, \d, \d, false,", 64, 0, (4, 4, 4), 640),
     Budget("pool_fwd_packed<", 64, 0, (4, 4, 4), 960),
     Budget("pool_fwd_any<", 72, 0, (3, 3, 3), 820),
-    # NCHW planes in shared memory, blocks of 128 threads: two planes of 55 x 55 in 16 bits and what becomes of them.
-    # Copies at both ends, which each thread issues once, are most of the instructions; with a ReLU's bias there is the
-    # division that finds the channel too, twice where 16 bits may have to go element by element.
-    Budget("pool_fwd_planes<float, 3, 2, false, false,", 64, 18 * KB, (8, 5, 8), 340),
-    Budget("pool_fwd_planes<float, 3, 2, true, false,", 64, 18 * KB, (8, 5, 8), 420),
-    Budget("pool_fwd_planes<float,", 64, 18 * KB, (8, 5, 8), 830),
-    Budget(r"pool_fwd_planes<\w+, 3, 2, false, false,", 64, 18 * KB, (8, 5, 8), 480),
-    Budget(r"pool_fwd_planes<\w+, 3, 2, true, false,", 64, 18 * KB, (8, 5, 8), 600),
-    Budget("pool_fwd_planes<", 64, 18 * KB, (8, 5, 8), 920),
+    # NCHW planes in shared memory, blocks of 96 threads: two planes of 55 x 55 in 16 bits and what becomes of them.
+    # Copies at both ends, which each thread issues once, are most of the instructions.
+    Budget("pool_fwd_planes<float, 3, 2, false, false,", 48, 18 * KB, (8, 5, 12), 340),
+    Budget("pool_fwd_planes<float, 3, 2, true, false,", 48, 18 * KB, (8, 5, 12), 420),
+    Budget("pool_fwd_planes<float,", 48, 18 * KB, (8, 5, 12), 550),
+    Budget(r"pool_fwd_planes<\w+, 3, 2, false, false,", 48, 18 * KB, (8, 5, 12), 440),
+    Budget(r"pool_fwd_planes<\w+, 3, 2, true, false,", 48, 18 * KB, (8, 5, 12), 560),
+    Budget("pool_fwd_planes<", 48, 18 * KB, (8, 5, 12), 600),
     # Backward two planes of float32 sums.
     Budget(r"pool_bwd_planes<\w+, false>", 48, 32 * KB, (4, 2, 6), 450),
     Budget("pool_bwd_planes<", 56, 32 * KB, (4, 2, 6), 650),
@@ -202,12 +201,12 @@ WORK = [
     Work(rf"pool_fwd_packed<{HALF}, 8, 2, false", 2.5, 8, 137),
     Work(rf"pool_fwd_packed<{HALF}, 8, 2, true", 2.75, 10, 217),
     Work("pool_fwd_strips<float, 4, 3, 2, 2", 5.25, 25, 680),
-    Work(rf"pool_fwd_planes<{HALF}, 3, 2, false", 2.5, 16, 55),
-    Work(rf"pool_fwd_planes<{HALF}, 3, 2, true", 2.75, 22, 79, ("H200",)),
-    Work("pool_fwd_planes<float, 3, 2, false, false", 5.25, 28, 33),
-    Work("pool_fwd_planes<float, 3, 2, false, true", 5.25, 29, 36),
-    Work("pool_fwd_planes<float, 3, 2, true, false", 5.25, 31, 43),
-    Work("pool_fwd_planes<float, 3, 2, true, true", 5.25, 34, 55),
+    Work(rf"pool_fwd_planes<{HALF}, 3, 2, false", 2.5, 12, 47),
+    Work(rf"pool_fwd_planes<{HALF}, 3, 2, true", 2.75, 17, 71),
+    Work("pool_fwd_planes<float, 3, 2, false, false", 5.25, 20, 33),
+    Work("pool_fwd_planes<float, 3, 2, false, true", 5.25, 20, 33),
+    Work("pool_fwd_planes<float, 3, 2, true, false", 5.25, 25, 42),
+    Work("pool_fwd_planes<float, 3, 2, true, true", 5.25, 29, 53),
     Work(f"pool_bwd_patches<{HALF}, 8, false", 2.75, 14, 456),
     Work(f"pool_bwd_patches<{HALF}, 8, true", 2.75, 15, 490),
     Work("pool_bwd_patches<float, 4, false", 5.25, 19, 302),

@@ -155,7 +155,7 @@ MUTANTS = [
     ),
     Mutant(
         "max_pool_fwd",
-        "of a pair of planes the second has the first one's codes",
+        "of a pair of columns the second has the first one's codes",
         "common/pool_fwd.cuh",
         "static_cast<uint8_t>(place >> 16 * i)",
         "static_cast<uint8_t>(place)",
@@ -180,6 +180,27 @@ MUTANTS = [
         "max_pool_bwd.cu",
         "out_begin = max(band.begin - 1, 0)",
         "out_begin = max(band.begin, 0)",
+    ),
+    Mutant(
+        "max_pool_fwd",
+        "of an odd number of columns both halves write the middle one",
+        "common/pool_fwd.cuh",
+        "strip.column >= other ? kInWord<T> - 1 : 0",
+        "strip.column > other ? kInWord<T> - 1 : 0",
+    ),
+    Mutant(
+        "max_pool_fwd",
+        "of several zeros the first is taken to have no sign",
+        "common/pool_fwd.cuh",
+        "undecided |= if_equal<T>(best.values, 0, signs, 0);",
+        "",
+    ),
+    Mutant(
+        "max_pool_fwd",
+        "a strip is as long as the longest",
+        "common/planes.cuh",
+        "rows = min(lie.rows, band_rows - row);",
+        "rows = lie.rows;",
     ),
     Mutant(
         "max_pool_bwd",
