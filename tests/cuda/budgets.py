@@ -68,10 +68,13 @@ BUDGETS = [
     Budget(r"lrn_fwd_planes<\w+, LrnOfFive, Plain", 56, 28 * KB, (5, 3, 7), 600),
     Budget(r"lrn_fwd_planes<\w+, LrnOfFive,", 64, 28 * KB, (5, 3, 7), 980),
     Budget("lrn_fwd_planes<", 64, 34 * KB, (4, 2, 6), 1260),
-    Budget("lrn_bwd_planes<float, LrnOfFive, false>", 80, 40 * KB, (3, 2, 5), 1500),
-    Budget(r"lrn_bwd_planes<\w+, LrnOfFive, false>", 80, 40 * KB, (3, 2, 5), 1340),
-    # With a mask, and sums for the bias: up to 64 channels of eight warps. Of 32 where they come through a pool.
-    Budget(r"lrn_bwd_planes<\w+, LrnOfFive, true>", 80, 43 * KB, (3, 2, 5), 1850),
+    # Backward two pixels a thread, in blocks of 64 threads: shared memory bounds them all the same.
+    Budget("lrn_bwd_planes<float, LrnOfFive, false>", 112, 40 * KB, (3, 2, 5), 2200),
+    Budget(r"lrn_bwd_planes<\w+, LrnOfFive, false>", 104, 40 * KB, (3, 2, 5), 1820),
+    # With a mask, and sums for the bias: up to 64 channels of two warps, of every fourth lane. Of 32 where they come
+    # through a pool.
+    Budget("lrn_bwd_planes<float, LrnOfFive, true>", 112, 43 * KB, (3, 2, 5), 2730),
+    Budget(r"lrn_bwd_planes<\w+, LrnOfFive, true>", 104, 43 * KB, (3, 2, 5), 2320),
     Budget("lrn_pool_bwd_planes<", 80, 69 * KB, (2, 1, 3), 2350),
     Budget("lrn_bwd_planes<", 112, 40 * KB, (3, 2, 4), 3600),
     # x, dy and the pool's gather; q of a block's threads in shared memory, twice, and sums for the bias.
@@ -193,10 +196,10 @@ WORK = [
     Work("lrn_fwd_planes<float, LrnOfFive, Plain", 8, 32, 152),
     Work(f"lrn_fwd_planes<{HALF}, LrnOfFive, Rect", 4, 24, 112),
     Work("lrn_fwd_planes<float, LrnOfFive, Rect", 8, 39, 152),
-    Work(f"lrn_bwd_planes<{HALF}, LrnOfFive, false", 6, 44, 210, ("H200",)),
-    Work("lrn_bwd_planes<float, LrnOfFive, false", 12, 66, 290),
-    Work(f"lrn_bwd_planes<{HALF}, LrnOfFive, true", 6, 54, 286, ("H200",)),
-    Work("lrn_bwd_planes<float, LrnOfFive, true", 12, 76, 350),
+    Work(f"lrn_bwd_planes<{HALF}, LrnOfFive, false", 6, 36, 377),
+    Work("lrn_bwd_planes<float, LrnOfFive, false", 12, 54, 519),
+    Work(f"lrn_bwd_planes<{HALF}, LrnOfFive, true", 6, 45, 498, ("H200",)),
+    Work("lrn_bwd_planes<float, LrnOfFive, true", 12, 65, 669),
     # Windows of 3 with stride 2: of 16 bits 2.5 bytes an input forward, and a quarter of one more for the code.
     Work(rf"pool_fwd_packed<{HALF}, 8, 2, false", 2.5, 8, 137),
     Work(rf"pool_fwd_packed<{HALF}, 8, 2, true", 2.75, 10, 217),

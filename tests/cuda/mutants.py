@@ -123,6 +123,27 @@ MUTANTS = [
         "while (c + Halo < tile.begin) {",
     ),
     Mutant(
+        "lrn_bwd",
+        "tiles of two pixels a thread are copied out before all of them are there",
+        "common/lrn_bwd.cuh",
+        "__syncthreads();\n  tile.template put<kRowLanes<T>>(reinterpret_cast",
+        "tile.template put<kRowLanes<T>>(reinterpret_cast",
+    ),
+    Mutant(
+        "lrn_bwd",
+        "a thread's second pixel is there where its first one is",
+        "common/lrn_bwd.cuh",
+        "+ p * kDistance < tile.width;",
+        "< tile.width;",
+    ),
+    Mutant(
+        "lrn_bwd",
+        "a sum of five takes in the channel after its first",
+        "common/lrn.cuh",
+        "four + (i < 3 ? values[i] : next[i - 3]);",
+        "four + (i < 2 ? values[i + 1] : next[i - 2]);",
+    ),
+    Mutant(
         "max_pool_fwd", "of equal elements the last wins", "common/pool.cuh", "candidate > value", "candidate >= value"
     ),
     Mutant(
@@ -161,27 +182,6 @@ MUTANTS = [
         "static_cast<uint8_t>(place)",
     ),
     Mutant(
-        "max_pool_bwd",
-        "columns of windows that share pixels add to them at once",
-        "max_pool_bwd.cu",
-        "__syncthreads();\n  }\n  along_run(",
-        "}\n  along_run(",
-    ),
-    Mutant(
-        "max_pool_bwd",
-        "a block's first sums begin with what was there",
-        "max_pool_bwd.cu",
-        "at = planes.dx_at + 16 * threadIdx.x;",
-        "at = planes.dx_at + 16 * threadIdx.x + 16;",
-    ),
-    Mutant(
-        "max_pool_bwd",
-        "a band's first windows are its own, and not one above",
-        "max_pool_bwd.cu",
-        "out_begin = max(band.begin - 1, 0)",
-        "out_begin = max(band.begin, 0)",
-    ),
-    Mutant(
         "max_pool_fwd",
         "of an odd number of columns both halves write the middle one",
         "common/pool_fwd.cuh",
@@ -201,6 +201,27 @@ MUTANTS = [
         "common/planes.cuh",
         "rows = min(lie.rows, band_rows - row);",
         "rows = lie.rows;",
+    ),
+    Mutant(
+        "max_pool_bwd",
+        "columns of windows that share pixels add to them at once",
+        "max_pool_bwd.cu",
+        "__syncthreads();\n  }\n  along_run(",
+        "}\n  along_run(",
+    ),
+    Mutant(
+        "max_pool_bwd",
+        "a block's first sums begin with what was there",
+        "max_pool_bwd.cu",
+        "at = planes.dx_at + 16 * threadIdx.x;",
+        "at = planes.dx_at + 16 * threadIdx.x + 16;",
+    ),
+    Mutant(
+        "max_pool_bwd",
+        "a band's first windows are its own, and not one above",
+        "max_pool_bwd.cu",
+        "out_begin = max(band.begin - 1, 0)",
+        "out_begin = max(band.begin, 0)",
     ),
     Mutant(
         "max_pool_bwd",
@@ -370,6 +391,20 @@ MUTANTS = [
         "common/lrn_pool_bwd.cuh",
         "gradient, count);\n  __syncthreads();",
         "gradient, count);",
+    ),
+    Mutant(
+        "epilogue_bwd",
+        "of every fourth lane's sums the last is left out",
+        "common/lrn_bwd.cuh",
+        "for (int j = 0; j < kApart; ++j)",
+        "for (int j = 0; j < kApart - 1; ++j)",
+    ),
+    Mutant(
+        "epilogue_bwd",
+        "a lane without a second pixel sums one",
+        "common/lrn_bwd.cuh",
+        "        if (!active[p]) {\n          continue;",
+        "        if (!active[0]) {\n          continue;",
     ),
     Mutant("epilogue_bwd", "the mask lets 0 through", "epilogue_bwd.cu", "element(r, i) <= 0", "element(r, i) < 0"),
     Mutant(
