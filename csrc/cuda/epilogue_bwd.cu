@@ -30,11 +30,13 @@
 // 9.25 bytes and the 61 of 4.3; the kernel for any window, which it took before, has 115.
 //
 // NCHW with LRN, AlexNet's windows: lrn_bwd.cu's tiles of planes. The mask is 2 instructions an element, and sums for
-// the bias 6, over a warp's pixels by shuffles. In bfloat16 and 55 x 55 planes 54 an element with db, of the 57 that
-// 3.0 TB/s leave for 6 bytes and the 40 of 4.3; in float32 76 of 115 and 80: bytes bind, in 16 bits on an H100 alone.
-// Shallower tiles took 64 and 81, one pixel a thread 90 in its loop alone. Sums of the results in shared memory, once
-// they are there, would be fewer instructions, of elements rounded to 16 bits. Predicted for an H100, not measured: 2.2
-// TB/s, 2.5 in float32.
+// the bias 4, the two pixels of a thread first, and then a warp's by shuffles, of which the last two steps are left to
+// the block's sum. In bfloat16 and 55 x 55 planes the walk issues 498 for 8 channels of two pixels, 45 an element in
+// all with db, of the 57 that 3.0 TB/s leave for 6 bytes and the 40 of 4.3; in float32 65 of 115 and 80: bytes bind, in
+// 16 bits on an H100 alone. With a pixel a thread it was 54 and 76, in shallower tiles 64 and 81, and one pixel a
+// thread without shared memory took 90 in its loop alone. Of the 45 a place takes 7.7, and 22.5 are the least of
+// arithmetic (one by one below), without the gather. Sums of the results in shared memory, once they are there, would
+// be fewer instructions, of elements rounded to 16 bits. Predicted for an H100, not measured: 2.2 TB/s, 2.5 in float32.
 //
 // NCHW with LRN and pool, windows of 3 with stride 2 within the image (common/lrn_pool_bwd_planes.cuh): tiles of four
 // rows of 55 pixels and, in 16 bits, 96 channels, 224 threads with slices of 24 channels of 56 patches. In bfloat16

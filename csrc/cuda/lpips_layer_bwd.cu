@@ -8,12 +8,18 @@
 // In bfloat16 NHWC sm_90's three loops issue 26 an element of the 38 that 3.0 TB/s leave for 4 bytes. Not measured.
 //
 // NCHW: lines in shared memory (common/lpips_planes.cuh), where all three passes read them; x comes from memory once,
-// and the weight's gradient is summed on the third. Of dx whole lines are written by 16 bytes, a run's two ends by
-// single elements, in every warp. For 8 pixels of both images the copy issues 18, then 39, 65 and 165, in all 28 an
-// element, 31 with the weight's gradient; in float32 29 and 33 of 76. Bytes bind on an H100, in 16 bits instructions on
-// an H200 (27). The first version, of single elements, issued 123 and 105, and read x again for the weight's gradient.
-// Predicted, not measured: a copy's speed on an H100, a tenth less on an H200.
+// and the weight's gradient is summed on the third. Of dx whole lines are written by 16 bytes; what lines of a run's
+// two ends are to be goes to shared memory first, and a row's threads share its single elements at the end. In 55 x 55
+// planes of 64 channels a thread has 8 lines of each image, 121 elements of the run's. For 8 pixels of both images the
+// copy issues 18, then 39, 65 and 109 (with the weight's gradient 135), and the ends 17; once a thread 731 (872) are
+// issued, all branches counted, about 150 of them for each of the two block's sums: in all 22 an element, and 25 with
+// the weight's gradient, of the 27 that 4.3 TB/s leave for 4 bytes; in float32 28 and 33 of 53. Bytes bind, on an H200
+// too. 28 and 31 it was when every warp had all single stores of a line in its loop (165 instructions, and 192) and
+// when sums of the places before a run, which are no pixels, made a warp of each block go through 400 more. The first
+// version, of single elements, issued 123 and 105, and read x again for the weight's gradient. Predicted, not measured:
+// a copy's speed.
 #include "cuda/common/lpips_planes.cuh"
+#include "cuda/common/math.cuh"
 #include "cuda/common/sums.cuh"
 #include "launchers.h"
 
@@ -33,7 +39,7 @@ struct LpipsGradient {
 // would show.
 __device__ __forceinline__ float radial(float g, float along, float scale, float square) {
   const double wide = 2.0 * g * along * scale * scale;
-  return square == 0 ? 0.0f : static_cast<float>(wide / sqrt(static_cast<double>(square)));
+  return square == 0 ? 0.0f : static_cast<float>(wide * reciprocal_root(square));
 }
 
 template <class T, int V, bool Last>
@@ -100,10 +106,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   ALEXNET_FAST_SHARED(float[2][kRoom], along);
   ALEXNET_FAST_SHARED(float[kRoom], dy);
   const LpipsTile<T> tile(tiles);
+  tile.clear_before(scales[0], scales[1], along[0], along[1], dy);
   tile.fetch();
-  tile.measure([&](int k, int32_t place, float square) {
-    squares[k][place] = square;
-    scales[k][place] = inverse_length(square);
+  tile.measure([&](int32_t place, const float (&square)[2]) {
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      squares[k][place] = square[k];
+      scales[k][place] = inverse_length(square[k]);
+    }
   });
   float s[V], t[V];
   tile.read(scales[0], s);
@@ -121,11 +131,13 @@ __global__ void __launch_bounds__(kThreads, 1)
       total[1][v] += h * y[v];
     }
   });
-  tile.add_up(total, [&](int k, int32_t place, float sum) {
+  tile.add_up(total, [&](int32_t place, const float (&sum)[2]) {
     const int32_t pixel = place - V;
-    const bool there = pixel >= 0 && pixel < tile.count;
-    const float g = there ? gradient.at(tile.pair, tile.first + pixel, tiles.pixels) : 0.0f;
-    along[k][place] = radial(g, sum, scales[k][place], squares[k][place]);
+    const float g = pixel < tile.count ? gradient.at(tile.pair, tile.first + pixel, tiles.pixels) : 0.0f;
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      along[k][place] = radial(g, sum[k], scales[k][place], squares[k][place]);
+    }
     dy[place] = g;
   });
   float g[V], along_a[V], along_b[V];
@@ -138,9 +150,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int v = 0; v < V; ++v) {
     there |= static_cast<uint32_t>(tile.has(v)) << v;
   }
+  there = anew(there);  // a compiler that sees where it comes from compares anew in every turn, 16 instructions for 8
   T* da = dx + (tile.line - tiles.x);
   T* db = da + tiles.second;
-  tile.for_each([&](T* a, const T* b, int32_t channel) {
+  float* own_sum = tile.sums() + tile.thread;
+  tile.for_each([&](T* a, T* b, int32_t channel) {
     float x[V], y[V], sum = 0;
     unpack(load<V>(a), x);
     unpack(load<V>(b), y);
@@ -159,28 +173,24 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (whole) {
       store(da, own_a);
       store(db, own_b);
-    } else {
-#pragma unroll
-      for (int v = 0; v < V; ++v) {
-        if ((there >> v & 1) != 0) {
-          store(da + v, one_of(own_a, v));
-          store(db + v, one_of(own_b, v));
-        }
-      }
+    } else {  // where nobody reads this line again
+      store_shared_16(a, own_a);
+      store_shared_16(b, own_b);
     }
     da += int64_t{tiles.rows} * tiles.pixels;
     db += int64_t{tiles.rows} * tiles.pixels;
     if constexpr (kWeight) {
-      *reinterpret_cast<float*>(a) = sum;  // where nobody reads this line again
+      *own_sum = sum;
+      own_sum += tile.threads;
     }
   });
+  tile.put_ends(dx);
   if constexpr (kWeight) {
-    __syncthreads();
     for (int32_t channel = tile.thread; channel < tiles.channels; channel += tile.threads) {
-      const float* const sums = reinterpret_cast<const float*>(tile.place(channel));
+      const float* const sums = tile.sums() + channel * tiles.lines;  // a channel's lines, side by side
       float sum = 0;
       for (int32_t line = 0; line < tiles.lines; ++line) {
-        sum += sums[line * 4];
+        sum += sums[line];
       }
       rows[int64_t{blockIdx.x} * tiles.channels + channel] = sum;
     }

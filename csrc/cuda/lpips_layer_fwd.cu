@@ -64,8 +64,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   ALEXNET_FAST_SHARED(float[2][LpipsTiles<T>::kRoom], scales);
   ALEXNET_FAST_SHARED(float[LpipsTiles<T>::kRoom], distance);
   const LpipsTile<T> tile(tiles);
+  tile.clear_before(scales[0], scales[1]);
   tile.fetch();
-  tile.measure([&](int k, int32_t place, float square) { scales[k][place] = inverse_length(square); });
+  tile.measure([&](int32_t place, const float (&square)[2]) {
+    scales[0][place] = inverse_length(square[0]);
+    scales[1][place] = inverse_length(square[1]);
+  });
   float s[V], t[V], total[1][V] = {};
   tile.read(scales[0], s);
   tile.read(scales[1], t);
@@ -80,7 +84,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       total[0][v] += weight * difference * difference;
     }
   });
-  tile.add_up(total, [&](int, int32_t place, float sum) { distance[place] = sum; });
+  tile.add_up(total, [&](int32_t place, const float (&sum)[1]) { distance[place] = sum[0]; });
   if (map != nullptr) {
     for (int32_t pixel = tile.thread; pixel < tile.count; pixel += tile.threads) {
       map[tile.pair * tiles.pixels + tile.first + pixel] = distance[V + pixel];

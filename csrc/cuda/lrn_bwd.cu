@@ -11,13 +11,20 @@
 // NCHW with one pixel a thread had 1,762 GB/s in float32: two blocks a multiprocessor, each thread with eight loads of
 // 4 bytes on its way, are 16 KB, where 3.0 TB/s at 0.7 us want 16 and more. Now tiles go through shared memory
 // (common/lrn_planes.cuh), 121 pixels wide and up to 64 channels deep in 16 bits, 32 in float32: rows of x and dy with
-// those of the halo, up to 40 KB a block of 128 threads, and five blocks. Every t and q is computed once, but for those
-// of 4 channels more a chunk. Of AlexNet's first 96 channels, in chunks of 48 and 55 x 55 planes, sm_90's walk issues
-// 209 for 8 elements and 125 before the first, a row that 8 threads fetch 13, a row that 16 put back 15, and a thread
-// some 430 for its place: 44 an element, 66 in float32 with chunks of 32, where one pixel a thread took 54 and
-// 65. 3.0 TB/s leave 57 and 114, 4.3 TB/s leave 40 and 80: bytes bind on an H100, and instructions on an H200 in 16
-// bits. There the walk alone is 26, of which 21 are arithmetic, conversions, loads and stores. Tiles of 233 pixels and
-// 32 channels took 54 and 72. Predicted for an H100, not measured: 2.3 TB/s in bfloat16, 2.5 in float32.
+// those of the halo, up to 40 KB a block of 64 threads, which have two pixels each, and five blocks or more. Every t
+// and q is computed once, but for those of 4 channels more a chunk. Of AlexNet's first 96 channels, in chunks of 48 and
+// 55 x 55 planes, sm_90's walk issues 377 for 8 channels of two pixels, a row that 8 threads fetch 13, a row that 16
+// put back 15, and a thread some 630 for its place and the channels before the first: 36 an element, 54 in float32 with
+// chunks of 32 (519 for 8 channels), of the 40 and 80 that 4.3 TB/s leave: bytes bind, on an H200 too. The walk is 23.6
+// of it, of which 20.5 are arithmetic, conversions, loads and stores, 2 addresses, and 1 moves and loops.
+//
+// With a pixel a thread and 128 threads it was 44, and 66: 209 for 8 elements, 125 before the first and 430 for a
+// place, which was half as many elements' (9.5 an element, and now 4.7). Of the 209 twenty were addresses and fifteen
+// moves. Now one address serves x, dy and dx of both pixels, a fixed number of bytes apart each, and sums of five share
+// pairs (FivesByTwos), 20 and 16 for 8 sums instead of 22 and 18. What it costs are warps: of 96 registers
+// and 31 KB a multiprocessor of sm_90 has seven blocks, 14 warps with 16 elements each at work, where there were 28
+// with 8. Tiles of 233 pixels and 32 channels took 54 and 72. Predicted for an H100, not measured: 2.3 TB/s in
+// bfloat16, 2.5 in float32.
 //
 // Considered: saving t forward instead of computing it again. It would cost 2 or 4 more bytes an element each way.
 #include "cuda/common/lrn_bwd.cuh"

@@ -225,8 +225,8 @@ __global__ void __launch_bounds__(kPlaneThreads, 6) pool_bwd_planes(PoolBackward
   const int32_t in_rows = min(band.end * S, shape.height) - band.begin * S;
   const int64_t out = band.first * out_plane + out_begin * out_width;
   const int32_t outputs = (band.number - 1) * out_plane + out_rows * out_width;
-  const T* const dy = fetch_run(room, p.gradient.dy + out, outputs);
-  const uint8_t* const code = fetch_run(room + planes.code_at, p.gradient.code + out, outputs);
+  const T* const dy = fetch_run<kPlaneThreads>(room, p.gradient.dy + out, outputs);
+  const uint8_t* const code = fetch_run<kPlaneThreads>(room + planes.code_at, p.gradient.code + out, outputs);
   T* const to = p.dx + band.first * plane + band.begin * S * width;
   // Sums, which lie within vectors of V as dx does.
   const int32_t before = (band.begin - out_begin) * S * width;
@@ -279,7 +279,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 6) pool_bwd_planes(PoolBackward
     }
     __syncthreads();
   }
-  along_run(
+  along_run<kPlaneThreads>(
       to, (band.number - 1) * plane + in_rows * width,
       [&](int32_t i) {
         float values[V];

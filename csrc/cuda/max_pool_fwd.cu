@@ -17,16 +17,23 @@
 // of 105. 53 to 64 registers, four blocks, half of the warps, each with 3 to 6 loads of 512 bytes in flight: bytes
 // bind. Predicted, not measured: 2.6 TB/s of 55 x 55 pixels.
 //
-// NCHW, windows within the image: planes in shared memory (common/planes.cuh), copied by 16 bytes; a thread goes down 7
+// NCHW, windows within the image: planes in shared memory (common/planes.cuh), copied by 16 bytes; a thread goes down 9
 // outputs of a column. The first version had a pixel a thread, 7.5 loads and 2 stores an output, each an instruction of
 // its own: sm_90's loop over bfloat16 issued 188 an output where the bytes leave 105. Measured were 2,121 GB/s of 55 x
 // 55 pixels in float32, and 61 us in bfloat16, where 62 MB take 21 (batch 128, cold, one H100 80GB HBM3, 2026-11-27).
-// Now the loop has 73 for two outputs, one of each of two planes (49 without codes), a strip 107 more, and a thread 350
-// for its copies and places, all branches counted. With 4 strips of 27 columns for a block of 128 threads that is 85 an
-// output of 16 bits, and 64 of 95 without codes; 122 of 200 in float32, whose loop has 42; behind a ReLU floats are
-// compared as integers, three at once: 54, where bias, ReLU and comparisons had 62. So bytes bind on an H100,
-// in 16 bits by little; at 4.3 TB/s, which leave 73 for 16 bits, instructions do. A multiprocessor has 8 or more such
-// blocks, with up to 17 KB each under way. Predicted, not measured: 2.3 TB/s in 16 bits, 2.6 in float32.
+// Now the loop has 66 for two outputs behind a ReLU (63 without one, 42 without codes), a strip 94 more, and a thread
+// 390 for its copies and places, the way of rare ones left out. With 3 strips of 14 pairs of columns in each of two
+// planes for a block of 96 threads that is 71 an output of 16 bits, of the 76 that 4.3 TB/s leave, and 50 of 69 without
+// codes; in float32, of one plane, 106 without a ReLU and 121 behind one, whose floats are compared as integers, three
+// at once, of 145. So bytes bind, on an H200 too.
+//
+// Before, a pair was of two planes and a strip 7 rows: 4 strips of 27 columns kept 108 of 128 threads busy, the loop
+// had 79 (73, 49), and it was 91 and 64 an output, 122 and 141 in float32. Of the 79 six put the same two halves into a
+// word a second time, two looked for what pairs leave undecided, where a comparison of the maxima with themselves and
+// with zero now does, and two found the second plane; the channel's division in 64 bits was 30 more a strip. (Two
+// columns side by side share an element: 10 loads for 12, and 61 in the loop. But then a warp's elements are 8 bytes
+// apart, two accesses of shared memory for each load.) A multiprocessor has 12 such blocks, with up to 17 KB each under
+// way. Predicted, not measured: 2.4 TB/s in 16 bits on an H100, 2.6 in float32.
 //
 // A pair's instructions leave open which of several NaN is the last, and whether the first of several zeros had a sign.
 // A thread that meets that does its outputs again, one by one: after a ReLU that is a NaN, or in bfloat16 2^121 or

@@ -38,15 +38,14 @@ BUDGETS = [
     Budget(r"pool_fwd_packed<\w+, \d, \d, false,", 64, 0, (4, 4, 4), 640),
     Budget("pool_fwd_packed<", 64, 0, (4, 4, 4), 960),
     Budget("pool_fwd_any<", 72, 0, (3, 3, 3), 820),
-    # NCHW planes in shared memory, blocks of 128 threads: two planes of 55 x 55 in 16 bits and what becomes of them.
-    # Copies at both ends, which each thread issues once, are most of the instructions; with a ReLU's bias there is the
-    # division that finds the channel too, twice where 16 bits may have to go element by element.
-    Budget("pool_fwd_planes<float, 3, 2, false, false,", 64, 18 * KB, (8, 5, 8), 340),
-    Budget("pool_fwd_planes<float, 3, 2, true, false,", 64, 18 * KB, (8, 5, 8), 420),
-    Budget("pool_fwd_planes<float,", 64, 18 * KB, (8, 5, 8), 830),
-    Budget(r"pool_fwd_planes<\w+, 3, 2, false, false,", 64, 18 * KB, (8, 5, 8), 480),
-    Budget(r"pool_fwd_planes<\w+, 3, 2, true, false,", 64, 18 * KB, (8, 5, 8), 600),
-    Budget("pool_fwd_planes<", 64, 18 * KB, (8, 5, 8), 920),
+    # NCHW planes in shared memory, blocks of 96 threads: two planes of 55 x 55 in 16 bits and what becomes of them.
+    # Copies at both ends, which each thread issues once, are most of the instructions.
+    Budget("pool_fwd_planes<float, 3, 2, false, false,", 48, 18 * KB, (8, 5, 12), 340),
+    Budget("pool_fwd_planes<float, 3, 2, true, false,", 48, 18 * KB, (8, 5, 12), 420),
+    Budget("pool_fwd_planes<float,", 48, 18 * KB, (8, 5, 12), 550),
+    Budget(r"pool_fwd_planes<\w+, 3, 2, false, false,", 48, 18 * KB, (8, 5, 12), 440),
+    Budget(r"pool_fwd_planes<\w+, 3, 2, true, false,", 48, 18 * KB, (8, 5, 12), 560),
+    Budget("pool_fwd_planes<", 48, 18 * KB, (8, 5, 12), 600),
     # Backward two planes of float32 sums.
     Budget(r"pool_bwd_planes<\w+, false>", 48, 32 * KB, (4, 2, 6), 450),
     Budget("pool_bwd_planes<", 56, 32 * KB, (4, 2, 6), 650),
@@ -69,10 +68,12 @@ BUDGETS = [
     Budget(r"lrn_fwd_planes<\w+, LrnOfFive, Plain", 56, 28 * KB, (5, 3, 7), 600),
     Budget(r"lrn_fwd_planes<\w+, LrnOfFive,", 64, 28 * KB, (5, 3, 7), 980),
     Budget("lrn_fwd_planes<", 64, 34 * KB, (4, 2, 6), 1260),
-    Budget("lrn_bwd_planes<float, LrnOfFive, false>", 80, 40 * KB, (3, 2, 5), 1500),
-    Budget(r"lrn_bwd_planes<\w+, LrnOfFive, false>", 80, 40 * KB, (3, 2, 5), 1340),
-    # With a mask, and sums for the bias: up to 64 channels of eight warps.
-    Budget(r"lrn_bwd_planes<\w+, LrnOfFive, true>", 80, 43 * KB, (3, 2, 5), 1850),
+    # Backward two pixels a thread, in blocks of 64 threads: shared memory bounds them all the same.
+    Budget("lrn_bwd_planes<float, LrnOfFive, false>", 112, 40 * KB, (3, 2, 5), 2200),
+    Budget(r"lrn_bwd_planes<\w+, LrnOfFive, false>", 104, 40 * KB, (3, 2, 5), 1820),
+    # With a mask, and sums for the bias: up to 64 channels of two warps, of every fourth lane.
+    Budget("lrn_bwd_planes<float, LrnOfFive, true>", 112, 43 * KB, (3, 2, 5), 2730),
+    Budget(r"lrn_bwd_planes<\w+, LrnOfFive, true>", 104, 43 * KB, (3, 2, 5), 2320),
     # Two blocks of seven warps, of which each thread walks through four pixels, with all of a step's in registers.
     Budget("lrn_pool_bwd_planes<", 128, 79 * KB, (2, 1, 2), 3400),
     Budget("lrn_bwd_planes<", 112, 40 * KB, (3, 2, 4), 3600),
@@ -104,8 +105,8 @@ BUDGETS = [
     # In NCHW a thread has up to eight lines of each image in shared memory, and sums of their pixels. For 64 channels
     # blocks have 128 threads, so half of this: five a multiprocessor of sm_90, three of sm_80, two of others.
     Budget("lpips_fwd_planes<", 72, 82 * KB, (1, 1, 2), 930),
-    Budget(r"lpips_bwd_planes<\w+, false>", 96, 84 * KB, (1, 1, 2), 1660),
-    Budget("lpips_bwd_planes<", 104, 84 * KB, (1, 1, 2), 1900),
+    Budget(r"lpips_bwd_planes<\w+, false>", 96, 84 * KB, (1, 1, 2), 1270),
+    Budget("lpips_bwd_planes<", 96, 84 * KB, (1, 1, 2), 1440),
     # A block shares three numbers of 64 pixels for both images, single elements of NCHW two for each thread as well.
     Budget("lpips_fwd<", 64, 6 * KB, (4, 4, 4), 910),
     Budget("lpips_bwd<", 80, 7 * KB, (3, 3, 3), 1480),
@@ -194,20 +195,20 @@ WORK = [
     Work("lrn_fwd_planes<float, LrnOfFive, Plain", 8, 32, 152),
     Work(f"lrn_fwd_planes<{HALF}, LrnOfFive, Rect", 4, 24, 112),
     Work("lrn_fwd_planes<float, LrnOfFive, Rect", 8, 39, 152),
-    Work(f"lrn_bwd_planes<{HALF}, LrnOfFive, false", 6, 44, 212, ("H200",)),
-    Work("lrn_bwd_planes<float, LrnOfFive, false", 12, 66, 290),
-    Work(f"lrn_bwd_planes<{HALF}, LrnOfFive, true", 6, 54, 286, ("H200",)),
-    Work("lrn_bwd_planes<float, LrnOfFive, true", 12, 76, 350),
+    Work(f"lrn_bwd_planes<{HALF}, LrnOfFive, false", 6, 36, 377),
+    Work("lrn_bwd_planes<float, LrnOfFive, false", 12, 54, 519),
+    Work(f"lrn_bwd_planes<{HALF}, LrnOfFive, true", 6, 45, 498, ("H200",)),
+    Work("lrn_bwd_planes<float, LrnOfFive, true", 12, 65, 669),
     # Windows of 3 with stride 2: of 16 bits 2.5 bytes an input forward, and a quarter of one more for the code.
     Work(rf"pool_fwd_packed<{HALF}, 8, 2, false", 2.5, 8, 137),
     Work(rf"pool_fwd_packed<{HALF}, 8, 2, true", 2.75, 10, 217),
     Work("pool_fwd_strips<float, 4, 3, 2, 2", 5.25, 25, 680),
-    Work(rf"pool_fwd_planes<{HALF}, 3, 2, false", 2.5, 16, 55),
-    Work(rf"pool_fwd_planes<{HALF}, 3, 2, true", 2.75, 22, 79, ("H200",)),
-    Work("pool_fwd_planes<float, 3, 2, false, false", 5.25, 28, 33),
-    Work("pool_fwd_planes<float, 3, 2, false, true", 5.25, 29, 36),
-    Work("pool_fwd_planes<float, 3, 2, true, false", 5.25, 31, 43),
-    Work("pool_fwd_planes<float, 3, 2, true, true", 5.25, 34, 55),
+    Work(rf"pool_fwd_planes<{HALF}, 3, 2, false", 2.5, 12, 47),
+    Work(rf"pool_fwd_planes<{HALF}, 3, 2, true", 2.75, 17, 71),
+    Work("pool_fwd_planes<float, 3, 2, false, false", 5.25, 20, 33),
+    Work("pool_fwd_planes<float, 3, 2, false, true", 5.25, 20, 33),
+    Work("pool_fwd_planes<float, 3, 2, true, false", 5.25, 25, 42),
+    Work("pool_fwd_planes<float, 3, 2, true, true", 5.25, 29, 53),
     Work(f"pool_bwd_patches<{HALF}, 8, false", 2.75, 14, 456),
     Work(f"pool_bwd_patches<{HALF}, 8, true", 2.75, 15, 490),
     Work("pool_bwd_patches<float, 4, false", 5.25, 19, 302),
@@ -238,10 +239,10 @@ WORK = [
     Work("lpips_fwd_planes<float", 4, 14, 26),
     Work(f"lpips_bwd<{HALF}, 8, true", 4, 26, 172),
     Work("lpips_bwd<float, 4, true", 8, 34, 114),
-    Work(f"lpips_bwd_planes<{HALF}, false", 4, 28, 165, ("H200",)),
-    Work("lpips_bwd_planes<float, false", 8, 29, 71),
-    Work(f"lpips_bwd_planes<{HALF}, true", 4, 31, 192, ("H200",)),
-    Work("lpips_bwd_planes<float, true", 8, 33, 87),
+    Work(f"lpips_bwd_planes<{HALF}, false", 4, 22, 110),
+    Work("lpips_bwd_planes<float, false", 8, 28, 54),
+    Work(f"lpips_bwd_planes<{HALF}, true", 4, 25, 137),
+    Work("lpips_bwd_planes<float, true", 8, 33, 66),
     # A weight, by one row, up to four and up to eight. The units that turn int8 into floats do 3.6 TB/s: on an H200
     # they bind.
     Work(f"linear<{HALF}, {HALF}, 8, 1", 2, 3, 181),

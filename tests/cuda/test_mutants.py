@@ -94,6 +94,9 @@ def suite(launcher: str) -> dict[str, Callable[[], None]]:
         few = [task for task in test_pointwise.planes(torch.bfloat16) if task.case.launcher == launcher]
         found["test_planes_in_shared_memory"] = lambda: test_pointwise.run_and_check("threads", few)
         found["test_ties"] = lambda: test_pointwise.test_ties(torch.float32, False)
+    if launcher == "max_pool_fwd":
+        bits = torch.bfloat16, False, (2, 16, 9, 11), 2
+        found["test_every_bit_of_pooling"] = lambda: test_pointwise.test_every_bit_of_pooling(*bits)
     if stem == "epilogue":
         both = [task for dtype in (torch.bfloat16, torch.float32) for task in test_pointwise.pairs(dtype)]
         few = [task for task in both if task.case.launcher == launcher]

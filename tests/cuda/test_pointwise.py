@@ -136,6 +136,8 @@ def planes(dtype: torch.dtype) -> list[Task]:
     for shape, pool in (
         ((2, 1030, 4, 5), Pool(3, 2)),  # two planes a block, and the last row in no window
         ((2, 1030, 3, 5), Pool(3, 2, 1)),
+        ((1, 3, 24, 4), Pool(3, 2)),  # one column of windows, in two strips
+        ((1, 3, 23, 10), Pool(3, 2)),  # four columns, in pairs
         ((2, 1, 55, 55), Pool(3, 2)),
         ((1, 3, 61, 151), Pool(3, 2, 1)),  # planes beyond 16 KB in every dtype
         ((1, 2, 60, 150), Pool(3, 2, 0, True)),
@@ -318,7 +320,7 @@ BITS = {
 @pytest.mark.parametrize(
     ("channels_last", "shape"),
     [(False, (2, 16, 9, 11)), (False, (3, 685, 5, 5)), (True, (2, 16, 9, 11))],
-    ids=["NCHW", "NCHW, two planes at once", "NHWC"],
+    ids=["NCHW", "NCHW, two planes a block", "NHWC"],
 )
 @pytest.mark.parametrize("dtype", list(BITS))
 @pytest.mark.parametrize("numbers", [2, 4, 10, 12])

@@ -61,7 +61,8 @@ struct LpipsTiles {
   dim3 grid() const { return dim3(blocks()); }
   dim3 block() const { return dim3(lines, rows); }
   int64_t blocks() const { return second / image * units.divisor; }
-  // Two images' lines, and two sums for each of their pixels.
+  // Two images' lines, and two sums for each of their pixels. A sum for each of a thread's lines fits there too.
+  static_assert(2 * V >= kSteps);
   size_t bytes() const {
     return int64_t{lines} * rows * (ceil_div(channels, rows) * 32 + 2 * V * static_cast<int64_t>(sizeof(float)));
   }
@@ -119,18 +120,49 @@ struct LpipsTile {
     }
   }
 
-  // Where the first image's lines of a channel are in shared memory, side by side.
-  __device__ __forceinline__ T* place(int32_t channel) const {
-    const int32_t step = channel / lie.rows, row = channel - step * lie.rows;
-    return reinterpret_cast<T*>(dynamic_shared()) + (2 * step * threads + row * lie.lines) * V;
+  // Copies out what threads have left in shared memory of the lines that are not whole() in place of the first image's
+  // and of the second's: single elements, up to V - 1 at either end of a row's runs, shared by the row's threads. `to`
+  // lies over x. All threads come together.
+  __device__ __forceinline__ void put_ends(T* to) const {
+    __syncthreads();
+    const T* const run = origin() + int64_t{threadIdx.y} * lie.pixels;
+    const int32_t head = min(-lead(run) & (V - 1), count), tail = head + ((count - head) & -V);
+    const int32_t singles = head + count - tail;
+#pragma unroll 1
+    for (int32_t single = threadIdx.x; single < singles; single += lie.lines) {
+      const int32_t own = single < head ? single : tail + single - head;
+      const T* from = mine + own + lead(run) - static_cast<int32_t>(threadIdx.x) * V;
+      T *first_to = to + (run + own - lie.x), *second_to = first_to + lie.second;
+#pragma unroll 1
+      for (int32_t channel = threadIdx.y; channel < lie.channels; channel += lie.rows) {
+        store(first_to, load<1>(from));
+        store(second_to, load<1>(from + threads * V));
+        from += 2 * threads * V;
+        first_to += int64_t{lie.rows} * lie.pixels;
+        second_to += int64_t{lie.rows} * lie.pixels;
+      }
+    }
   }
 
-  // Calls finish(k, place, sum) for each place of read(), with the block's sum of total[k] for its pixel; 0 where that
-  // is no pixel of the run. Begins and ends with all threads together.
+  // Room for two sums of each of a thread's V pixels, behind the lines.
+  __device__ __forceinline__ float* sums() const {
+    return reinterpret_cast<float*>(dynamic_shared() + ceil_div(lie.channels, lie.rows) * 32 * threads);
+  }
+
+  // Zeros in the V places before the run's, which read() reads and nobody else.
+  template <class... Numbers>
+  __device__ __forceinline__ void clear_before(Numbers&... numbers) const {
+    if (thread < V) {
+      ((numbers[thread] = 0), ...);
+    }
+  }
+
+  // Calls finish(place, sum) for each place of read() from the run's first pixel on, with the block's sums of total[0
+  // ... N - 1] for its pixel; 0 where that is no pixel of the run. Begins and ends with all threads together.
   template <int N, class Finish>
   __device__ __forceinline__ void add_up(const float (&total)[N][V], const Finish& finish) const {
-    const int32_t row = lie.lines * V, places = row + V;
-    float* const sums = reinterpret_cast<float*>(dynamic_shared() + ceil_div(lie.channels, lie.rows) * 32 * threads);
+    const int32_t row = lie.lines * V;
+    float* const sums = this->sums();
 #pragma unroll
     for (int k = 0; k < N; ++k) {
 #pragma unroll
@@ -145,12 +177,11 @@ struct LpipsTile {
     for (int32_t j = 0; j < V; ++j) {
       before[j] = j * row + ((lead(origin()) + j * lie.pixels) & (V - 1));
     }
-    for (int32_t place = thread; place < places; place += threads) {
-      const int32_t own = place - V;
-      const float* from = sums + own;
+    if (thread < row) {  // a thread each: there are V rows or more
+      const float* from = sums + thread;
       float sum[N] = {};
 #pragma unroll 1
-      for (int32_t r = static_cast<uint32_t>(own) < static_cast<uint32_t>(count) ? 0 : lie.rows; r < lie.rows; r += V) {
+      for (int32_t r = thread < count ? 0 : lie.rows; r < lie.rows; r += V) {
 #pragma unroll
         for (int k = 0; k < N; ++k) {
           float some[V];
@@ -169,10 +200,7 @@ struct LpipsTile {
         }
         from += V * row;
       }
-#pragma unroll
-      for (int k = 0; k < N; ++k) {
-        finish(k, place, sum[k]);
-      }
+      finish(V + thread, sum);
     }
     __syncthreads();
   }

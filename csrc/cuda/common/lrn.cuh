@@ -243,15 +243,19 @@ struct FivesByTwos {
     seconds[1] = first[3];
   }
 
-  // The next two: sum[i] is about the one that is two before next[i].
-  __device__ __forceinline__ void step(const float (&next)[2], float (&sum)[2]) {
-    const float next_two = of_two(next[0], next[1]);
-    sum[0] = plus(next[0], four);
-    four = two + next_two;
-    sum[1] = plus(seconds[0], four);
-    two = next_two;
-    seconds[0] = seconds[1];
-    seconds[1] = next[1];
+  // The next N, an even number: sum[i] is about the one that is two before next[i].
+  template <int N>
+  __device__ __forceinline__ void step(const float (&next)[N], float (&sum)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i += 2) {
+      const float next_two = of_two(next[i], next[i + 1]);
+      sum[i] = plus(next[i], four);
+      four = two + next_two;
+      sum[i + 1] = plus(seconds[0], four);
+      two = next_two;
+      seconds[0] = seconds[1];
+      seconds[1] = next[i + 1];
+    }
   }
 
  private:
@@ -259,30 +263,26 @@ struct FivesByTwos {
   static __device__ __forceinline__ float plus(float v, float sum) { return kSquares ? fmaf(v, v, sum) : v + sum; }
 };
 
-// Sums of squares, eight at a time, and the values that they are about.
-struct WalkOfFives {
-  FivesByTwos<true> sums;
-  float last[2];
+// Sums of squares, and the values that they are about.
+struct WalkOfFives : private FivesByTwos<true> {
+  float last;  // the first of the last pair
 
   __device__ __forceinline__ void begin(const float (&first)[4]) {
-    sums.begin(first);
-    last[0] = first[2];
-    last[1] = first[3];
+    FivesByTwos::begin(first);
+    last = first[2];
   }
 
-  // The next eight values; `middle[i]` is the one that sum[i] is about, two before next[i].
-  __device__ __forceinline__ void step(const float (&next)[4][2], float (&middle)[8], float (&sum)[8]) {
+  // The next N values; `middle[i]` is the one that sum[i] is about, two before next[i].
+  template <int N>
+  __device__ __forceinline__ void step(const float (&next)[N], float (&middle)[N], float (&sum)[N]) {
+    middle[0] = last;
+    middle[1] = seconds[1];
 #pragma unroll
-    for (int i = 0; i < 8; i += 2) {
-      float two[2];
-      sums.step(next[i / 2], two);
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        sum[i + j] = two[j];
-        middle[i + j] = last[j];
-        last[j] = next[i / 2][j];
-      }
+    for (int i = 2; i < N; ++i) {
+      middle[i] = next[i - 2];
     }
+    last = next[N - 2];
+    FivesByTwos::step(next, sum);
   }
 };
 

@@ -290,8 +290,10 @@ struct PlaneTile {
 template <class L>
 constexpr int kTiledHalo = std::is_same_v<L, LrnOfFive> ? 2 : kWidestHalo;
 
-// Blocks of a multiprocessor that backward's registers leave room for.
+// Pixels of a thread backward, and blocks of a multiprocessor that its registers leave room for.
 template <class L>
-constexpr int kTiledBlocks = std::is_same_v<L, LrnOfFive> ? 6 : 4;
+constexpr int kTiledPixels = std::is_same_v<L, LrnOfFive> ? 2 : 1;
+template <class L>
+constexpr int kTiledBlocks = std::is_same_v<L, LrnOfFive> ? 7 : 4;
 
 }  // namespace alexnet_fast::cuda

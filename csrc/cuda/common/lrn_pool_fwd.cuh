@@ -415,10 +415,10 @@ __device__ __forceinline__ void lrn_to_vectors(const PlaneTile& tile, unsigned c
 #pragma unroll
     for (int p = 0; p < kPixels; ++p) {
       if (active[p]) {
-        float next[kStep / 2][2], middle[kStep], t[kStep], w[kStep];
+        float next[kStep], middle[kStep], t[kStep], w[kStep];
 #pragma unroll
-        for (int i = 0; i < kStep / 2; ++i) {
-          two(p, 2 * i, of_step[i], next[i]);
+        for (int i = 0; i < kStep; i += 2) {
+          two(p, i, of_step[i / 2], reinterpret_cast<float (&)[2]>(next[i]));
         }
         walk[p].step(next, middle, t);
 #pragma unroll

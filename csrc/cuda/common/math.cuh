@@ -20,6 +20,8 @@ __device__ __forceinline__ float approximate_reciprocal_root(float value) {
   return result;
 }
 
+__device__ __forceinline__ double reciprocal_root(double value) { return rsqrt(value); }
+
 // max(0, value); NaN stays one. A comparison and a selection are two instructions.
 __device__ __forceinline__ float rectified(float value) {
   float result;
@@ -43,6 +45,7 @@ __device__ __forceinline__ uint32_t add_relu_pair(uint32_t a, uint32_t b) {
 
 inline float approximate_root(float value) { return host_simt::sqrt_approx_ftz(value); }
 inline float approximate_reciprocal_root(float value) { return host_simt::rsqrt_approx_ftz(value); }
+inline double reciprocal_root(double value) { return 1 / std::sqrt(value); }
 inline float __log2f(float value) { return host_simt::lg2_approx(value); }
 using host_simt::exp2f;
 using host_simt::log2f;

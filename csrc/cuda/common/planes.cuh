@@ -23,15 +23,15 @@ __device__ __forceinline__ int32_t lead(const T* run) {
 }
 
 // Calls vector(i) for each whole vector of a run, which begins at its element i, and single(i) for the elements before
-// the first one and after the last; a block's threads share them.
-template <class T, class Vector, class Single>
+// the first one and after the last; a block's kBlock threads share them.
+template <int kBlock, class T, class Vector, class Single>
 __device__ __forceinline__ void along_run(const T* run, int32_t count, const Vector& vector, const Single& single) {
   constexpr int32_t V = kVector<T>;
   const int32_t thread = threadIdx.x;
   const int32_t head = min((V - lead(run)) % V, count), end = head + (count - head) / V * V;
   // A compiler that sees where the loop begins works out its end anew, in some forty instructions.
 #pragma unroll 1
-  for (int32_t i = anew(head + thread * V); i < end; i += kPlaneThreads * V) {
+  for (int32_t i = anew(head + thread * V); i < end; i += kBlock * V) {
     vector(i);
   }
   if (thread < head) {
@@ -49,10 +49,10 @@ __device__ __forceinline__ T* place_run(unsigned char* room, const T* run) {
 }
 
 // Begins to copy a run to its place in `room`, which is returned. What is there may be read after await_runs().
-template <class T>
+template <int kBlock, class T>
 __device__ __forceinline__ const T* fetch_run(unsigned char* room, const T* from, int32_t count) {
   T* const to = place_run(room, from);
-  along_run(
+  along_run<kBlock>(
       from, count, [&](int32_t i) { async_copy<16>(to + i, from + i); },
       [&](int32_t i) { store_shared(to + i, load<1>(from + i)); });
   return to;
@@ -65,9 +65,9 @@ __device__ __forceinline__ void await_runs() {
 }
 
 // Copies a run from shared memory, where place_run has put it, to device memory.
-template <class T>
+template <int kBlock, class T>
 __device__ __forceinline__ void put_run(const T* from, T* to, int32_t count) {
-  along_run(
+  along_run<kBlock>(
       to, count, [&](int32_t i) { store(to + i, load<kVector<T>>(from + i)); },
       [&](int32_t i) { store(to + i, load<1>(from + i)); });
 }
@@ -129,16 +129,22 @@ struct PlaneBand {
   }
 };
 
-// Strips of a column, kRows rows or fewer, for a thread to go down: AlexNet's pools have 27, 13 and 6 rows of outputs.
+// Strips of a column, some kRows rows or fewer, for a thread to go down: AlexNet's pools have 27, 13 and 6 rows of
+// outputs, which are strips of 9, 7 and 6.
 struct StripsInPlanes {
-  static constexpr int32_t kRows = 7;
+  static constexpr int32_t kRows = 9;
   Divider columns, in_column;
+  int32_t rows;
 
-  StripsInPlanes(const PlaneBands& lie, int64_t columns) : columns(columns), in_column(ceil_div(lie.rows, kRows)) {}
+  StripsInPlanes(const PlaneBands& lie, int64_t columns)
+      : columns(columns),
+        in_column(ceil_div(lie.rows, kRows)),
+        rows(ceil_div(lie.rows, static_cast<int32_t>(in_column.divisor))) {}
 };
 
-// The strips of a thread of the block, one after the other: of `planes` planes, or of so many pairs of them. `row`
-// counts from the band's first one.
+// The strips of a thread of a block of kBlock, one after the other, of `planes` planes. `row` counts from the band's
+// first one.
+template <int kBlock>
 struct StripInPlanes {
   const StripsInPlanes& lie;
   const int32_t band_rows;
@@ -157,7 +163,7 @@ struct StripInPlanes {
   __device__ __forceinline__ bool there() const { return unit < count; }
 
   __device__ __forceinline__ void next() {
-    unit += kPlaneThreads;
+    unit += kBlock;
     find();
   }
 
@@ -166,8 +172,8 @@ struct StripInPlanes {
     uint32_t strip, rest;
     plane = lie.in_column.divide_small(lie.columns.divide_small(unit, rest), strip);
     column = rest;
-    row = strip * lie.kRows;
-    rows = min(lie.kRows, band_rows - row);  // the last band may have fewer strips
+    row = strip * lie.rows;
+    rows = min(lie.rows, band_rows - row);  // the last band may have fewer strips
   }
 };
 

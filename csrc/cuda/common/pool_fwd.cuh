@@ -143,6 +143,8 @@ template <class T>
 constexpr int kInWord = 4 / sizeof(T);
 template <class T>
 constexpr uint32_t kEach = sizeof(T) == 2 ? 0x10001 : 1;
+template <class T>
+constexpr uint32_t kSigns = sizeof(T) == 2 ? 0x80008000 : 0x80000000;
 
 template <class T, bool kRectified>
 __device__ __forceinline__ uint32_t max_of_three(uint32_t a, uint32_t b, uint32_t c) {
@@ -173,10 +175,10 @@ __device__ __forceinline__ uint32_t if_equal(uint32_t a, uint32_t b, uint32_t ye
   }
 }
 
-// Not 0 if an element is never equal to anything.
+// Signs of elements that are never equal to anything, among other bits.
 template <class T>
 __device__ __forceinline__ uint32_t unequal(uint32_t word) {
-  return sizeof(T) == 4 ? word > 0x7f800000 : unequal_to_itself(word);
+  return sizeof(T) == 4 ? (word > 0x7f800000 ? kSigns<T> : 0) : ~equal_pair(word, word);
 }
 
 // The element `i` of a word to y, and its code.
@@ -419,6 +421,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // ---------------------------------------------------------------- planes in shared memory
 
+// Two planes of 55 x 55 in 16 bits are 14 x 3 strips of 9 rows each, one in float32 27 x 3: 84 and 81 threads.
+constexpr int kPoolThreads = 96;
+
 // Windows of K x K with stride S that all lie within the image, in NCHW.
 struct PoolPlanes {
   PlaneBands lie;         // over rows of output pixels
@@ -433,7 +438,7 @@ struct PoolPlanes {
               return x_bytes(p, element, planes, rows) + run_bytes(planes * rows * p.out_width, element) +
                      run_bytes(planes * rows * p.out_width, 1);
             }),
-        strips(lie, p.out_width),
+        strips(lie, ceil_div<int64_t>(p.out_width, 4 / element)),
         channels(p.channels) {
     const int64_t outputs = int64_t{lie.whole} * lie.rows * p.out_width;
     y_at = static_cast<int32_t>(x_bytes(p, element, lie.whole, lie.rows));
@@ -441,11 +446,11 @@ struct PoolPlanes {
     bytes = code_at + (p.code == nullptr ? 0 : static_cast<int32_t>(run_bytes(outputs, 1)));
   }
 
-  // Whether the kernel takes what `p` asks for. Offsets within a plane have 32 bits.
+  // Whether the kernel takes what `p` asks for. Offsets within a plane have 32 bits, and so have numbers of planes.
   template <class Params>
   bool take(const Params& p) const {
     return !p.channels_last && overlapping_3_by_2(p.window) && windows_inside(p) && p.height * p.width <= INT32_MAX &&
-           lie.fit();
+           p.batch * p.channels <= INT32_MAX && lie.fit();
   }
 
   // A band of rows reads its windows' rows; whole planes are read from the first one's first to the last one's last.
@@ -489,11 +494,12 @@ __device__ __forceinline__ void pool_column(const Local& local, int32_t from, in
   }
 }
 
-// The same word by word, in 16 bits of two planes at once: word(offset) reads one. The second plane's outputs lie
-// `other` further on. Returns 0 if words decide, as store_packed does.
+// The same word by word, in 16 bits of two columns of windows at once: word(place) reads one. `from`, y and code are at
+// the first window's corner and output; the second column's outputs lie `other` further on. Outputs from the word's
+// element `own` on are written. Returns 0 if words decide, as store_packed does.
 template <class T, int K, int S, bool kRectified, bool kCodes, bool kClosing, class Word>
-__device__ __forceinline__ uint32_t pool_column_of_words(const Word& word, int32_t from, int32_t width, T* y,
-                                                         uint8_t* code, int32_t to, int32_t other, int32_t out_width,
+__device__ __forceinline__ uint32_t pool_column_of_words(const Word& word, const T* from, int32_t width, T* y,
+                                                         uint8_t* code, int32_t other, int32_t own, int32_t out_width,
                                                          int32_t rows) {
   static_assert(K == 3 && S == 2 && (kRectified || !kClosing));
   uint32_t signs = 0, undecided = 0;
@@ -523,7 +529,7 @@ __device__ __forceinline__ uint32_t pool_column_of_words(const Word& word, int32
     }
     last.places -= K * S * kEach<T>;  // in the window below
     if (!kRectified) {
-      undecided |= zero_in(best.values) & signs;
+      undecided |= if_equal<T>(best.values, 0, signs, 0);
     }
     if (kCodes) {
       undecided |= unequal<T>(best.values);
@@ -533,75 +539,74 @@ __device__ __forceinline__ uint32_t pool_column_of_words(const Word& word, int32
     }
 #pragma unroll
     for (int i = 0; i < kInWord<T>; ++i) {
-      store_of_word<kCodes>(best.values, best.places, i, y + to + i * other, code + (kCodes ? to + i * other : 0));
+      if (i + 1 == kInWord<T> || i >= own) {
+        store_of_word<kCodes>(best.values, best.places, i, y + i * other, code + (kCodes ? i * other : 0));
+      }
     }
-    to += out_width;
+    y += out_width;
+    code += kCodes ? out_width : 0;
   }
-  return undecided;
+  return undecided & kSigns<T>;
 }
 
-// A thread goes down columns of outputs, of a plane or, in 16 bits, of two planes at once; a plane that is left over
-// goes with itself. Floats that may be negative go element by element.
+// A thread goes down columns of outputs, one or, in 16 bits, two at once: one of the left half and one of the right, so
+// that a warp's elements lie beside each other, without conflicts of banks. Of an odd number the one in the middle is
+// in both halves, and the right one writes it. Floats that may be negative go element by element.
 template <class T, int K, int S, bool kCodes, bool kClosing, class Source>
-__global__ void __launch_bounds__(kPlaneThreads, 8)
+__global__ void __launch_bounds__(kPoolThreads, 8)
     pool_fwd_planes(Source source, T* __restrict__ y, uint8_t* __restrict__ code, PoolPlanes planes, PoolShape shape) {
-  constexpr int32_t kAtOnce = kInWord<T>;
   unsigned char* const room = dynamic_shared();
   const PlaneBand band(planes.lie);
   const int32_t width = shape.width, plane = shape.height * width, out_plane = shape.out_height * shape.out_width;
-  const T* const x = fetch_run(room, source.tensor() + band.first * plane + band.begin * S * width,
-                               (band.number - 1) * plane + ((band.end - 1 - band.begin) * S + K) * width);
+  const T* const x = fetch_run<kPoolThreads>(room, source.tensor() + band.first * plane + band.begin * S * width,
+                                             (band.number - 1) * plane + ((band.end - 1 - band.begin) * S + K) * width);
   const int64_t out = band.first * out_plane + band.begin * shape.out_width;
   T* const own_y = place_run(room + planes.y_at, y + out);
   uint8_t* const own_code = kCodes ? place_run(room + planes.code_at, code + out) : nullptr;
   await_runs();
 
 #pragma unroll 1
-  for (StripInPlanes strip(planes.strips, band, ceil_div(band.number, kAtOnce)); strip.there(); strip.next()) {
-    const int32_t first = strip.plane * kAtOnce;
-    const int32_t from = strip.row * S * width + strip.column * S, to = strip.row * shape.out_width + strip.column;
-    const auto local = [&](int32_t number) {
-      int64_t channel;
-      planes.channels.divide(band.first + number, channel);
-      return source.over(x).template local<1>(static_cast<int32_t>(channel));
+  for (StripInPlanes<kPoolThreads> strip(planes.strips, band, band.number); strip.there(); strip.next()) {
+    uint32_t channel;
+    planes.channels.divide_small(static_cast<uint32_t>(band.first) + strip.plane, channel);
+    const auto local = source.over(x).template local<1>(channel);
+    const int32_t from = strip.plane * plane + (strip.row * width + strip.column) * S;
+    const int32_t to = strip.plane * out_plane + strip.row * shape.out_width + strip.column;
+    const int32_t other = shape.out_width - static_cast<int32_t>(planes.strips.columns.divisor);
+    const int32_t own = strip.column >= other ? kInWord<T> - 1 : 0;
+    const auto by_elements = [&](int32_t i) {
+      pool_column<K, S, kCodes, kClosing>(local, from + i * other * S, width, own_y, own_code, to + i * other,
+                                          shape.out_width, strip.rows);
     };
-    const auto by_elements = [&](int32_t number) {
-      pool_column<K, S, kCodes, kClosing>(local(number), number * plane + from, width, own_y, own_code,
-                                          number * out_plane + to, shape.out_width, strip.rows);
-    };
-    if constexpr (kAtOnce == 1 && !Source::kRectified) {
-      by_elements(first);
+    if constexpr (kInWord<T> == 1 && !Source::kRectified) {
+      by_elements(0);
     } else {
-      const int32_t second = min(first + kAtOnce - 1, band.number - 1), beside = (second - first) * plane;
-      const auto of_first = local(first);
-      uint32_t bias = 0;
-      if constexpr (Source::kRectified && kAtOnce == 2) {
-        bias = of_first.bias.words[0] | static_cast<uint32_t>(local(second).bias.words[0]) << 16;
-      }
-      const auto word = [&](int32_t at) {
-        if constexpr (kAtOnce == 1) {
-          return of_first.at(at).words[0];
+      const auto word = [&](const T* at) {
+        if constexpr (kInWord<T> == 1) {
+          return local.at(at).words[0];
         } else {
-          const uint32_t both = x[at].bits | static_cast<uint32_t>(x[at + beside].bits) << 16;
-          return Source::kRectified ? add_relu_pair<T>(both, bias) : both;
+          const uint32_t both = pair_of(at[0].bits, at[other * S].bits);
+          if constexpr (Source::kRectified) {
+            return add_relu_pair<T>(both, local.bias.words[0] * 0x10001u);
+          }
+          return both;
         }
       };
       const uint32_t undecided = pool_column_of_words<T, K, S, Source::kRectified, kCodes, kClosing>(
-          word, first * plane + from, width, own_y, own_code, first * out_plane + to, (second - first) * out_plane,
-          shape.out_width, strip.rows);
+          word, x + from, width, own_y + to, own_code + (kCodes ? to : 0), other, own, shape.out_width, strip.rows);
       if (undecided != 0) {  // rare
 #pragma unroll 1
-        for (int32_t number = first; number <= second; ++number) {
-          by_elements(number);
+        for (int32_t i = own; i < kInWord<T>; ++i) {
+          by_elements(i);
         }
       }
     }
   }
   __syncthreads();
   const int32_t outputs = (band.number - 1) * out_plane + (band.end - band.begin) * shape.out_width;
-  put_run(own_y, y + out, outputs);
+  put_run<kPoolThreads>(own_y, y + out, outputs);
   if (kCodes) {
-    put_run(own_code, code + out, outputs);
+    put_run<kPoolThreads>(own_code, code + out, outputs);
   }
 }
 
@@ -618,7 +623,7 @@ int launch_pool_fwd(const Params& p, const Source& source, void* stream) {
           launch<pool_fwd_planes<T, 3, 2, true, kClosing, Source>, Source, T*, uint8_t*, PoolPlanes, PoolShape>;
       constexpr auto without =
           launch<pool_fwd_planes<T, 3, 2, false, kClosing, Source>, Source, T*, uint8_t*, PoolPlanes, PoolShape>;
-      return (p.code != nullptr ? with_codes : without)(planes.lie.grid(), dim3(kPlaneThreads), planes.bytes, stream,
+      return (p.code != nullptr ? with_codes : without)(planes.lie.grid(), dim3(kPoolThreads), planes.bytes, stream,
                                                         source, static_cast<T*>(p.y), p.code, planes, PoolShape(p));
     }
   }

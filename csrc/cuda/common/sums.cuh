@@ -42,8 +42,8 @@ __device__ __forceinline__ void store_block_sums(const float (&sum)[V], float* r
 
 // Sums each of N values over a warp, or over kLanes lanes of it, for N = 4 in 6 shuffles instead of 20: with every
 // exchange a lane gives away the half of its values that its partner goes on with. Lane l of those gets the sum of
-// values[l / (kLanes / N)].
-template <int N, int kLanes = 32>
+// values[l / (kLanes / N)], or with kApart > 1 of the lanes alone that are a multiple of kApart from it.
+template <int N, int kLanes = 32, int kApart = 1>
 __device__ __forceinline__ float sum_lanes(float (&values)[N]) {
   const int lane = threadIdx.x % kLanes;
 #pragma unroll
@@ -58,7 +58,7 @@ __device__ __forceinline__ float sum_lanes(float (&values)[N]) {
   }
   float sum = values[0];
 #pragma unroll
-  for (int distance = kLanes / 2 / N; distance >= 1; distance /= 2) {
+  for (int distance = kLanes / 2 / N; distance >= kApart; distance /= 2) {
     sum += __shfl_xor_sync(0xffffffff, sum, distance);
   }
   return sum;
