@@ -12,8 +12,8 @@ constexpr int64_t kStripElements = 1 << 16;  // of the gradient between pooling 
 bool normalizes(const EpilogueParams& p) { return p.lrn.size > 0; }
 bool pools(const EpilogueParams& p) { return p.window.kernel_h > 0; }
 // Pixels of a unit. Each piece of an image has its own sums for the bias, which are added up afterwards: not worth it
-// for a few pixels in NHWC.
-int64_t unit_of(const EpilogueParams& p) { return normalizes(p) ? 64 : p.channels_last ? 16 : 1; }
+// for a few pixels in NHWC, least of all for the rows of matrices, which are images one pixel wide of many channels.
+int64_t unit_of(const EpilogueParams& p) { return normalizes(p) || p.width == 1 ? 64 : p.channels_last ? 16 : 1; }
 
 // Without LRN, NCHW planes are on their own: two threads in one of them would write to the same lines of the cache, one
 // a channel. Units are input rows, or pixels.
