@@ -5,21 +5,25 @@
 namespace alexnet_fast::cpu::ALEXNET_FAST_ISA {
 namespace {
 
-constexpr int64_t kUnit = 64;                // pixels
+constexpr int64_t kPixelsAtOnce = 8;         // NHWC: so many are added up in a register
 constexpr int64_t kSummed = 1 << 10;         // pixels whose sum one accumulator takes: more would lose digits
 constexpr int64_t kStripElements = 1 << 16;  // of the gradient between pooling and LRN
 
 bool normalizes(const EpilogueParams& p) { return p.lrn.size > 0; }
 bool pools(const EpilogueParams& p) { return p.window.kernel_h > 0; }
+// Pixels of a unit. Each piece of an image has its own sums for the bias, which are added up afterwards: not worth it
+// for a few pixels in NHWC, least of all for the rows of matrices, which are images one pixel wide of many channels.
+int64_t unit_of(const EpilogueParams& p) { return normalizes(p) || p.width == 1 ? 64 : p.channels_last ? 16 : 1; }
 
 // Without LRN, NCHW planes are on their own: two threads in one of them would write to the same lines of the cache, one
-// a channel. Units are input rows, or kUnit pixels.
+// a channel. Units are input rows, or pixels.
 Cut cut(const EpilogueParams& p) {
   const bool planes = !p.channels_last && !normalizes(p);
   const int64_t images = planes ? p.batch * p.channels : p.batch, pixel = planes ? 1 : p.channels;
-  const bool together = !normalizes(p) && is_little(p.batch * p.channels * p.height * p.width);
-  if (pools(p)) return Cut(images, p.height, p.width * pixel, together);
-  return Cut(images, ceil_div(p.height * p.width, kUnit), kUnit * pixel, together);
+  const int64_t elements = p.batch * p.channels * p.height * p.width;
+  if (pools(p)) return Cut(images, p.height, p.width * pixel, !normalizes(p) && is_little(elements));
+  const int64_t unit = unit_of(p);
+  return Cut(images, ceil_div(p.height * p.width, unit), unit * pixel, !normalizes(p) && is_tiny(elements));
 }
 
 // An item's two rows of db_partial, sums and what rounding lost of them, or null. They begin as zeros, also those of
@@ -46,13 +50,22 @@ void mask_channel(const T* dy, const T* r, T* dz, int64_t pixels, int64_t channe
 template <class T>
 void mask_pixels(const T* dy, const T* r, T* dz, int64_t pixels, int64_t channels, Acc<T>* db) {
   using A = Acc<T>;
-  for (int64_t p = 0; p < pixels; ++p, dy += channels, r += channels, dz += channels) {
-    for_each_vector<A>(channels, [&](int64_t c, int64_t n) {
-      const Vector<A> v = load(r + c, n) <= 0 ? Vector<A>{} : load(dy + c, n);
-      store(dz + c, v, n);
-      if (db != nullptr) add_exactly<A>(db + c, db + channels + c, v, n);
-    });
+  // Of `count` pixels the channels [c, c + n), whose sums pass through memory once.
+  const auto mask = [&](int64_t first, int64_t count, int64_t c, int64_t n) {
+    Vector<A> total{};
+    for (int64_t p = first; p < first + count; ++p) {
+      const int64_t at = p * channels + c;
+      const Vector<A> v = load(r + at, n) <= 0 ? Vector<A>{} : load(dy + at, n);
+      total += v;
+      store(dz + at, v, n);
+    }
+    if (db != nullptr) add_exactly<A>(db + c, db + channels + c, total, n);
+  };
+  int64_t p = 0;
+  for (; p + kPixelsAtOnce <= pixels; p += kPixelsAtOnce) {
+    for_each_vector<A>(channels, [&](int64_t c, int64_t n) { mask(p, kPixelsAtOnce, c, n); });
   }
+  for_each_vector<A>(channels, [&](int64_t c, int64_t n) { mask(p, pixels - p, c, n); });
 }
 
 // Without pooling: through the ReLU, or through LRN and the ReLU.
@@ -60,13 +73,13 @@ template <class T>
 void run_pixels(const EpilogueParams& p, int64_t begin, int64_t end) {
   using A = Acc<T>;
   const int64_t pixels = p.height * p.width, pixel = p.channels_last ? p.channels : 1;
-  const int64_t planes = p.channels_last || normalizes(p) ? 1 : p.channels;
+  const int64_t planes = p.channels_last || normalizes(p) ? 1 : p.channels, unit = unit_of(p);
   const auto each = [&](auto f) {
     cut(p).for_each(begin, end, [&](int64_t item, int64_t image, int64_t first, int64_t past) {
-      const int64_t start = image * pixels * p.channels / planes + first * kUnit * pixel;
+      const int64_t start = image * pixels * p.channels / planes + first * unit * pixel;
       A* const db = db_of<A>(p, item);
       f(static_cast<const T*>(p.dy) + start, static_cast<const T*>(p.r) + start, static_cast<T*>(p.dz) + start,
-        min(pixels, past * kUnit) - first * kUnit, db != nullptr ? db + image % planes : nullptr);
+        min(pixels, past * unit) - first * unit, db != nullptr ? db + image % planes : nullptr);
     });
   };
   if (normalizes(p)) {

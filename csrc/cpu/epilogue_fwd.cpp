@@ -11,13 +11,19 @@ constexpr int64_t kStripElements = 1 << 16;  // of an intermediate that waits fo
 bool normalizes(const EpilogueParams& p) { return p.lrn.size > 0; }
 bool pools(const EpilogueParams& p) { return p.window.kernel_h > 0; }
 
-// Without LRN, NCHW planes are on their own. Units are output rows, or kUnit pixels.
+// Pixels of a unit.
+int64_t unit_of(const EpilogueParams& p) { return normalizes(p) ? kUnit : 1; }
+
+// Without LRN, NCHW planes are on their own. Units are output rows, or pixels.
 Cut cut(const EpilogueParams& p) {
   const bool planes = !p.channels_last && !normalizes(p);
   const int64_t images = planes ? p.batch * p.channels : p.batch, pixel = planes ? 1 : p.channels;
-  const bool together = !normalizes(p) && is_little(p.batch * p.channels * p.height * p.width);
-  if (pools(p)) return Cut(images, p.out_height, p.width * pixel * p.window.stride_h, together);
-  return Cut(images, ceil_div(p.height * p.width, kUnit), kUnit * pixel, together);
+  const int64_t elements = p.batch * p.channels * p.height * p.width;
+  if (pools(p)) {
+    return Cut(images, p.out_height, p.width * pixel * p.window.stride_h, !normalizes(p) && is_little(elements));
+  }
+  const int64_t unit = unit_of(p);
+  return Cut(images, ceil_div(p.height * p.width, unit), unit * pixel, !normalizes(p) && is_tiny(elements));
 }
 
 // ---- Bias and ReLU -------------------------------------------------------------------------------------------------
@@ -54,12 +60,12 @@ void run_relu(const EpilogueParams& p, int64_t begin, int64_t end) {
   T* const y = static_cast<T*>(p.y);
   const int64_t pixels = p.height * p.width;
   cut(p).for_each(begin, end, [&](int64_t, int64_t image, int64_t first, int64_t past) {
-    const int64_t pixel = first * kUnit, count = min(pixels, past * kUnit) - pixel;
+    const int64_t count = past - first;
     if (p.channels_last) {
-      const int64_t start = (image * pixels + pixel) * p.channels;
+      const int64_t start = (image * pixels + first) * p.channels;
       activate_pixels(z + start, bias, y + start, count, p.channels);
     } else {
-      const int64_t start = image * pixels + pixel;
+      const int64_t start = image * pixels + first;
       activate_channel(z + start, bias != nullptr ? bias + image % p.channels : nullptr, y + start, count);
     }
   });

@@ -9,7 +9,8 @@ namespace {
 Cut cut(const PoolParams& p) {
   const int64_t images = p.channels_last ? p.batch : p.batch * p.channels;
   const int64_t row = p.channels_last ? p.width * p.channels : p.width;
-  return Cut(images, p.out_height, row * p.window.stride_h, is_little(images * p.height * row));
+  const int64_t elements = images * p.height * row;
+  return Cut(images, p.out_height, row * p.window.stride_h, p.channels_last ? is_little(elements) : is_tiny(elements));
 }
 
 template <class Pool, class T>

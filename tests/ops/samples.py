@@ -267,6 +267,7 @@ SAMPLES = [
     epilogue("LRN and padded pool, stride 1", (2, 5, 6, 5), lrn=SMALL, pool=Pool((3, 5), 1, (1, 2))),
     epilogue("pixels that no window sees", (2, 5, 11, 12), pool=Pool(2, 3)),
     epilogue("one pixel", (3, 7, 1, 1), lrn=PAPER, pool=Pool(1)),
+    epilogue("several pieces of an image", (1, 256, 12, 13)),
     epilogue("several pieces of work", (2, 40, 27, 27), lrn=SMALL, pool=OVERLAPPING),
     epilogue("several pieces of work, no LRN", (2, 40, 27, 27), pool=OVERLAPPING),
     epilogue("(C, H, W)", (6, 7, 7), lrn=SMALL, pool=OVERLAPPING),
