@@ -40,12 +40,12 @@
 //
 // NCHW with LRN and pool, windows of 3 with stride 2 within the image (common/lrn_pool_bwd_planes.cuh): tiles of four
 // rows of 55 pixels and, in 16 bits, 96 channels, 224 threads with slices of 24 channels of 56 patches. In bfloat16
-// sm_90's loop has 1,004 for 8 channels of a patch, 31.4 an element: of these the gather has 7.5 (for four pixels 8
+// sm_90's loop has 997 for 8 channels of a patch, 31.2 an element: of these the gather has 7.5 (for four pixels 8
 // loads, 4 conversions, 9 comparisons, 9 selections and additions), x 2, sums of squares 2.5, t 1, special functions 2,
 // products 5, sums of q 2, dx 2, the mask 2, a result 2 and sums for the bias 1.7. Before it come 487 for 96 elements,
 // a place and q of the four channels beside a slice; copies take 4.5 an element, and their places 180. Together 44,
-// with 1,029 in float16's loop 45, of the 45.5 that 3.0 TB/s leave for 4.75 bytes and the 31.7 of 4.3: bytes bind on an
-// H100. float32, 48 channels in two slices, which leave an eighth of the lanes without work: 1,301 in the loop, 63
+// with 1,025 in float16's loop 45, of the 45.5 that 3.0 TB/s leave for 4.75 bytes and the 31.7 of 4.3: bytes bind on an
+// H100. float32, 48 channels in two slices, which leave an eighth of the lanes without work: 1,298 in the loop, 63
 // together, of 88 and 61.8.
 //
 // The version before took 79 and 107. Its threads gathered patches first, two channels at once, 16 an element with
@@ -60,7 +60,7 @@
 // What the arithmetic alone needs in 16 bits is the itemised 30 and 3 for the channels beside a slice: 33, more than
 // the 31.7 that 4.3 TB/s leave, so that on an H200 instructions bind, 1.4 times over. 128 registers and 79 KB of shared
 // memory: two blocks, 14 warps, each with four pixels' and two channels' independent work. Predicted for an H100, not
-// measured: 2.3 TB/s, 2.5 in float32.
+// measured: 2.0 TB/s, 2.3 in float32.
 #include "cuda/common/lrn_bwd.cuh"
 #include "cuda/common/lrn_pool_bwd.cuh"
 #include "cuda/common/lrn_pool_bwd_planes.cuh"

@@ -143,7 +143,8 @@ struct PatchWalk {
   FivesByTwos<true> squares[kPixels];
   FivesByTwos<false> products[kPixels];
 
-  // Pixels and windows that are not there are read as the nearest ones that are.
+  // Pixels and windows that are not there are read as the nearest ones that are. Through no window a pixel has no
+  // gradient: sums take it as it is.
   __device__ __forceinline__ PatchWalk(const LrnPoolTiles<T>& tiles, const Apart& apart, const LrnOfFive& lrn,
                                        int32_t patch, int32_t first_row, int32_t tile_rows, int32_t out_begin, T* x_row,
                                        const T* dy_row, const uint8_t* code_row)
@@ -229,7 +230,7 @@ struct PatchWalk {
             dx[p][n] = 0;
           }
           a[p][n] = of.a[p][n];
-          sums[i + n] = p == 0 ? dx[p][n] : there[p] ? sums[i + n] + dx[p][n] : sums[i + n];
+          sums[i + n] = p == 0 ? dx[p][n] : sums[i + n] + dx[p][n];
         }
       }
 #pragma unroll
