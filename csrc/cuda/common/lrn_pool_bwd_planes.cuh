@@ -14,8 +14,8 @@
 
 namespace alexnet_fast::cuda {
 
-// How many threads a block has at most: all lanes of four slices of 56 patches have work, and two blocks fit a
-// multiprocessor with 144 registers.
+// How many threads a block has at most: all lanes of four slices of 56 patches have work. Two blocks of them leave a
+// thread 128 registers.
 constexpr int kLrnPoolThreads = 224;
 
 // Elements from one row in shared memory to the next.
