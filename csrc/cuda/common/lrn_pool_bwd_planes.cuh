@@ -30,6 +30,14 @@ struct AlexNetApart {
   static constexpr int32_t x = sizeof(T) == 4 ? 225 : 233, dy = sizeof(T) == 4 ? 85 : 89, code = 105;
 
   static bool is(const RowsApart& rows) { return rows.x == x && rows.dy == dy && rows.code == code; }
+
+  // Rows that lie no further apart, and as these within 16 bytes, may lie as far.
+  static RowsApart widened(const RowsApart& rows) {
+    const auto may = [](int32_t own, int32_t wanted, int32_t V) { return own <= wanted && (wanted - own) % V == 0; };
+    return may(rows.x, x, kVector<T>) && may(rows.dy, dy, kVector<T>) && may(rows.code, code, kVector<uint8_t>)
+               ? RowsApart{x, dy, code}
+               : rows;
+  }
 };
 
 template <class T>
@@ -71,7 +79,10 @@ struct LrnPoolTiles {
         x.cut(pixels, sizeof(T));
         dy.cut(outputs, sizeof(T));
         code.cut(outputs, 1);
-        apart = {x.stride, dy.stride, code.stride};
+        apart = AlexNetApart<T>::widened({x.stride, dy.stride, code.stride});
+        x.stride = apart.x;
+        dy.stride = apart.dy;
+        code.stride = apart.code;
         lanes = Divider(ceil_div<int64_t>(in_band * columns.divisor, kSumLanes) * kSumLanes);
         share_channels(p);
       }
