@@ -3,7 +3,8 @@
 // bias + ReLU         below: dz = dy where r > 0 or NaN
 // ... + LRN           common/lrn_bwd.cuh, the kernels of lrn_bwd.cu, masked by x = r
 // ... + pool          max_pool_bwd.cu's kernels: the code is the mask too, and no other tensor is read
-// ... + LRN + pool    common/lrn_pool_bwd.cuh, or common/lrn_bwd.cuh, whose dy is gathered through the pool
+// ... + LRN + pool    common/lrn_pool_bwd.cuh and common/lrn_pool_bwd_planes.cuh, or common/lrn_bwd.cuh, whose dy is
+//                     gathered through the pool
 //
 // db: every thread sums dz of its own channels in float32 as it goes, a block adds up its threads, and leaves a row of
 // `db_partial`; a second kernel adds up the rows. At most 1,024 blocks go through the units of a channel, so rows are

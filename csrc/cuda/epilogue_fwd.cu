@@ -4,7 +4,7 @@
 // bias + ReLU         below: each element once
 // ... + LRN           common/lrn_fwd.cuh, the kernels of lrn_fwd.cu reading through `Rectified`
 // ... + pool          common/pool_fwd.cuh, the kernels of max_pool_fwd.cu reading through `Rectified`
-// ... + LRN + pool    common/lrn_pool_fwd.cuh
+// ... + LRN + pool    common/lrn_pool_fwd.cuh and common/lrn_pool_fwd_planes.cuh
 //
 // 16-bit types add and clamp two elements in one fused instruction that rounds once.
 //
@@ -41,10 +41,10 @@
 // and 40: bytes bind. float32: 39 and 45 of 77 and 115. Predicted for an H100, not measured: 2.4 TB/s.
 //
 // NCHW with LRN and pool, windows within the image: tiles of the rows under four rows of outputs, and 48 channels, 24
-// in float32 (common/lrn_pool_fwd.cuh). A thread walks through the channels of two pixels, and leaves LRN's output in
-// vectors of 16 bytes of channels, from which a thread pools 8 channels at once. In inference bias and ReLU are added
-// on the walk, to two channels by one instruction. In bfloat16 and 55 x 55 planes sm_90's walk issues 216 for 16
-// elements, 15.6 each with the row that tiles share, in training 192; the pool 91 a column of a tile and 62 for 8 of
+// in float32 (common/lrn_pool_fwd_planes.cuh). A thread walks through the channels of two pixels, and leaves LRN's
+// output in vectors of 16 bytes of channels, from which a thread pools 8 channels at once. In inference bias and ReLU
+// are added on the walk, to two channels by one instruction. In bfloat16 and 55 x 55 planes sm_90's walk issues 216 for
+// 16 elements, 15.6 each with the row that tiles share, in training 192; the pool 91 a column of a tile and 62 for 8 of
 // its outputs, in training 130 and 156, 3 and 6.5 an element; copies 1, with r 4.5 and bias and ReLU; and a thread's
 // place some 260, in training 450, 3.2 and 5.5. Together 23 in inference, of the 24 that 3.0 TB/s leave and the 16.7
 // of 4.3, and 30 in training, of 45 and 32; in float32 38 of 48 and 33, and 52 of 89 and 62: bytes bind, but for
@@ -68,6 +68,7 @@
 // measured: 2.2 TB/s in inference, 2.5 in training.
 #include "cuda/common/lrn_fwd.cuh"
 #include "cuda/common/lrn_pool_fwd.cuh"
+#include "cuda/common/lrn_pool_fwd_planes.cuh"
 #include "cuda/common/pool_fwd.cuh"
 #include "launchers.h"
 
