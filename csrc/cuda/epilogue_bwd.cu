@@ -23,12 +23,20 @@
 //
 // LRN + pool had 94 instructions an element (profiler: 65% of the issue slots of 124 us, DRAM at 25%): each pixel went
 // through its windows in a loop, 2.25 on average, and found their place by itself. Now, for AlexNet's LRN and window in
-// 16 bits (common/lrn_pool_bwd.cuh): sm_90's loop has 1,161 instructions for the 32 elements of a patch, 36 each, of
-// which the gather takes 12. 3.0 TB/s leave 46 for 4.75 bytes, 4.3 TB/s leave 32: bytes bind on an H100, and
-// instructions on an H200. 96 registers and 12 KB of shared memory a block of 128 threads: five blocks, 31% of the
-// warps, with the next pixel's 512 bytes a warp always under way: 10 KB a multiprocessor, beside up to 48 KB of
-// windows. Predicted, not measured: 2.3 TB/s. float32: 860 for 16 elements, 54 each, of the 88 that 3.0 TB/s leave for
-// 9.25 bytes and the 61 of 4.3; the kernel for any window, which it took before, has 115.
+// 16 bits (common/lrn_pool_bwd.cuh): sm_90's loop has 951 instructions for the 32 elements of a patch, 28 x 28 of which
+// cover 55 x 55 pixels: 30.8 each, and 0.6 for a thread's beginning and end, 31 of the 46 that 3.0 TB/s leave for 4.75
+// bytes and the 31.7 of 4.3: bytes bind. Of the 30 that are a patch's: the gather 7, x 1.5, sums of squares 2.8, t 1,
+// special functions 2, products 5, sums of q 2.3, dx 2, mask and bias 2.5, a result 0.6, places and the rest 3. 96
+// registers and 6 KB of shared memory a block of 96 threads, of which 96 channels fill every lane: six blocks, 28% of
+// the warps, with the next pixel's 512 bytes a warp always under way: 9 KB a multiprocessor, beside up to 43 KB of
+// windows. Predicted, not measured: 2.4 TB/s on an H100. float32: 704 for 16 elements, 46, of the 88 and 61 for 9.25
+// bytes; the kernel for any window, which it took before, has 115.
+//
+// The version before had 1,161 instructions in the loop, 38 an element counted so, and 96 channels left every 16th lane
+// of its blocks without work. A code was taken out of its word and compared for itself, 12 an element, where now a
+// comparison of float16 serves two (add_where_equal), and so does one for the mask. Patches and pixels that are not
+// there are read as their neighbours, where branches around loads had zeros written first, and places have 32 bits.
+// With 128 registers, and so 16 warps, it is as many instructions.
 //
 // NCHW with LRN, AlexNet's windows: lrn_bwd.cu's tiles of planes. The mask is 2 instructions an element, and sums for
 // the bias 4, the two pixels of a thread first, and then a warp's by shuffles, of which the last two steps are left to

@@ -18,9 +18,11 @@
 // of the largest has 2,844 (bfloat16, batch 128, one H100 80GB HBM3, 2026-11-27): DRAM 50%, issue 59%, 33% of the
 // warps.
 //
-// Patches: 455 in the loop for 32 inputs, 14 each, with sums 489: 12 conversions and extractions and 18 comparisons and
-// additions a channel are 7.5 of them, the rest addresses and stores. 62 registers and half of the warps; with sums 77
-// and 38%. Bytes bind. Predicted, not measured: 2.6 TB/s of 55 x 55 pixels, 2.4 with sums.
+// Patches: 341 in the loop for 32 inputs, 11 each, with sums 375, 12: of these 1.1 are comparisons, of two channels'
+// codes at once (add_where_equal), 2.3 selections and additions, 1.5 conversions and extractions, the rest addresses
+// and stores. Channel by compared channel it was 14 and 15. 62 registers and half of the warps; with sums 80 and 38%.
+// float32: 223 for 16 inputs, with sums 241. Bytes bind. Predicted, not measured: 2.6 TB/s of 55 x 55 pixels, 2.4 with
+// sums.
 //
 // NCHW: the first version had strips there too, 3 loads and a store an input, each an instruction of its own: 81 an
 // input of bfloat16. Measured were 1,339 GB/s of 55 x 55 pixels in float32, and 132 us in bfloat16, where 67 MB take 22
@@ -61,11 +63,11 @@ __global__ void __launch_bounds__(kThreads, kSumming ? 3 : 4)
   float total[V] = {};
 #pragma unroll 1
   for (int64_t unit = wanted ? units.first() : units.count; unit < units.count; unit += units.stride()) {
-    int64_t column, row;
-    const int64_t image = p.strips.divide(p.columns.divide(unit, column), row);
-    float sums[S][S][V] = {};
-    gather_patch(p.gradient, image * shape.out.image + channel, static_cast<int32_t>(row), static_cast<int32_t>(column),
-                 channels, sums);
+    uint32_t column, row;
+    const int64_t image = p.strips.divide_small(p.columns.divide_small(static_cast<uint32_t>(unit), column), row);
+    const int64_t out = image * shape.out.image;
+    float sums[S][S][V];
+    gather_patch(p.gradient.dy + out, p.gradient.code + out, 0, shape, row, column, channel, channels, sums);
     const int64_t in = image * shape.in.image + channel;
 #pragma unroll
     for (int i = 0; i < S; ++i) {
@@ -339,12 +341,18 @@ __global__ void __launch_bounds__(kThreads, 1) pool_bwd_any(PoolBackward<T> p, U
 
 constexpr int kPoolSteps = 2;
 
+// Whether the kernels of AlexNet's window take it: of patches numbers have 31 bits, and places in an image 32.
+bool is_unrolled(const PoolParams& p, int V) {
+  return overlapping_3_by_2(p.window) && (V == 1 || (p.batch * p.height * p.width <= INT32_MAX &&
+                                                     p.out_height * p.out_width * p.channels <= UINT32_MAX));
+}
+
 // Units in a column and in a row of input pixels: patches, strips or, for windows that are not unrolled, pixels.
 struct PoolUnits {
   int64_t in_column, in_row;
 
   PoolUnits(const PoolParams& p, int V) : in_column(p.height), in_row(p.width) {
-    if (overlapping_3_by_2(p.window)) {
+    if (is_unrolled(p, V)) {
       const int64_t steps = V > 1 ? 1 : kPoolSteps;
       in_column = ceil_div<int64_t>(p.height + p.window.pad_h, steps * p.window.stride_h);
       in_row = V > 1 ? ceil_div<int64_t>(p.width + p.window.pad_w, p.window.stride_w) : p.width;
@@ -378,7 +386,7 @@ int launch_pool_bwd(const PoolParams& p, float* partial, void* stream) {
                                                     PoolBackward<T>{gradient, dx, partial, {}, {}}, planes);
     }
   }
-  if (overlapping_3_by_2(p.window)) {
+  if (is_unrolled(p, V)) {
     const PoolUnits units(p, V);
     const PoolBackward<T> backward{gradient, dx, partial, Divider(units.in_row), Divider(units.in_column)};
     if constexpr (V > 1) {

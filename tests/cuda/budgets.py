@@ -51,9 +51,9 @@ BUDGETS = [
     Budget("pool_bwd_planes<", 56, 32 * KB, (4, 2, 6), 650),
     Budget("pool_bwd_strips<", 64, 1 * KB, (4, 4, 4), 570),
     # Sums of 2 x 2 pixels of V channels, and as many loads in flight as they leave room for; with sums for the bias V
-    # registers more. The loop has 14 instructions an input of 16 bits; it was 21 in strips, with 920 in all.
-    Budget(r"pool_bwd_patches<\w+, \d, false>", 64, 0, (4, 4, 4), 620),
-    Budget("pool_bwd_patches<", 80, 9 * KB, (3, 3, 3), 770),
+    # registers more. The loop has 11 instructions an input of 16 bits; it was 21 in strips, with 920 in all.
+    Budget(r"pool_bwd_patches<\w+, \d, false>", 64, 0, (4, 4, 4), 430),
+    Budget("pool_bwd_patches<", 80, 9 * KB, (3, 3, 3), 590),
     Budget("pool_bwd_any<", 80, 9 * KB, (3, 3, 3), 820),
     # One load and its halo; wide windows read 24 channels for 8.
     Budget(r"lrn_fwd_nhwc<\w+, \d, 2, LrnOfFive,", 48, 0, (5, 5, 5), 230),
@@ -96,7 +96,7 @@ BUDGETS = [
     # In planes vectors of their channels take the planes' place: a few warps of a block pool, and all walk.
     Budget(r"lrn_pool_fwd_planes<\w+, false>", 64, 56 * KB, (2, 1, 4), 1060),
     Budget("lrn_pool_fwd_planes<", 64, 56 * KB, (2, 1, 4), 1400),
-    Budget("lrn_pool_bwd_packed<", 96, 12 * KB, (5, 5, 5), 1400),
+    Budget("lrn_pool_bwd_packed<", 128, 7 * KB, (5, 5, 6), 1240),
     # Copies and sums of little data. The fold of whole lines in pairs is AlexNet's first layer: 1,080 instructions at
     # first, when they and not bytes bound it.
     Budget(r"conv_fold_image<\w+, 2, false>", 32, 0, (8, 6, 8), 480),
@@ -209,10 +209,10 @@ WORK = [
     Work("pool_fwd_planes<float, 3, 2, false, true", 5.25, 20, 33),
     Work("pool_fwd_planes<float, 3, 2, true, false", 5.25, 25, 42),
     Work("pool_fwd_planes<float, 3, 2, true, true", 5.25, 29, 53),
-    Work(f"pool_bwd_patches<{HALF}, 8, false", 2.75, 14, 456),
-    Work(f"pool_bwd_patches<{HALF}, 8, true", 2.75, 15, 490),
-    Work("pool_bwd_patches<float, 4, false", 5.25, 19, 302),
-    Work("pool_bwd_patches<float, 4, true", 5.25, 20, 322),
+    Work(f"pool_bwd_patches<{HALF}, 8, false", 2.75, 11, 370),
+    Work(f"pool_bwd_patches<{HALF}, 8, true", 2.75, 12, 400),
+    Work("pool_bwd_patches<float, 4, false", 5.25, 14, 250),
+    Work("pool_bwd_patches<float, 4, true", 5.25, 16, 270),
     Work(f"pool_bwd_planes<{HALF}, false", 2.75, 16, 45),
     Work("pool_bwd_planes<float, false", 5.25, 17, 45),
     Work(f"pool_bwd_planes<{HALF}, true", 2.75, 17, 52),
@@ -220,10 +220,10 @@ WORK = [
     # With LRN in between, in training r and the codes as well.
     Work(f"lrn_pool_fwd_packed<{HALF}, 8, false", 2.5, 23, 118, ("H200",)),
     Work(f"lrn_pool_fwd_packed<{HALF}, 8, true", 4.75, 31, 144),
-    Work(f"lrn_pool_bwd_packed<{HALF}, 8", 4.75, 36, 1160, ("H200",)),
+    Work(f"lrn_pool_bwd_packed<{HALF}, 8", 4.75, 31, 1030),
     Work("lrn_pool_fwd_packed<float, 4, false", 5, 47, 112, ("H200",)),
     Work("lrn_pool_fwd_packed<float, 4, true", 9.25, 60, 132),
-    Work("lrn_pool_bwd_packed<float, 4", 9.25, 54, 870),
+    Work("lrn_pool_bwd_packed<float, 4", 9.25, 46, 770),
     # The arithmetic alone, one by one in epilogue_fwd.cu and epilogue_bwd.cu: of 16 bits 14 in inference, of the H200's
     # 16.7; backward 33, of the H200's 32.
     Work(f"lrn_pool_fwd_planes<{HALF}, false", 2.5, 23, 216, ("H200",)),

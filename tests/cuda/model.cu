@@ -303,6 +303,11 @@ bool division() {
         for (const int64_t dividend : {n, n < INT32_MAX / 4 && divisor < INT32_MAX ? n * divisor : n}) {
           int64_t rest;
           right = right && divider.divide(dividend, rest) == dividend / divisor && rest == dividend % divisor;
+          if (std::max(dividend, divisor) <= INT32_MAX) {
+            uint32_t small;
+            right = right && divider.divide_small(static_cast<uint32_t>(dividend), small) == dividend / divisor;
+            right = right && small == dividend % divisor;
+          }
         }
       }
     }

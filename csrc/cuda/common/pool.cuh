@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/common/divider.cuh"
+#include "cuda/common/packed_max.cuh"
 #include "cuda/common/vector.cuh"
 #include "params.h"
 
@@ -69,17 +70,6 @@ __device__ __forceinline__ Pack<uint8_t, N> pack_bytes(const int32_t (&values)[N
   return result;
 }
 
-// The codes of windows that name none of their pixels.
-template <int N>
-__device__ __forceinline__ Pack<uint8_t, N> nobody() {
-  Pack<uint8_t, N> result;
-#pragma unroll
-  for (auto& word : result.words) {
-    word = static_cast<typename Pack<uint8_t, N>::Word>(kClosed * 0x01010101u);
-  }
-  return result;
-}
-
 template <int N>
 __device__ __forceinline__ int32_t byte_of(const Pack<uint8_t, N>& pack, int i) {
   return static_cast<int32_t>(pack.words[i / 4] >> 8 * (i % 4) & 0xff);
@@ -143,38 +133,41 @@ struct PooledGradient {
 };
 
 // The same for V channels of a patch of 2 x 2 pixels, those that window (row, column) begins with, where windows are 3
-// x 3 with stride 2, in NHWC; `out` is the offset of the image's output. Four windows reach into the patch: this one to
-// all pixels, the one above to the upper two, the one on the left to the left two, and the one between those to one
-// pixel. So it takes 9 comparisons for 4 pixels.
+// x 3 with stride 2, in NHWC. At dy and code a line of windows begins that is first_row lines before the image's. Four
+// windows reach into the patch: this one to all pixels, the one above to the upper two, the one on the left to the left
+// two, and the one between those to one pixel. So it takes 9 comparisons for 4 pixels, of two channels at once.
 template <class T, int V>
-__device__ __forceinline__ void gather_patch(const PooledGradient<T>& gradient, int64_t out, int32_t row,
-                                             int32_t column, int32_t channels, float (&sums)[2][2][V]) {
+__device__ __forceinline__ void gather_patch(const T* dy, const uint8_t* code, uint32_t first_row,
+                                             const PoolShape& shape, int32_t row, int32_t column, int32_t channel,
+                                             int32_t channels, float (&sums)[2][2][V]) {
   constexpr int K = 3, S = 2;
-  const PoolShape& shape = gradient.shape;
+  // A window that is not there is read as the nearest one that is, and names nobody: no load waits behind a branch. The
+  // own one may lie behind the last, and those before it before the first.
+  const int32_t near_y[S] = {min(row, shape.out_height - 1), max(row - 1, 0)};
+  const int32_t near_x[S] = {min(column, shape.out_width - 1), max(column - 1, 0)};
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
+  for (int i = 0; i < S; ++i) {
 #pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      // A window that is not there is read as the nearest one that is, and names nobody: no load waits behind a branch.
-      const int32_t y = row - i, x = column - j;
-      const int32_t near_y = min(max(y, 0), shape.out_height - 1), near_x = min(max(x, 0), shape.out_width - 1);
-      const int64_t from = out + (int64_t{near_y} * shape.out_width + near_x) * channels;
-      Pack<uint8_t, V> codes = load<V>(gradient.code + from);
-      const Pack<T, V> dy = load<V>(gradient.dy + from);
-      if (y != near_y || x != near_x) {
-        codes = nobody<V>();
+    for (int j = 0; j < S; ++j) {
+      const uint32_t from = ((first_row + near_y[i]) * shape.out_width + near_x[j]) * channels + channel;
+      Pack<uint8_t, V> codes = load<V>(code + from);
+      const Pack<T, V> values = load<V>(dy + from);
+      const bool there = near_y[i] == row - i && near_x[j] == column - j;
+#pragma unroll
+      for (auto& word : codes.words) {
+        const uint32_t its_codes = anew(word);  // a compiler that sees where they come from branches around it all
+        word = there ? its_codes : 0x01010101u * kClosed;
       }
 #pragma unroll
-      for (int v = 0; v < V; ++v) {
-        const int32_t code = byte_of(codes, v);
-        const float value = element(dy, v);
+      for (int v = 0; v < V; v += 2) {
+        const uint32_t of_two = two_bytes(codes.words[v / 4], v % 4);
+        const float value[2] = {element(values, v), element(values, v + 1)};
 #pragma unroll
         for (int h = 0; h + i * S < K && h < S; ++h) {
 #pragma unroll
           for (int w = 0; w + j * S < K && w < S; ++w) {
-            if (code == K * (h + i * S) + w + j * S) {
-              sums[h][w][v] += value;
-            }
+            add_where_equal(i + j == 0, of_two, 0x10001 * (K * (h + i * S) + w + j * S), value[0], value[1],
+                            sums[h][w][v], sums[h][w][v + 1]);
           }
         }
       }
