@@ -304,8 +304,8 @@ MUTANTS = [
         "epilogue_bwd",
         "a batch's last patch is summed once for each that is missing",
         "common/lrn_pool_bwd.cuh",
-        "if (there && rows",
-        "if (rows",
+        "active[pixel] = there &&",
+        "active[pixel] = (there || true) &&",
     ),
     Mutant(
         "epilogue_bwd",
