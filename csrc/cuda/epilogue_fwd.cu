@@ -4,7 +4,7 @@
 // bias + ReLU         below: each element once
 // ... + LRN           common/lrn_fwd.cuh, the kernels of lrn_fwd.cu reading through `Rectified`
 // ... + pool          common/pool_fwd.cuh, the kernels of max_pool_fwd.cu reading through `Rectified`
-// ... + LRN + pool    common/lrn_pool_fwd.cuh and common/lrn_pool_fwd_planes.cuh
+// ... + LRN + pool    common/lrn_pool_fwd.cuh, common/lrn_pool_fwd_columns.cuh and common/lrn_pool_fwd_planes.cuh
 //
 // 16-bit types add and clamp two elements in one fused instruction that rounds once.
 //
@@ -19,20 +19,28 @@
 // LRN + pool. The first version took 55 instructions an element (profiler: 62% of the issue slots of 115 us, DRAM at
 // 23%): three integer divisions a vector of channels, 32 additions where 18 do, and a float and a place for each of a
 // window's nine elements. Measured were 874 GB/s of 55 x 55 pixels in inference and 1,519 in training, where a copy has
-// 2,844 (bfloat16, batch 128, one H100 80GB HBM3, 2026-11-27). Now, for AlexNet's LRN and window in 16 bits: sm_90's
-// loop over pixels has 116 instructions for 8 elements, in training 138, done 1.11 times each at 55 x 55 (tiles of 9 x
-// 9 outputs and 48 channels read 19 x 19 pixels for 18 x 18); the loop over outputs 79 and 213 for 8, a quarter of an
-// element each; and some 250 a thread for its place, once for 62 elements. Together 23 an element in inference, 31 in
-// training. 3.0 TB/s leave 24 and 46, 4.3 TB/s 17 and 32. Special functions: 2.2 an element of the 3.0 and 2.1 that 2.5
-// bytes leave. So in training bytes bind, and in inference instructions as much as bytes. Predicted, not measured: 2.2
-// TB/s in inference, 2.5 in training.
+// 2,844 (bfloat16, batch 128, one H100 80GB HBM3, 2026-11-27). Now, in training, for AlexNet's LRN and window in 16
+// bits: sm_90's loop over pixels has 138 for 8 elements, done 1.11 times each at 55 x 55 (tiles of 9 x 9 outputs and 48
+// channels read 19 x 19 pixels for 18 x 18); the loop over outputs 213 for 8, a quarter of an element each; and some
+// 250 a thread for its place, once for 62 elements: 31 an element. 3.0 TB/s leave 46, 4.3 TB/s leave 32: bytes bind.
+// float32 takes 126 in the loop for 4 elements, done 1.25 times each; some 200 for an output of 4 channels, whose
+// floats are compared as integers; and 256 for a place, once for 34 elements: 60, of 88 and 62. The kernel for any
+// window had 151 in the loop, 66 an element, when it found an address of 64 bits for each of a pixel's three loads,
+// made t^-1/2 exact on the way to t^-3/4 (lrn.cuh), and compared and selected for the ReLU. Predicted, not measured:
+// 2.5 TB/s.
 //
-// float32 in NHWC takes the same kernel: 108 in the loop for 4 elements, in training 126, done 1.25 times each; some 90
-// and 200 for an output of 4 channels, whose floats are compared as integers; and 256 for a place, once for 34
-// elements: 47 and 60. The kernel for any window took 92, and this one 132 and 151 in the loop, 54 and 66, when it
-// found an address of 64 bits for each of a pixel's three loads, made t^-1/2 exact on the way to t^-3/4 (lrn.cuh), and
-// compared and selected for the ReLU. 3.0 TB/s leave 48 and 88, 4.3 TB/s 33 and 62: in inference instructions bind on
-// an H200.
+// In inference a thread goes down a column of pixels (common/lrn_pool_fwd_columns.cuh): at 55 x 55 a block takes 29
+// columns of 96 channels, 8 a thread, and of 128 images a band of 9 rows of outputs, in float32 all 27. In bfloat16
+// sm_90's loop issues 222 for two rows and a row of outputs, 13 fewer in the five of eleven warps that have none of
+// these, and 237 come before it, for a place and the band's first row. 348 threads have 352 lanes, and the right half
+// of an image has 27 columns for 29: 15.9 an element, of the 24 that 3.0 TB/s leave and the 16.7 of 4.3. float32: 361,
+// and some 300 before it, 23.6 of 48 and 33. So bytes bind, but for the special functions of 16 bits on an H200: 2.2 an
+// element, as each row between two bands is done twice and lanes are left over, where 2.5 bytes leave 2.1: 6%. Tiles as
+// in training took 23, and 47 in float32: pixels that two of them do, 1.11 and 1.25; nine loads for an output, 79 and
+// 90 instructions for 8 and 4 channels, where a column's maxima are three loads and 26; neighbours, of 4 channels four,
+// of 8 as many; and 250 for a place, once for 62 and 34 elements. 56 registers, three blocks a multiprocessor, in
+// float32 80 and two, with two rows a thread on their way: 34 and 45 KB. Predicted, not measured: 2.5 TB/s on an H100,
+// 3.3 on an H200.
 //
 // NCHW with LRN, AlexNet's windows: lrn_fwd.cu's tiles of planes. The lanes that have fetched a vector of a row add the
 // bias to it, once for 8 elements, and where r is kept it is copied out as y is. In bfloat16 and 55 x 55 planes that is

@@ -119,6 +119,8 @@ def pairs(dtype: torch.dtype) -> list[Task]:
         ((1, 16, 8, 8), FIVE, Pool(3, 2, 0, True)),
         ((1, 48, 7, 3), LRN(5, 0.02, 0.75, 1.0, 2), Pool(3, 2)),
         ((1, 264, 5, 27), FIVE, Pool(3, 2)),  # tiles of channels, the last not full
+        ((1, 360, 4, 9), FIVE, Pool(3, 2, 1)),  # slices of those
+        ((2, 20, 7, 9), LRN(5, 0.02, 0.75, 1.0, 5), Pool(3, 2)),  # four channels a group
         ((1, 8, 39, 21), FIVE, Pool(3, 2)),
     ):
         some += of(epilogue("pairs", shape, lrn=norm, pool=pool), dtype, True)
@@ -352,9 +354,10 @@ def test_every_bit_of_pooling(dtype, channels_last, shape, numbers):
 def test_nan_through_lrn_and_pool(dtype, channels_last):
     """Of a window's NaN the last one is named, and numbers that pairs cannot tell from NaN are numbers."""
     sample = epilogue("", (1, 16, 9, 9), lrn=LRN(5, 1e-30, 0.75, 1.0), pool=Pool(3, 2))
-    forward = of(sample, dtype, channels_last)[0]
+    forward, inference = of(sample, dtype, channels_last)[:2]
     z = forward.case.inputs["z"].clone()
     z[0, 3, 2:5, 3:6] = torch.nan
+    z[0, 6, 7, 7] = torch.inf
     z[0, 9, 4, 4] = torch.finfo(dtype).max
     z[0, 14] = 0.0
     outputs = single("epilogue_fwd", forward, z=z, bias=torch.zeros(16, dtype=dtype))
@@ -364,6 +367,8 @@ def test_nan_through_lrn_and_pool(dtype, channels_last):
     assert torch.equal(outputs["code"], codes(normalized, 3, 2))
     assert outputs["y"][0, 1:6].isnan().any()
     assert outputs["y"][0, 8:].isfinite().all()
+    inferred = single("epilogue_fwd", inference, z=z, bias=torch.zeros(16, dtype=dtype))["y"]
+    assert torch.equal(inferred.double().nan_to_num(7e9), outputs["y"].double().nan_to_num(7e9))
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
