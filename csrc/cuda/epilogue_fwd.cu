@@ -31,16 +31,17 @@
 //
 // In inference a thread goes down a column of pixels (common/lrn_pool_fwd_columns.cuh): at 55 x 55 a block takes 29
 // columns of 96 channels, 8 a thread, and of 128 images a band of 9 rows of outputs, in float32 all 27. In bfloat16
-// sm_90's loop issues 222 for two rows and a row of outputs, 13 fewer in the five of eleven warps that have none of
-// these, and 237 come before it, for a place and the band's first row. 348 threads have 352 lanes, and the right half
-// of an image has 27 columns for 29: 15.9 an element, of the 24 that 3.0 TB/s leave and the 16.7 of 4.3. float32: 361,
-// and some 300 before it, 23.6 of 48 and 33. So bytes bind, but for the special functions of 16 bits on an H200: 2.2 an
+// sm_90's loop issues 218 for two rows and a row of outputs, 13 fewer in the five of eleven warps that have none of
+// these, and some 245 come before it, for a place and the band's first row. 348 threads have 352 lanes, and the right
+// half of an image has 27 columns for 29: 15.7 an element, of the 24 that 3.0 TB/s leave and the 16.7 of 4.3. float32:
+// 354, and 310 before it, 23.3 of 48 and 33. So bytes bind, but for the special functions of 16 bits on an H200: 2.2 an
 // element, as each row between two bands is done twice and lanes are left over, where 2.5 bytes leave 2.1: 6%. Tiles as
 // in training took 23, and 47 in float32: pixels that two of them do, 1.11 and 1.25; nine loads for an output, 79 and
 // 90 instructions for 8 and 4 channels, where a column's maxima are three loads and 26; neighbours, of 4 channels four,
 // of 8 as many; and 250 for a place, once for 62 and 34 elements. 56 registers, three blocks a multiprocessor, in
-// float32 80 and two, with two rows a thread on their way: 34 and 45 KB. Predicted, not measured: 2.5 TB/s on an H100,
-// 3.3 on an H200.
+// float32 80 and two, with two rows a thread on their way: 34 and 45 KB. Slices of 32 channels and whole rows would
+// have 5% fewer warps, and read two sectors of neighbours for two of their own. Predicted, not measured: 2.5 TB/s on an
+// H100, 3.3 on an H200.
 //
 // NCHW with LRN, AlexNet's windows: lrn_fwd.cu's tiles of planes. The lanes that have fetched a vector of a row add the
 // bias to it, once for 8 elements, and where r is kept it is copied out as y is. In bfloat16 and 55 x 55 planes that is
@@ -48,34 +49,35 @@
 // training, where one pixel a thread took 60 in its loop alone. 3.0 TB/s leave 38 for 4 bytes and 57 for 6, 4.3 TB/s 27
 // and 40: bytes bind. float32: 39 and 45 of 77 and 115. Predicted for an H100, not measured: 2.4 TB/s.
 //
-// NCHW with LRN and pool, windows within the image: tiles of the rows under four rows of outputs, and 48 channels, 24
-// in float32 (common/lrn_pool_fwd_planes.cuh). A thread walks through the channels of two pixels, and leaves LRN's
-// output in vectors of 16 bytes of channels, from which a thread pools 8 channels at once. In inference bias and ReLU
-// are added on the walk, to two channels by one instruction. In bfloat16 and 55 x 55 planes sm_90's walk issues 216 for
-// 16 elements, 15.6 each with the row that tiles share, in training 192; the pool 91 a column of a tile and 62 for 8 of
-// its outputs, in training 130 and 156, 3 and 6.5 an element; copies 1, with r 4.5 and bias and ReLU; and a thread's
-// place some 260, in training 450, 3.2 and 5.5. Together 23 in inference, of the 24 that 3.0 TB/s leave and the 16.7
-// of 4.3, and 30 in training, of 45 and 32; in float32 38 of 48 and 33, and 52 of 89 and 62: bytes bind, but for
-// inference on an H200.
+// NCHW with LRN and pool, windows within the image, in training: tiles of the rows under four rows of outputs, and 48
+// channels, 24 in float32 (common/lrn_pool_fwd_planes.cuh). A thread walks through the channels of two pixels, and
+// leaves LRN's output in vectors of 16 bytes of channels, from which a thread pools 8 channels at once. In bfloat16 and
+// 55 x 55 planes sm_90's walk issues 192 for 16 elements, 13.7 each with the row that tiles share; the pool 130 a
+// column of a tile and 156 for 8 of its outputs, 6.5 an element; copies with r 4.5, bias and ReLU too; and a thread's
+// place some 450, 5.5. Together 30, of the 45 that 3.0 TB/s leave and the 32 of 4.3; in float32 52 of 89 and 62: bytes
+// bind.
 //
-// The version before took 37 and 49, in float32 70 and 80. It walked through one pixel with an address for each access
-// and wrote element by element, 116 for 8; pooled two channels, 59 and 36 for two outputs, from four loads of single
-// elements each; and added the bias in a pass of its own over 32 channels, 25 a vector. One pixel a thread without
-// shared memory took 64 in the walk alone and some 80 in the pool; 558 and 939 GB/s were measured of that in float32
-// (same card and day). Tried as well: loading both pixels before the arithmetic, 4 fewer and spills in training; rows
-// of outputs two by two, 59 for 62 and spills; offsets of 64 bits by multiplications, which ptxas makes additions
-// again.
+// The version before took 49, in float32 80. It walked through one pixel with an address for each access and wrote
+// element by element, 116 for 8; pooled two channels, 59 and 36 for two outputs, from four loads of single elements
+// each; and added the bias in a pass of its own over 32 channels, 25 a vector. One pixel a thread without shared memory
+// took 64 in the walk alone and some 80 in the pool; 558 and 939 GB/s were measured of that in float32, in inference
+// and in training (same card and day). Tried as well: loading both pixels before the arithmetic, 4 fewer and spills in
+// training; rows of outputs two by two, 59 for 62 and spills; offsets of 64 bits by multiplications, which ptxas makes
+// additions again. 52 KB of shared memory, 55 in float32, and up to 64 registers: four blocks, on sm_80 three and two.
 //
-// Can 16 bits in inference be bound by bytes on an H200 at all? What the arithmetic needs, an element: a load, half an
-// instruction that pairs two, half one for bias and ReLU, a conversion; 2.5 for sums of squares; 1 for t, two special
-// functions, two products; half a rounding, an eighth of a store: 11.1, and 12.6 with the row that tiles share. For a
-// quarter of an output 6 loads, 12 maxima, 4 shifts and 8 stores for 8 channels: 0.9. Copies 0.2. That is 14 of 16.7,
-// and 3 are left for addresses, loops, barriers and places, which take 9. On an H100 10 are left. Outputs leave by
-// single elements: they are a quarter of the tensor, and copies of such short runs would be more instructions. 52 KB of
-// shared memory, 55 in float32, and up to 64 registers: four blocks, on sm_80 three and two. Predicted for an H100, not
-// measured: 2.2 TB/s in inference, 2.5 in training.
+// In inference those tiles take 23 and 38, with bias and ReLU on the walk, and are for planes of other sizes than
+// AlexNet's 55 x 55 and 27 x 27. Of these a thread goes down a column as in NHWC. Its loads are single elements, 12
+// channels of a row, straight from device memory: 4 more than it makes, which L1 has as another thread's, and none of a
+// tile's copies, addresses, or rows that two of them share. In bfloat16 the loop issues 255 for two rows of 8 channels
+// and a row of outputs, 26 fewer in the three of seven warps that have none of these, for which a block's first threads
+// take them; some 265 come before it. 220 threads, 55 columns of 32 channels, have 224 lanes, and of 128 images a block
+// takes whole columns: 15.9 an element, 2.04 of them special functions, of 16.7 and 2.1 on an H200. float32: 374, 27
+// fewer, and 330 before it: 23.4 of 33. Bytes bind. A row's elements are 64 or 128 bytes a warp, in sectors of which
+// those at both ends come out of L1 a second time; 80 registers, three blocks of seven warps, and 24 loads a thread on
+// their way: 32 KB, in float32 63. Predicted, not measured: 2.2 TB/s on an H100, 2.9 on an H200.
 #include "cuda/common/lrn_fwd.cuh"
 #include "cuda/common/lrn_pool_fwd.cuh"
+#include "cuda/common/lrn_pool_fwd_columns.cuh"
 #include "cuda/common/lrn_pool_fwd_planes.cuh"
 #include "cuda/common/pool_fwd.cuh"
 #include "launchers.h"
@@ -179,6 +181,12 @@ int epilogue_fwd(const EpilogueParams& p, void* stream) {
     if (!normalizing) {  // with one channel a thread the layouts' sources are the same
       return aligned && p.channels_last && p.channels % V == 0 ? launch_pool_fwd<T, V, true>(p, nhwc, stream)
                                                                : launch_pool_fwd<T, 1, true>(p, nhwc, stream);
+    }
+    if (LrnPoolColumns::take<55>(p, sizeof(T))) {
+      return launch_lrn_pool_fwd_columns<T, 8, 55>(p, stream);
+    }
+    if (LrnPoolColumns::take<27>(p, sizeof(T))) {
+      return launch_lrn_pool_fwd_columns<T, 8, 27>(p, stream);
     }
     if (LrnPoolPlanes<T>::take(p)) {
       return launch_lrn_pool_fwd_planes<T>(p, nchw, stream);

@@ -119,8 +119,6 @@ def pairs(dtype: torch.dtype) -> list[Task]:
         ((1, 16, 8, 8), FIVE, Pool(3, 2, 0, True)),
         ((1, 48, 7, 3), LRN(5, 0.02, 0.75, 1.0, 2), Pool(3, 2)),
         ((1, 264, 5, 27), FIVE, Pool(3, 2)),  # tiles of channels, the last not full
-        ((1, 360, 4, 9), FIVE, Pool(3, 2, 1)),  # slices of those
-        ((2, 20, 7, 9), LRN(5, 0.02, 0.75, 1.0, 5), Pool(3, 2)),  # four channels a group
         ((1, 8, 39, 21), FIVE, Pool(3, 2)),
     ):
         some += of(epilogue("pairs", shape, lrn=norm, pool=pool), dtype, True)
@@ -222,6 +220,32 @@ def epilogue_planes(dtype: torch.dtype) -> list[Task]:
             moved = alike | {"r": alike.get("r", 0) + dtype.itemsize}
             found.append(replace(task, case=replace(task.case, offsets=moved)))
     return found
+
+
+def columns(dtype: torch.dtype) -> list[Task]:
+    """What goes down columns in inference: several bands and slices, a slice that is not full, and edges of groups. Of
+    planes single elements, so that these may begin anywhere."""
+    found = []
+    for shape, groups, pool, channels_last in (
+        ((1, 120, 27, 27), 1, Pool(3, 2), False),
+        ((2, 16, 27, 27), 2, Pool(3, 2), False),
+        ((1, 16, 55, 55), 1, Pool(3, 2), False),
+        ((1, 360, 7, 15), 1, Pool(3, 2, 1), True),
+        ((2, 20, 17, 9), 5, Pool(3, 2, 1), True),
+        ((1, 40, 14, 53), 1, Pool(3, 2, 0, True), True),
+        ((1, 16, 22, 22), 2, Pool(3, 2, 1), True),
+    ):
+        sample = epilogue("columns", shape, lrn=LRN(5, 0.5, 0.75, 1.0, groups), pool=pool)
+        task = next(task for task in of(sample, dtype, channels_last) if "inference" in task.name)
+        offsets = {} if channels_last else {"z": dtype.itemsize, "y": 3 * dtype.itemsize}
+        found.append(replace(task, case=replace(task.case, offsets=offsets)))
+    return found
+
+
+@each_build
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_lrn_and_pool_down_columns(dtype, kind):
+    run_and_check(kind, columns(dtype))
 
 
 @each_build
@@ -353,7 +377,7 @@ def test_every_bit_of_pooling(dtype, channels_last, shape, numbers):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_nan_through_lrn_and_pool(dtype, channels_last):
     """Of a window's NaN the last one is named, and numbers that pairs cannot tell from NaN are numbers."""
-    sample = epilogue("", (1, 16, 9, 9), lrn=LRN(5, 1e-30, 0.75, 1.0), pool=Pool(3, 2))
+    sample = epilogue("", (1, 16, 27, 27), lrn=LRN(5, 1e-30, 0.75, 1.0), pool=Pool(3, 2))
     forward, inference = of(sample, dtype, channels_last)[:2]
     z = forward.case.inputs["z"].clone()
     z[0, 3, 2:5, 3:6] = torch.nan

@@ -369,18 +369,16 @@ int launch_lrn_pool_fwd(const Params& p, const Rectified<T, kChannelsLast>& sour
                   static_cast<int32_t>(p.channels), static_cast<int32_t>(p.channels / p.lrn.groups), lrn);
   };
   if constexpr (kChannelsLast && V > 1 && Halo == 2) {
-    if (overlapping_3_by_2(p.window) && LrnOfFive::is(p.lrn)) {
-      if (p.code == nullptr && p.r == nullptr && LrnPoolColumns::take(p, sizeof(T))) {
-        return p.channels / p.lrn.groups % 8 == 0 ? launch_lrn_pool_fwd_columns<T, 8>(p, source, stream)
-                                                  : launch_lrn_pool_fwd_columns<T, V>(p, source, stream);
-      }
-      const bool small = (tiling.rows.inputs + 2) * p.width * p.channels <= INT32_MAX;  // offsets within a tile
-      if (p.code != nullptr && p.r != nullptr && small) {
-        constexpr auto training = launch<lrn_pool_fwd_packed<T, V>, Rectified<T, true>, T*, uint8_t*, PoolShape, Tiling,
-                                         int32_t, int32_t, LrnOfFive>;
-        const int32_t vectors = tiling.channels / V;
-        return launch_with(training, dim3(vectors, kThreads / vectors), LrnOfFive(p.lrn));
-      }
+    if (LrnPoolColumns::take<0>(p, sizeof(T))) {
+      return p.channels / p.lrn.groups % 8 == 0 ? launch_lrn_pool_fwd_columns<T, 8, 0>(p, stream)
+                                                : launch_lrn_pool_fwd_columns<T, V, 0>(p, stream);
+    }
+    const bool small = (tiling.rows.inputs + 2) * p.width * p.channels <= INT32_MAX;  // offsets within a tile
+    if (overlapping_3_by_2(p.window) && LrnOfFive::is(p.lrn) && p.code != nullptr && p.r != nullptr && small) {
+      constexpr auto training = launch<lrn_pool_fwd_packed<T, V>, Rectified<T, true>, T*, uint8_t*, PoolShape, Tiling,
+                                       int32_t, int32_t, LrnOfFive>;
+      const int32_t vectors = tiling.channels / V;
+      return launch_with(training, dim3(vectors, kThreads / vectors), LrnOfFive(p.lrn));
     }
   }
   constexpr auto kernel = launch<lrn_pool_fwd<T, V, Halo, kChannelsLast>, Rectified<T, kChannelsLast>, T*, uint8_t*,
