@@ -72,9 +72,10 @@
 // and a row of outputs, 26 fewer in the three of seven warps that have none of these, for which a block's first threads
 // take them; some 265 come before it. 220 threads, 55 columns of 32 channels, have 224 lanes, and of 128 images a block
 // takes whole columns: 15.9 an element, 2.04 of them special functions, of 16.7 and 2.1 on an H200. float32: 374, 27
-// fewer, and 330 before it: 23.4 of 33. Bytes bind. A row's elements are 64 or 128 bytes a warp, in sectors of which
-// those at both ends come out of L1 a second time; 80 registers, three blocks of seven warps, and 24 loads a thread on
-// their way: 32 KB, in float32 63. Predicted, not measured: 2.2 TB/s on an H100, 2.9 on an H200.
+// fewer, and 330 before it: 23.4 of 33. Bytes bind. A warp's elements are 64 or 128 bytes of a row or two, in some two
+// lines of L1 a load: 3 of the 4.2 cycles that a multiprocessor of an H200 has for 32 elements of 16 bits. 80
+// registers, three blocks of seven warps, and 24 loads a thread on their way: 32 KB, in float32 63. Predicted, not
+// measured: 2.2 TB/s on an H100, 2.9 on an H200.
 #include "cuda/common/lrn_fwd.cuh"
 #include "cuda/common/lrn_pool_fwd.cuh"
 #include "cuda/common/lrn_pool_fwd_columns.cuh"

@@ -352,6 +352,13 @@ MUTANTS = [
     ),
     Mutant(
         "epilogue_fwd",
+        "a NaN with a sign is less than a number",
+        "common/lrn_pool_fwd.cuh",
+        "return x[k / 3][k % 3].words[v]; };\n    const uint32_t value",
+        "return static_cast<int32_t>(x[k / 3][k % 3].words[v]); };\n    const int32_t value",
+    ),
+    Mutant(
+        "epilogue_fwd",
         "of equal floats in a window the last one counts",
         "common/lrn_pool_fwd.cuh",
         "int k = 7; k >= 0; --k) {\n      places[v] =",

@@ -377,11 +377,10 @@ def test_every_bit_of_pooling(dtype, channels_last, shape, numbers):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_nan_through_lrn_and_pool(dtype, channels_last):
     """Of a window's NaN the last one is named, and numbers that pairs cannot tell from NaN are numbers."""
-    sample = epilogue("", (1, 16, 27, 27), lrn=LRN(5, 1e-30, 0.75, 1.0), pool=Pool(3, 2))
-    forward, inference = of(sample, dtype, channels_last)[:2]
+    sample = epilogue("", (1, 16, 9, 9), lrn=LRN(5, 1e-30, 0.75, 1.0), pool=Pool(3, 2))
+    forward = of(sample, dtype, channels_last)[0]
     z = forward.case.inputs["z"].clone()
     z[0, 3, 2:5, 3:6] = torch.nan
-    z[0, 6, 7, 7] = torch.inf
     z[0, 9, 4, 4] = torch.finfo(dtype).max
     z[0, 14] = 0.0
     outputs = single("epilogue_fwd", forward, z=z, bias=torch.zeros(16, dtype=dtype))
@@ -391,8 +390,23 @@ def test_nan_through_lrn_and_pool(dtype, channels_last):
     assert torch.equal(outputs["code"], codes(normalized, 3, 2))
     assert outputs["y"][0, 1:6].isnan().any()
     assert outputs["y"][0, 8:].isfinite().all()
-    inferred = single("epilogue_fwd", inference, z=z, bias=torch.zeros(16, dtype=dtype))["y"]
-    assert torch.equal(inferred.double().nan_to_num(7e9), outputs["y"].double().nan_to_num(7e9))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_special_values_down_columns(dtype, channels_last):
+    """Inference has NaN, zeros and numbers where training has them; the kernels add up squares in another order."""
+    training, inference = of(epilogue("", (1, 16, 27, 27), lrn=FIVE, pool=Pool(3, 2)), dtype, channels_last)[:2]
+    z = training.case.inputs["z"].clone()
+    z[0, 3, 2:5, 3:6], z[0, 8, 26, 26] = torch.nan, -torch.nan
+    z[0, 6, 7, 7], z[0, 0, 12, 0], z[0, 12, 5] = torch.inf, torch.inf, -torch.inf
+    z[0, 9, 4, 4], z[0, 15, 20, 3] = torch.finfo(dtype).max, torch.finfo(dtype).smallest_normal / 2
+    z[0, 14] = -0.0
+    trained, inferred = (single("epilogue_fwd", task, z=z)["y"].double() for task in (training, inference))
+    assert 0 < trained.isnan().sum() < trained.numel() / 4
+    assert torch.equal(trained.isnan(), inferred.isnan())
+    assert torch.equal(trained == 0, inferred == 0)
+    torch.testing.assert_close(inferred, trained, rtol=torch.finfo(dtype).eps * 4, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

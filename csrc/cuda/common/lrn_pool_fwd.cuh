@@ -187,7 +187,7 @@ struct Stroll {
 };
 
 // Writes the best of nine floats that are no less than 0, and so are integers in order, as best_of_nine finds it; false
-// if one of them is a NaN, of which the last one counts.
+// if one of them is a NaN, of either sign, of which the last one counts.
 template <int V>
 __device__ __forceinline__ bool store_rectified(const Pack<float, V> (&x)[3][3], const uint32_t (&row_place)[3],
                                                 const uint32_t (&column_place)[3], int64_t offset, float* y,
@@ -197,8 +197,8 @@ __device__ __forceinline__ bool store_rectified(const Pack<float, V> (&x)[3][3],
   uint32_t largest = 0;
 #pragma unroll
   for (int v = 0; v < V; ++v) {
-    const auto of = [&](int k) { return static_cast<int32_t>(x[k / 3][k % 3].words[v]); };
-    const int32_t value =
+    const auto of = [&](int k) { return x[k / 3][k % 3].words[v]; };
+    const uint32_t value =
         max(max(max(of(0), of(1)), max(of(2), of(3))), max(max(max(of(4), of(5)), max(of(6), of(7))), of(8)));
     places[v] = row_place[2] + column_place[2];
 #pragma unroll
