@@ -4,7 +4,7 @@
 // bias + ReLU         below: each element once
 // ... + LRN           common/lrn_fwd.cuh, the kernels of lrn_fwd.cu reading through `Rectified`
 // ... + pool          common/pool_fwd.cuh, the kernels of max_pool_fwd.cu reading through `Rectified`
-// ... + LRN + pool    common/lrn_pool_fwd.cuh and common/lrn_pool_fwd_planes.cuh
+// ... + LRN + pool    common/lrn_pool_fwd.cuh, common/lrn_pool_fwd_columns.cuh and common/lrn_pool_fwd_planes.cuh
 //
 // 16-bit types add and clamp two elements in one fused instruction that rounds once.
 //
@@ -19,20 +19,29 @@
 // LRN + pool. The first version took 55 instructions an element (profiler: 62% of the issue slots of 115 us, DRAM at
 // 23%): three integer divisions a vector of channels, 32 additions where 18 do, and a float and a place for each of a
 // window's nine elements. Measured were 874 GB/s of 55 x 55 pixels in inference and 1,519 in training, where a copy has
-// 2,844 (bfloat16, batch 128, one H100 80GB HBM3, 2026-11-27). Now, for AlexNet's LRN and window in 16 bits: sm_90's
-// loop over pixels has 116 instructions for 8 elements, in training 138, done 1.11 times each at 55 x 55 (tiles of 9 x
-// 9 outputs and 48 channels read 19 x 19 pixels for 18 x 18); the loop over outputs 79 and 213 for 8, a quarter of an
-// element each; and some 250 a thread for its place, once for 62 elements. Together 23 an element in inference, 31 in
-// training. 3.0 TB/s leave 24 and 46, 4.3 TB/s 17 and 32. Special functions: 2.2 an element of the 3.0 and 2.1 that 2.5
-// bytes leave. So in training bytes bind, and in inference instructions as much as bytes. Predicted, not measured: 2.2
-// TB/s in inference, 2.5 in training.
+// 2,844 (bfloat16, batch 128, one H100 80GB HBM3, 2026-11-27). Now, in training, for AlexNet's LRN and window in 16
+// bits: sm_90's loop over pixels has 138 for 8 elements, done 1.11 times each at 55 x 55 (tiles of 9 x 9 outputs and 48
+// channels read 19 x 19 pixels for 18 x 18); the loop over outputs 213 for 8, a quarter of an element each; and some
+// 250 a thread for its place, once for 62 elements: 31 an element. 3.0 TB/s leave 46, 4.3 TB/s leave 32: bytes bind.
+// float32 takes 126 in the loop for 4 elements, done 1.25 times each; some 200 for an output of 4 channels, whose
+// floats are compared as integers; and 256 for a place, once for 34 elements: 60, of 88 and 62. The kernel for any
+// window had 151 in the loop, 66 an element, when it found an address of 64 bits for each of a pixel's three loads,
+// made t^-1/2 exact on the way to t^-3/4 (lrn.cuh), and compared and selected for the ReLU. Predicted, not measured:
+// 2.5 TB/s.
 //
-// float32 in NHWC takes the same kernel: 108 in the loop for 4 elements, in training 126, done 1.25 times each; some 90
-// and 200 for an output of 4 channels, whose floats are compared as integers; and 256 for a place, once for 34
-// elements: 47 and 60. The kernel for any window took 92, and this one 132 and 151 in the loop, 54 and 66, when it
-// found an address of 64 bits for each of a pixel's three loads, made t^-1/2 exact on the way to t^-3/4 (lrn.cuh), and
-// compared and selected for the ReLU. 3.0 TB/s leave 48 and 88, 4.3 TB/s 33 and 62: in inference instructions bind on
-// an H200.
+// In inference a thread goes down a column of pixels (common/lrn_pool_fwd_columns.cuh): at 55 x 55 a block takes 29
+// columns of 96 channels, 8 a thread, and of 128 images a band of 9 rows of outputs, in float32 all 27. In bfloat16
+// sm_90's loop issues 218 for two rows and a row of outputs, 13 fewer in the five of eleven warps that have none of
+// these, and some 245 come before it, for a place and the band's first row. 348 threads have 352 lanes, and the right
+// half of an image has 27 columns for 29: 15.7 an element, of the 24 that 3.0 TB/s leave and the 16.7 of 4.3. float32:
+// 354, and 310 before it, 23.3 of 48 and 33. So bytes bind, but for the special functions of 16 bits on an H200: 2.2 an
+// element, as each row between two bands is done twice and lanes are left over, where 2.5 bytes leave 2.1: 6%. Tiles as
+// in training took 23, and 47 in float32: pixels that two of them do, 1.11 and 1.25; nine loads for an output, 79 and
+// 90 instructions for 8 and 4 channels, where a column's maxima are three loads and 26; neighbours, of 4 channels four,
+// of 8 as many; and 250 for a place, once for 62 and 34 elements. 56 registers, three blocks a multiprocessor, in
+// float32 80 and two, with two rows a thread on their way: 34 and 45 KB. Slices of 32 channels and whole rows would
+// have 5% fewer warps, and read two sectors of neighbours for two of their own. Predicted, not measured: 2.5 TB/s on an
+// H100, 3.3 on an H200.
 //
 // NCHW with LRN, AlexNet's windows: lrn_fwd.cu's tiles of planes. The lanes that have fetched a vector of a row add the
 // bias to it, once for 8 elements, and where r is kept it is copied out as y is. In bfloat16 and 55 x 55 planes that is
@@ -40,34 +49,36 @@
 // training, where one pixel a thread took 60 in its loop alone. 3.0 TB/s leave 38 for 4 bytes and 57 for 6, 4.3 TB/s 27
 // and 40: bytes bind. float32: 39 and 45 of 77 and 115. Predicted for an H100, not measured: 2.4 TB/s.
 //
-// NCHW with LRN and pool, windows within the image: tiles of the rows under four rows of outputs, and 48 channels, 24
-// in float32 (common/lrn_pool_fwd_planes.cuh). A thread walks through the channels of two pixels, and leaves LRN's
-// output in vectors of 16 bytes of channels, from which a thread pools 8 channels at once. In inference bias and ReLU
-// are added on the walk, to two channels by one instruction. In bfloat16 and 55 x 55 planes sm_90's walk issues 216 for
-// 16 elements, 15.6 each with the row that tiles share, in training 192; the pool 91 a column of a tile and 62 for 8 of
-// its outputs, in training 130 and 156, 3 and 6.5 an element; copies 1, with r 4.5 and bias and ReLU; and a thread's
-// place some 260, in training 450, 3.2 and 5.5. Together 23 in inference, of the 24 that 3.0 TB/s leave and the 16.7
-// of 4.3, and 30 in training, of 45 and 32; in float32 38 of 48 and 33, and 52 of 89 and 62: bytes bind, but for
-// inference on an H200.
+// NCHW with LRN and pool, windows within the image, in training: tiles of the rows under four rows of outputs, and 48
+// channels, 24 in float32 (common/lrn_pool_fwd_planes.cuh). A thread walks through the channels of two pixels, and
+// leaves LRN's output in vectors of 16 bytes of channels, from which a thread pools 8 channels at once. In bfloat16 and
+// 55 x 55 planes sm_90's walk issues 192 for 16 elements, 13.7 each with the row that tiles share; the pool 130 a
+// column of a tile and 156 for 8 of its outputs, 6.5 an element; copies with r 4.5, bias and ReLU too; and a thread's
+// place some 450, 5.5. Together 30, of the 45 that 3.0 TB/s leave and the 32 of 4.3; in float32 52 of 89 and 62: bytes
+// bind.
 //
-// The version before took 37 and 49, in float32 70 and 80. It walked through one pixel with an address for each access
-// and wrote element by element, 116 for 8; pooled two channels, 59 and 36 for two outputs, from four loads of single
-// elements each; and added the bias in a pass of its own over 32 channels, 25 a vector. One pixel a thread without
-// shared memory took 64 in the walk alone and some 80 in the pool; 558 and 939 GB/s were measured of that in float32
-// (same card and day). Tried as well: loading both pixels before the arithmetic, 4 fewer and spills in training; rows
-// of outputs two by two, 59 for 62 and spills; offsets of 64 bits by multiplications, which ptxas makes additions
-// again.
+// The version before took 49, in float32 80. It walked through one pixel with an address for each access and wrote
+// element by element, 116 for 8; pooled two channels, 59 and 36 for two outputs, from four loads of single elements
+// each; and added the bias in a pass of its own over 32 channels, 25 a vector. One pixel a thread without shared memory
+// took 64 in the walk alone and some 80 in the pool; 558 and 939 GB/s were measured of that in float32, in inference
+// and in training (same card and day). Tried as well: loading both pixels before the arithmetic, 4 fewer and spills in
+// training; rows of outputs two by two, 59 for 62 and spills; offsets of 64 bits by multiplications, which ptxas makes
+// additions again. 52 KB of shared memory, 55 in float32, and up to 64 registers: four blocks, on sm_80 three and two.
 //
-// Can 16 bits in inference be bound by bytes on an H200 at all? What the arithmetic needs, an element: a load, half an
-// instruction that pairs two, half one for bias and ReLU, a conversion; 2.5 for sums of squares; 1 for t, two special
-// functions, two products; half a rounding, an eighth of a store: 11.1, and 12.6 with the row that tiles share. For a
-// quarter of an output 6 loads, 12 maxima, 4 shifts and 8 stores for 8 channels: 0.9. Copies 0.2. That is 14 of 16.7,
-// and 3 are left for addresses, loops, barriers and places, which take 9. On an H100 10 are left. Outputs leave by
-// single elements: they are a quarter of the tensor, and copies of such short runs would be more instructions. 52 KB of
-// shared memory, 55 in float32, and up to 64 registers: four blocks, on sm_80 three and two. Predicted for an H100, not
-// measured: 2.2 TB/s in inference, 2.5 in training.
+// In inference those tiles take 23 and 38, with bias and ReLU on the walk, and are for planes of other sizes than
+// AlexNet's 55 x 55 and 27 x 27. Of these a thread goes down a column as in NHWC. Its loads are single elements, 12
+// channels of a row, straight from device memory: 4 more than it makes, which L1 has as another thread's, and none of a
+// tile's copies, addresses, or rows that two of them share. In bfloat16 the loop issues 255 for two rows of 8 channels
+// and a row of outputs, 26 fewer in the three of seven warps that have none of these, for which a block's first threads
+// take them; some 265 come before it. 220 threads, 55 columns of 32 channels, have 224 lanes, and of 128 images a block
+// takes whole columns: 15.9 an element, 2.04 of them special functions, of 16.7 and 2.1 on an H200. float32: 374, 27
+// fewer, and 330 before it: 23.4 of 33. Bytes bind. A warp's elements are 64 or 128 bytes of a row or two, in some two
+// lines of L1 a load: 3 of the 4.2 cycles that a multiprocessor of an H200 has for 32 elements of 16 bits. 80
+// registers, three blocks of seven warps, and 24 loads a thread on their way: 32 KB, in float32 63. Predicted, not
+// measured: 2.2 TB/s on an H100, 2.9 on an H200.
 #include "cuda/common/lrn_fwd.cuh"
 #include "cuda/common/lrn_pool_fwd.cuh"
+#include "cuda/common/lrn_pool_fwd_columns.cuh"
 #include "cuda/common/lrn_pool_fwd_planes.cuh"
 #include "cuda/common/pool_fwd.cuh"
 #include "launchers.h"
@@ -171,6 +182,12 @@ int epilogue_fwd(const EpilogueParams& p, void* stream) {
     if (!normalizing) {  // with one channel a thread the layouts' sources are the same
       return aligned && p.channels_last && p.channels % V == 0 ? launch_pool_fwd<T, V, true>(p, nhwc, stream)
                                                                : launch_pool_fwd<T, 1, true>(p, nhwc, stream);
+    }
+    if (LrnPoolColumns::take<55>(p, sizeof(T))) {
+      return launch_lrn_pool_fwd_columns<T, 8, 55>(p, stream);
+    }
+    if (LrnPoolColumns::take<27>(p, sizeof(T))) {
+      return launch_lrn_pool_fwd_columns<T, 8, 27>(p, stream);
     }
     if (LrnPoolPlanes<T>::take(p)) {
       return launch_lrn_pool_fwd_planes<T>(p, nchw, stream);

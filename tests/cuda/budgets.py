@@ -90,9 +90,11 @@ BUDGETS = [
     Budget("lrn_pool_fwd<", 112, 40 * KB, (2, 2, 2), 3480),
     # AlexNet's stages in 16 bits: a pixel's LRN once a block, in pairs from there on. The first version had 1,136
     # instructions, of which it issued 55 an element; backward 1,168, and 94.
-    Budget(r"lrn_pool_fwd_packed<b?f16, \d, false>", 64, 40 * KB, (3, 2, 4), 520),
-    Budget("lrn_pool_fwd_packed<float, 4, false>", 64, 40 * KB, (3, 2, 4), 600),
     Budget("lrn_pool_fwd_packed<", 64, 40 * KB, (3, 2, 4), 780),
+    # In inference a thread goes down a column, with two rows on their way, in planes as single elements.
+    Budget("lrn_pool_fwd_columns<float,", 80, 23 * KB, (2, 2, 2), 770),
+    Budget(r"lrn_pool_fwd_columns<\w+, 8, 0>", 56, 12 * KB, (3, 3, 3), 530),
+    Budget("lrn_pool_fwd_columns<", 80, 12 * KB, (2, 2, 2), 580),
     # In planes vectors of their channels take the planes' place: a few warps of a block pool, and all walk.
     Budget(r"lrn_pool_fwd_planes<\w+, false>", 64, 56 * KB, (2, 1, 4), 1060),
     Budget("lrn_pool_fwd_planes<", 64, 56 * KB, (2, 1, 4), 1400),
@@ -218,17 +220,17 @@ WORK = [
     Work(f"pool_bwd_planes<{HALF}, true", 2.75, 17, 52),
     Work("pool_bwd_planes<float, true", 5.25, 18, 52),
     # With LRN in between, in training r and the codes as well.
-    Work(f"lrn_pool_fwd_packed<{HALF}, 8, false", 2.5, 23, 118, ("H200",)),
-    Work(f"lrn_pool_fwd_packed<{HALF}, 8, true", 4.75, 31, 144),
+    Work(f"lrn_pool_fwd_columns<{HALF}, 8, 0", 2.5, 16, 223),
+    Work(f"lrn_pool_fwd_packed<{HALF}, 8", 4.75, 31, 144),
     Work(f"lrn_pool_bwd_packed<{HALF}, 8", 4.75, 31, 1030),
-    Work("lrn_pool_fwd_packed<float, 4, false", 5, 47, 112, ("H200",)),
-    Work("lrn_pool_fwd_packed<float, 4, true", 9.25, 60, 132),
+    Work("lrn_pool_fwd_columns<float, 8, 0", 5, 23, 374),
+    Work("lrn_pool_fwd_columns<float, 4, 0", 5, 26, 206),
+    Work("lrn_pool_fwd_packed<float, 4", 9.25, 60, 132),
     Work("lrn_pool_bwd_packed<float, 4", 9.25, 46, 770),
-    # The arithmetic alone, one by one in epilogue_fwd.cu and epilogue_bwd.cu: of 16 bits 14 in inference, of the H200's
-    # 16.7; backward 33, of the H200's 32.
-    Work(f"lrn_pool_fwd_planes<{HALF}, false", 2.5, 23, 216, ("H200",)),
+    Work(rf"lrn_pool_fwd_columns<{HALF}, 8, \d\d", 2.5, 16, 266),
+    Work(r"lrn_pool_fwd_columns<float, 8, \d\d", 5, 23, 386),
+    # The arithmetic alone, one by one in epilogue_bwd.cu: backward in 16 bits 33, of the H200's 32.
     Work(f"lrn_pool_fwd_planes<{HALF}, true", 4.75, 30, 200),
-    Work("lrn_pool_fwd_planes<float, false", 5, 38, 328, ("H200",)),
     Work("lrn_pool_fwd_planes<float, true", 9.25, 52, 300),
     Work(f"lrn_pool_bwd_planes<{HALF}, AlexNet", 4.75, 45, 1030, ("H200",)),
     Work("lrn_pool_bwd_planes<float, AlexNet", 9.25, 63, 1305, ("H200",)),
@@ -261,7 +263,8 @@ WORK = [
 # Kernels for other windows, for what makes no vectors, and for little data.
 GENERAL = (
     r"pool_(fwd|bwd)_(any|strips)<|lrn_(fwd|bwd)_nchw<|lrn_(fwd|bwd)_planes<\w+, Lrn,"
-    r"|lrn_(fwd|bwd)_nhwc<\w+, \d, \d, Lrn,|lrn_pool_fwd<|lrn_pool_bwd_planes<\w+, RowsApart"
+    r"|lrn_(fwd|bwd)_nhwc<\w+, \d, \d, Lrn,|lrn_pool_fwd<|lrn_pool_fwd_planes<\w+, false"
+    r"|lrn_pool_bwd_planes<\w+, RowsApart"
     r"|\w+<\w+, 1[,>]|lpips_(weight|average)<|add_rows<"
     r"|conv_|linear<[\w ]+, [\w ]+, 1,|sm90::"
 )
@@ -359,9 +362,12 @@ def wanted_instructions(kernel: Kernel) -> list[str]:
         return BY_16_BYTES if kernel.arguments[0] == "float" else [*BY_16_BYTES, r"V?HMNMX2?(\.BF16_V2)?\.NAN"]
     if kernel.family == "pool_fwd_packed":
         maxima = [of_two, of_three] if "Rectified" in kernel.name and kernel.architecture == 90 else [of_two]
-    if kernel.family == "lrn_pool_fwd_packed":
+    if kernel.family in ("lrn_pool_fwd_packed", "lrn_pool_fwd_columns"):
         half = of_three if kernel.architecture == 90 else of_two
-        maxima = [r"V?IMNMX3?" if kernel.arguments[0] == "float" else half, r"STS\.128"]
+        maxima = [r"V?IMNMX3?(\.U32)?" if kernel.arguments[0] == "float" else half, r"STS\.128"]
+    if kernel.family == "lrn_pool_fwd_columns":
+        vectors = kernel.arguments[2] == "0"
+        return [*maxima, r"LDS\.128", *([r"LDG\.E\.128\.CONSTANT", r"STG\.E\.128"] if vectors else [])]
     if kernel.vector in (8, 16):  # LD: where the compiler has lost that a pointer is to global memory
         bits = 8 * kernel.vector
         return [*maxima, rf"LDG?\.E\.{bits}(\.CONSTANT)?", rf"STG\.E\.{bits}"]
@@ -371,7 +377,7 @@ def wanted_instructions(kernel: Kernel) -> list[str]:
 def unwanted_instructions(kernel: Kernel) -> str:
     """A regular expression: local memory, atomics (sums have an order), and vectors stored word by word."""
     words = r"|STG\.E" if kernel.family.startswith("lrn_fwd") and kernel.vector == 16 else ""
-    words += r"|STS" if kernel.family == "lrn_pool_fwd_packed" else ""
+    words += r"|STS" if kernel.family in ("lrn_pool_fwd_packed", "lrn_pool_fwd_columns") else ""
     return r"LDL.*|STL.*|RED\..*|ATOM.*" + words
 
 

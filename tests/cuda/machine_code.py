@@ -75,7 +75,7 @@ class Kernel:
         """Bytes of shared memory that a launch asks for: the most there is, but for convolutions without ``mask``."""
         if self.family == "lrn_pool_fwd_planes":
             return 55 * KB  # LrnPoolPlanes::kMostBytes
-        if self.family.startswith("lrn_pool_fwd"):
+        if self.family in ("lrn_pool_fwd", "lrn_pool_fwd_packed"):
             return 40 * KB  # kTileBytes
         if self.family == "lrn_fwd_planes":  # rows of a tile: up to 96 channels of 16 bits, and what lies beside them
             beside = 4 if "LrnOfFive" in self.name else 16

@@ -90,6 +90,8 @@ def cases() -> list[Case]:
         epilogue("tiles of planes", (1, 16, 9, 9), lrn=LRN(5)),
         epilogue("and", (1, 16, 9, 9), lrn=LRN(5), pool=Pool(3, 2)),
         epilogue("AlexNet's second stage, of fewer channels", (1, 8, 27, 27), lrn=LRN(5), pool=Pool(3, 2)),
+        epilogue("and its first one", (1, 8, 55, 55), lrn=LRN(5), pool=Pool(3, 2)),
+        epilogue("four channels a group", (1, 12, 7, 7), lrn=LRN(5, groups=3), pool=Pool(3, 2)),
         epilogue("a pool alone", (1, 16, 7, 7), pool=Pool(3, 2)),
         epilogue("and any window", (1, 16, 4, 4), pool=Pool(2, 2)),
         lpips_layer("and", (2, 16, 4, 4)),

@@ -88,6 +88,7 @@ def one(built: list[Kernel], name: str) -> Kernel:
         ("lrn_bwd_planes<bf16, LrnOfFive", {"registers": 105}, "105 registers, budget 104"),
         ("lrn_fwd_planes<bf16, LrnOfFive, Rectified", {"instructions": "STS.128"}, r"no instruction STS\.128"),
         ("lrn_pool_fwd_planes<float, true", {"instructions": "STG.E.128"}, r"no instruction STG\.E\.128"),
+        ("lrn_pool_fwd_columns<bf16, 8, 55", {"instructions": "STS.128"}, r"no instruction STS\.128"),
         ("lrn_pool_bwd_planes<bf16", {"shared": 4 * KB}, "bytes of shared memory, budget 80896"),
         ("pool_fwd_packed<bf16, 8, 2, true", {"registers": 65}, "3 blocks fit a multiprocessor, budget 4"),
         (HOPPER, {"instructions": "HGMMA"}, "no instruction HGMMA"),

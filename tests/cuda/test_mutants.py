@@ -103,6 +103,11 @@ def suite(launcher: str) -> dict[str, Callable[[], None]]:
         found["test_lrn_and_pool_in_pairs"] = lambda: test_pointwise.run_and_check("threads", few)
         tiles = [task for task in test_pointwise.epilogue_planes(torch.bfloat16) if task.case.launcher == launcher]
         found["test_lrn_of_planes_in_shared_memory"] = lambda: test_pointwise.run_and_check("threads", tiles)
+        down = [task for task in test_pointwise.columns(torch.bfloat16) if task.case.launcher == launcher]
+        found["test_lrn_and_pool_down_columns"] = lambda: test_pointwise.run_and_check("threads", down)
+    if launcher == "epilogue_fwd":
+        special = test_pointwise.test_special_values_down_columns
+        found["test_special_values_down_columns"] = lambda: special(torch.float32, True)
     return found
 
 

@@ -222,6 +222,32 @@ def epilogue_planes(dtype: torch.dtype) -> list[Task]:
     return found
 
 
+def columns(dtype: torch.dtype) -> list[Task]:
+    """What goes down columns in inference: several bands and slices, a slice that is not full, and edges of groups. Of
+    planes single elements, so that these may begin anywhere."""
+    found = []
+    for shape, groups, pool, channels_last in (
+        ((1, 120, 27, 27), 1, Pool(3, 2), False),
+        ((2, 16, 27, 27), 2, Pool(3, 2), False),
+        ((1, 16, 55, 55), 1, Pool(3, 2), False),
+        ((1, 360, 7, 15), 1, Pool(3, 2, 1), True),
+        ((2, 20, 17, 9), 5, Pool(3, 2, 1), True),
+        ((1, 40, 14, 53), 1, Pool(3, 2, 0, True), True),
+        ((1, 16, 22, 22), 2, Pool(3, 2, 1), True),
+    ):
+        sample = epilogue("columns", shape, lrn=LRN(5, 0.5, 0.75, 1.0, groups), pool=pool)
+        task = next(task for task in of(sample, dtype, channels_last) if "inference" in task.name)
+        offsets = {} if channels_last else {"z": dtype.itemsize, "y": 3 * dtype.itemsize}
+        found.append(replace(task, case=replace(task.case, offsets=offsets)))
+    return found
+
+
+@each_build
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_lrn_and_pool_down_columns(dtype, kind):
+    run_and_check(kind, columns(dtype))
+
+
 @each_build
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_lrn_of_planes_in_shared_memory(dtype, kind):
@@ -364,6 +390,23 @@ def test_nan_through_lrn_and_pool(dtype, channels_last):
     assert torch.equal(outputs["code"], codes(normalized, 3, 2))
     assert outputs["y"][0, 1:6].isnan().any()
     assert outputs["y"][0, 8:].isfinite().all()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_special_values_down_columns(dtype, channels_last):
+    """Inference has NaN, zeros and numbers where training has them; the kernels add up squares in another order."""
+    training, inference = of(epilogue("", (1, 16, 27, 27), lrn=FIVE, pool=Pool(3, 2)), dtype, channels_last)[:2]
+    z = training.case.inputs["z"].clone()
+    z[0, 3, 2:5, 3:6], z[0, 8, 26, 26] = torch.nan, -torch.nan
+    z[0, 6, 7, 7], z[0, 0, 12, 0], z[0, 12, 5] = torch.inf, torch.inf, -torch.inf
+    z[0, 9, 4, 4], z[0, 15, 20, 3] = torch.finfo(dtype).max, torch.finfo(dtype).smallest_normal / 2
+    z[0, 14] = -0.0
+    trained, inferred = (single("epilogue_fwd", task, z=z)["y"].double() for task in (training, inference))
+    assert 0 < trained.isnan().sum() < trained.numel() / 4
+    assert torch.equal(trained.isnan(), inferred.isnan())
+    assert torch.equal(trained == 0, inferred == 0)
+    torch.testing.assert_close(inferred, trained, rtol=torch.finfo(dtype).eps * 4, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

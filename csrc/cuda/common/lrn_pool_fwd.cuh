@@ -4,10 +4,11 @@
 //
 // The ReLU's output, kept for backward, is written by the tile that owns the pixel: of an overlap, the later one; of
 // pixels that no window holds, the last one.
-// NCHW, AlexNet's windows: common/lrn_pool_fwd_planes.cuh.
+// AlexNet's windows: common/lrn_pool_fwd_columns.cuh in inference, common/lrn_pool_fwd_planes.cuh in NCHW.
 #pragma once
 
 #include "cuda/common/lrn_fwd.cuh"
+#include "cuda/common/lrn_pool_fwd_columns.cuh"
 #include "cuda/common/pool_fwd.cuh"
 
 namespace alexnet_fast::cuda {
@@ -186,8 +187,8 @@ struct Stroll {
 };
 
 // Writes the best of nine floats that are no less than 0, and so are integers in order, as best_of_nine finds it; false
-// if one of them is a NaN, of which the last one counts.
-template <bool kCodes, int V>
+// if one of them is a NaN, of either sign, of which the last one counts.
+template <int V>
 __device__ __forceinline__ bool store_rectified(const Pack<float, V> (&x)[3][3], const uint32_t (&row_place)[3],
                                                 const uint32_t (&column_place)[3], int64_t offset, float* y,
                                                 uint8_t* code) {
@@ -196,8 +197,8 @@ __device__ __forceinline__ bool store_rectified(const Pack<float, V> (&x)[3][3],
   uint32_t largest = 0;
 #pragma unroll
   for (int v = 0; v < V; ++v) {
-    const auto of = [&](int k) { return static_cast<int32_t>(x[k / 3][k % 3].words[v]); };
-    const int32_t value =
+    const auto of = [&](int k) { return x[k / 3][k % 3].words[v]; };
+    const uint32_t value =
         max(max(max(of(0), of(1)), max(of(2), of(3))), max(max(max(of(4), of(5)), max(of(6), of(7))), of(8)));
     places[v] = row_place[2] + column_place[2];
 #pragma unroll
@@ -208,16 +209,14 @@ __device__ __forceinline__ bool store_rectified(const Pack<float, V> (&x)[3][3],
     largest = max(largest, best.words[v]);
   }
   store(y + offset, best);
-  if (kCodes) {
-    store(code + offset, pack_bytes(places));
-  }
+  store(code + offset, pack_bytes(places));
   return largest <= 0x7f800000;
 }
 
-// lrn_pool_fwd for windows of 3 with stride 2 and LrnOfFive; in training it keeps both codes and the ReLU's output. A
+// lrn_pool_fwd for windows of 3 with stride 2 and LrnOfFive in training: both codes and the ReLU's output are kept. A
 // thread keeps its V channels, and with them their bias and their place in the group. LRN's output is no less than 0,
-// so maxima and places are those of pool_fwd_packed.
-template <class T, int V, bool kTraining>
+// so maxima and places are those of pool_fwd_packed. In inference: common/lrn_pool_fwd_columns.cuh.
+template <class T, int V>
 __global__ void __launch_bounds__(kThreads, 4)
     lrn_pool_fwd_packed(Rectified<T, true> source, T* __restrict__ y, uint8_t* __restrict__ code, PoolShape shape,
                         Tiling tiling, int32_t channels, int32_t group_channels, LrnOfFive lrn) {
@@ -226,8 +225,8 @@ __global__ void __launch_bounds__(kThreads, 4)
   const int64_t image = tiling.blocks_of_image.divide_small(blockIdx.x, rest);
   const uint32_t tile_row = tiling.blocks_of_row.divide_small(rest, rest);
   const uint32_t tile_column = tiling.blocks_of_column.divide_small(rest, channel_tile);
-  const Span rows(tiling.rows, tile_row, shape.height, shape.out_height, S, shape.window.pad_h, kTraining);
-  const Span columns(tiling.columns, tile_column, shape.width, shape.out_width, S, shape.window.pad_w, kTraining);
+  const Span rows(tiling.rows, tile_row, shape.height, shape.out_height, S, shape.window.pad_h, true);
+  const Span columns(tiling.columns, tile_column, shape.width, shape.out_width, S, shape.window.pad_w, true);
   const int32_t channel = channel_tile * tiling.channels + threadIdx.x * V;
   const bool there = channel < channels;
 
@@ -248,14 +247,12 @@ __global__ void __launch_bounds__(kThreads, 4)
          at.row < rows.end - rows.begin; at.next()) {
       Pack<T, V> own;
       const Pack<T, V> result = lrn_of_vector(near, anew(z + at.offset), lrn, own);
-      if (kTraining) {
-        const int32_t h = rows.begin + at.row, w = columns.begin + at.column;
-        if (h < rows.own_end && w < columns.own_end) {  // own_begin is begin
-          store(r + at.offset, own);
-        }
-        if (h - rows.origin >= tiling.rows.inputs || w - columns.origin >= tiling.columns.inputs) {
-          continue;  // kept, and in no window
-        }
+      const int32_t h = rows.begin + at.row, w = columns.begin + at.column;
+      if (h < rows.own_end && w < columns.own_end) {  // own_begin is begin
+        store(r + at.offset, own);
+      }
+      if (h - rows.origin >= tiling.rows.inputs || w - columns.origin >= tiling.columns.inputs) {
+        continue;  // kept, and in no window
       }
       store_shared_16(to + at.place, result);
     }
@@ -294,11 +291,11 @@ __global__ void __launch_bounds__(kThreads, 4)
       }
     }
     if constexpr (sizeof(T) == 2) {
-      const PackedBest<V> best = best_of_nine<T, V, kTraining>(x, row_place, column_place);
-      if (store_packed<true, kTraining, false>(best, 0, out + at.offset, y, code) == 0) {
+      const PackedBest<V> best = best_of_nine<T, V, true>(x, row_place, column_place);
+      if (store_packed<true, true, false>(best, 0, out + at.offset, y, code) == 0) {
         continue;
       }
-    } else if (store_rectified<kTraining>(x, row_place, column_place, out + at.offset, y, code)) {
+    } else if (store_rectified(x, row_place, column_place, out + at.offset, y, code)) {
       continue;
     }
     // Rare: the place of a NaN, or in bfloat16 of 2^121 or more. Channel by channel.
@@ -372,14 +369,16 @@ int launch_lrn_pool_fwd(const Params& p, const Rectified<T, kChannelsLast>& sour
                   static_cast<int32_t>(p.channels), static_cast<int32_t>(p.channels / p.lrn.groups), lrn);
   };
   if constexpr (kChannelsLast && V > 1 && Halo == 2) {
+    if (LrnPoolColumns::take<0>(p, sizeof(T))) {
+      return p.channels / p.lrn.groups % 8 == 0 ? launch_lrn_pool_fwd_columns<T, 8, 0>(p, stream)
+                                                : launch_lrn_pool_fwd_columns<T, V, 0>(p, stream);
+    }
     const bool small = (tiling.rows.inputs + 2) * p.width * p.channels <= INT32_MAX;  // offsets within a tile
-    if (overlapping_3_by_2(p.window) && LrnOfFive::is(p.lrn) && (p.code == nullptr) == (p.r == nullptr) && small) {
-      constexpr auto training = launch<lrn_pool_fwd_packed<T, V, true>, Rectified<T, true>, T*, uint8_t*, PoolShape,
-                                       Tiling, int32_t, int32_t, LrnOfFive>;
-      constexpr auto inference = launch<lrn_pool_fwd_packed<T, V, false>, Rectified<T, true>, T*, uint8_t*, PoolShape,
-                                        Tiling, int32_t, int32_t, LrnOfFive>;
+    if (overlapping_3_by_2(p.window) && LrnOfFive::is(p.lrn) && p.code != nullptr && p.r != nullptr && small) {
+      constexpr auto training = launch<lrn_pool_fwd_packed<T, V>, Rectified<T, true>, T*, uint8_t*, PoolShape, Tiling,
+                                       int32_t, int32_t, LrnOfFive>;
       const int32_t vectors = tiling.channels / V;
-      return launch_with(p.code != nullptr ? training : inference, dim3(vectors, kThreads / vectors), LrnOfFive(p.lrn));
+      return launch_with(training, dim3(vectors, kThreads / vectors), LrnOfFive(p.lrn));
     }
   }
   constexpr auto kernel = launch<lrn_pool_fwd<T, V, Halo, kChannelsLast>, Rectified<T, kChannelsLast>, T*, uint8_t*,

@@ -1,6 +1,7 @@
 // LRN and max-pooling in one pass over NCHW planes, AlexNet's windows, for epilogue_fwd.cu; common/lrn_pool_fwd.cuh has
-// other layouts and windows. A tile is whole rows of planes, as common/lrn_planes.cuh has them, whose LRN takes their
-// place in shared memory, in vectors of channels as NHWC has them.
+// other layouts and windows, common/lrn_pool_fwd_columns.cuh AlexNet's planes in inference. A tile is whole rows of
+// planes, as common/lrn_planes.cuh has them, whose LRN takes their place in shared memory, in vectors of channels as
+// NHWC has them.
 #pragma once
 
 #include "cuda/common/lrn_fwd.cuh"
