@@ -10,8 +10,8 @@
 // channels alone; the threads of a pixel show each other theirs in shared memory, one barrier a pixel. (Computing q of
 // the halo as well needs no barrier, but half as much arithmetic again at V = 8 and size 5, and where dy comes through
 // a pool three gathers for one.) NCHW: as forward, a walk through channels, with x, t^-beta dy and q of the last ones
-// in registers. Planes of any size are walked through in shared memory (lrn_bwd_planes.cuh), and behind AlexNet's pool
-// by a walk of its own (lrn_pool_bwd_planes.cuh).
+// in registers. Planes of any size are walked through in shared memory (lrn_bwd_planes.cuh), also behind AlexNet's pool
+// (lrn_pool_bwd_planes.cuh).
 //
 // Gradient: where dy comes from (a tensor, or gathered through a pool). kRectified: x is a ReLU's output, whose
 // gradient is masked, and summed for the bias.
