@@ -39,23 +39,24 @@
 // With 128 registers, and so 16 warps, it is as many instructions.
 //
 // NCHW with LRN, AlexNet's windows: lrn_bwd.cu's tiles of planes. The mask is 2 instructions an element, and sums for
-// the bias 4, the two pixels of a thread first, and then a warp's by shuffles, of which the last two steps are left to
-// the block's sum. In bfloat16 and 55 x 55 planes the walk issues 498 for 8 channels of two pixels, 45 an element in
-// all with db, of the 57 that 3.0 TB/s leave for 6 bytes and the 40 of 4.3; in float32 65 of 115 and 80: bytes bind, in
-// 16 bits on an H100 alone. With a pixel a thread it was 54 and 76, in shallower tiles 64 and 81, and one pixel a
-// thread without shared memory took 90 in its loop alone. Of the 45 a place takes 7.7, and 22.5 are the least of
-// arithmetic (one by one below), without the gather. Sums of the results in shared memory, once they are there, would
-// be fewer instructions, of elements rounded to 16 bits. Predicted for an H100, not measured: 2.2 TB/s, 2.5 in float32.
+// the bias 1.7, the four pixels of a thread first, and then eight lanes' of eight channels by shuffles. In bfloat16 and
+// 55 x 55 planes the loop has 813 for 8 channels of four pixels, 38 an element in all with db, of the 40 that 4.3 TB/s
+// leave for 6 bytes; in float32 994 and 54, of 80: bytes bind, on an H200 too. Where pixels are not one more than a
+// multiple of eight, a row's address is not known when this is compiled: 881 and 1,069, 41 an element in 16 bits. With
+// two pixels a thread it was 45 and 65, with a pixel 54 and 76, and one without shared memory took 90 in its loop
+// alone. Sums of the results in shared memory, once they are there, would be fewer instructions, of elements rounded to
+// 16 bits. A pixel that is not there has no branch or predicate: it is one of the thread's own once more, with a mask
+// that leaves nothing, and writes first. Predicted for an H100, not measured: 2.3 TB/s, 2.5 in float32.
 //
 // NCHW with LRN and pool, windows of 3 with stride 2 within the image (common/lrn_pool_bwd_planes.cuh): tiles of four
 // rows of 55 pixels and, in 16 bits, 96 channels, 224 threads with slices of 24 channels of 56 patches. In bfloat16
-// sm_90's loop has 997 for 8 channels of a patch, 31.2 an element: of these the gather has 7.5 (for four pixels 8
+// sm_90's loop has 1,009 for 8 channels of a patch, 31.5 an element: of these the gather has 7.5 (for four pixels 8
 // loads, 4 conversions, 9 comparisons, 9 selections and additions), x 2, sums of squares 2.5, t 1, special functions 2,
-// products 5, sums of q 2, dx 2, the mask 2, a result 2 and sums for the bias 1.7. Before it come 487 for 96 elements,
-// a place and q of the four channels beside a slice; copies take 4.5 an element, and their places 180. Together 44,
-// with 1,025 in float16's loop 45, of the 45.5 that 3.0 TB/s leave for 4.75 bytes and the 31.7 of 4.3: bytes bind on an
-// H100. float32, 48 channels in two slices, which leave an eighth of the lanes without work: 1,298 in the loop, 63
-// together, of 88 and 61.8.
+// products 5, sums of q 2, dx 2, the mask 2, a result 2 and sums for the bias 1.7. Before it come some 490 for 96
+// elements, a place and q of the four channels beside a slice; copies take 4.5 an element, and their places 180.
+// Together 44, in float16 as well, of the 45.5 that 3.0 TB/s leave for 4.75 bytes and the 31.7 of 4.3: bytes bind on an
+// H100. float32, 48 channels in two slices, which leave an eighth of the lanes without work: 1,207 in the loop, 58
+// together, of 88 and 61.8: bytes bind on an H200 too. It was 1,298 and 63 before t^-3/4 and 1 / t took three fewer.
 //
 // The version before took 79 and 107. Its threads gathered patches first, two channels at once, 16 an element with
 // floats in shared memory; walked then through one pixel each, 38; and found a place, 640, once for 32 elements, where
@@ -198,8 +199,8 @@ struct Stage {
       return LrnPoolTiles<T>(p).x.items();
     }
     if (normalizing && !pooling &&
-        lrn_bwd_tiled<true>(shape, p.lrn, static_cast<const T*>(p.dy), static_cast<const T*>(p.dz))) {
-      return BackwardTiles<T, LrnOfFive>(shape, p.lrn.groups).items();
+        SliceTiles<T>::template take<true>(shape, p.lrn, static_cast<const T*>(p.r), static_cast<const T*>(p.dz))) {
+      return SliceTiles<T>(shape, p.lrn.groups).x.items();
     }
     if (normalizing) {
       const int V = pooling ? lrn_bwd_vector<T, PooledGradient<T>>(shape, p.lrn, aligned)

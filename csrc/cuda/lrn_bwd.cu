@@ -10,21 +10,21 @@
 //
 // NCHW with one pixel a thread had 1,762 GB/s in float32: two blocks a multiprocessor, each thread with eight loads of
 // 4 bytes on its way, are 16 KB, where 3.0 TB/s at 0.7 us want 16 and more. Now tiles go through shared memory
-// (common/lrn_planes.cuh), 121 pixels wide and up to 64 channels deep in 16 bits, 32 in float32: rows of x and dy with
-// those of the halo, up to 40 KB a block of 64 threads, which have two pixels each, and five blocks or more. Every t
-// and q is computed once, but for those of 4 channels more a chunk. Of AlexNet's first 96 channels, in chunks of 48 and
-// 55 x 55 planes, sm_90's walk issues 377 for 8 channels of two pixels, a row that 8 threads fetch 13, a row that 16
-// put back 15, and a thread some 630 for its place and the channels before the first: 36 an element, 54 in float32 with
-// chunks of 32 (519 for 8 channels), of the 40 and 80 that 4.3 TB/s leave: bytes bind, on an H200 too. The walk is 23.6
-// of it, of which 20.5 are arithmetic, conversions, loads and stores, 2 addresses, and 1 moves and loops.
+// (common/lrn_planes.cuh), up to 128 pixels wide and 48 channels deep in 16 bits, 32 in float32: rows of x and dy with
+// those of the halo, 30 or 40 KB for a block of two warps, of which each walks through half of the channels, a lane
+// with four pixels (common/lrn_bwd_walk.cuh). Of AlexNet's first 96 channels and 55 x 55 planes, in tiles of 127 pixels
+// that leave 2% of the lanes without one, sm_90's loop has 664 for 8 channels of four pixels, 20.8 an element: x and dy
+// 2 each, sums of squares 2.5, t 1, special functions 2, products 5, sums of q 2, dx 2, a result 2. A row that 8
+// threads fetch takes 14, one that 16 put back 19, and a thread some 720 for its places and the channels before its
+// first: 33 an element, 48 in float32 (847 for 8 channels), of the 40 and 80 that 4.3 TB/s leave: bytes bind, on an
+// H200 too.
 //
-// With a pixel a thread and 128 threads it was 44, and 66: 209 for 8 elements, 125 before the first and 430 for a
-// place, which was half as many elements' (9.5 an element, and now 4.7). Of the 209 twenty were addresses and fifteen
-// moves. Now one address serves x, dy and dx of both pixels, a fixed number of bytes apart each, and sums of five share
-// pairs (FivesByTwos), 20 and 16 for 8 sums instead of 22 and 18. What it costs are warps: of 96 registers
-// and 31 KB a multiprocessor of sm_90 has seven blocks, 14 warps with 16 elements each at work, where there were 28
-// with 8. Tiles of 233 pixels and 32 channels took 54 and 72. Predicted for an H100, not measured: 2.3 TB/s in
-// bfloat16, 2.5 in float32.
+// With two pixels a thread, which went through all channels of a chunk, it was 36 and 54, and with a pixel 44 and 66.
+// float32's t^-3/4 and 1 / t took 14 instructions, and now 11 (inverse_powers). Tried: scale put into the squares'
+// products, so that t takes no instruction of its own, and dx neither; with 2 beta in the sums of q half an element is
+// to be gained, but scaled values want registers beside the values: the rectified loop had 804 instead of 813, or 828.
+// 107 to 128 registers: seven blocks of sm_90, 14 warps, in float32 five, each lane with four pixels' and two channels'
+// independent work. Predicted for an H100, not measured: 2.3 TB/s in bfloat16, 2.5 in float32.
 //
 // Considered: saving t forward instead of computing it again. It would cost 2 or 4 more bytes an element each way.
 #include "cuda/common/lrn_bwd.cuh"

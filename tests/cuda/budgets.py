@@ -68,15 +68,15 @@ BUDGETS = [
     Budget(r"lrn_fwd_planes<\w+, LrnOfFive, Plain", 56, 28 * KB, (5, 3, 7), 600),
     Budget(r"lrn_fwd_planes<\w+, LrnOfFive,", 64, 28 * KB, (5, 3, 7), 980),
     Budget("lrn_fwd_planes<", 64, 34 * KB, (4, 2, 6), 1260),
-    # Backward two pixels a thread, in blocks of 64 threads: shared memory bounds them all the same.
-    Budget("lrn_bwd_planes<float, LrnOfFive, false>", 112, 40 * KB, (3, 2, 5), 2200),
-    Budget(r"lrn_bwd_planes<\w+, LrnOfFive, false>", 104, 40 * KB, (3, 2, 5), 1820),
-    # With a mask, and sums for the bias: up to 64 channels of two warps, of every fourth lane.
-    Budget("lrn_bwd_planes<float, LrnOfFive, true>", 112, 43 * KB, (3, 2, 5), 2730),
-    Budget(r"lrn_bwd_planes<\w+, LrnOfFive, true>", 104, 43 * KB, (3, 2, 5), 2320),
-    # Two blocks of seven warps, of which each thread walks through four pixels, with all of a step's in registers.
-    Budget("lrn_pool_bwd_planes<", 128, 79 * KB, (2, 1, 2), 3400),
-    Budget("lrn_bwd_planes<", 112, 40 * KB, (3, 2, 4), 3600),
+    # Backward four pixels a thread, with all of a step's in registers: eight blocks of 64 threads, of which shared
+    # memory leaves fewer. With a mask there are sums for the bias; other windows have a pixel a thread.
+    Budget("lrn_bwd_planes<float, false,", 128, 41 * KB, (3, 2, 5), 2250),
+    Budget(r"lrn_bwd_planes<\w+, false,", 128, 31 * KB, (5, 3, 7), 2010),
+    Budget("lrn_bwd_planes<float, true,", 128, 41 * KB, (3, 2, 5), 2550),
+    Budget(r"lrn_bwd_planes<\w+, true,", 128, 31 * KB, (5, 3, 7), 2270),
+    Budget("lrn_bwd_planes_any<", 112, 40 * KB, (3, 2, 4), 3650),
+    # The same walk behind the pool, two blocks of seven warps.
+    Budget("lrn_pool_bwd_planes<", 128, 79 * KB, (2, 1, 2), 3300),
     # x, dy and the pool's gather; q of a block's threads in shared memory, twice, and sums for the bias.
     Budget(r"lrn_bwd_nhwc<\w+, \d, 2, LrnOfFive,", 64, 24 * KB, (4, 4, 4), 470),
     Budget(r"lrn_bwd_nhwc<\w+, \d, 2,", 72, 24 * KB, (3, 3, 3), 1290),
@@ -197,10 +197,10 @@ WORK = [
     Work("lrn_fwd_planes<float, LrnOfFive, Plain", 8, 32, 152),
     Work(f"lrn_fwd_planes<{HALF}, LrnOfFive, Rect", 4, 24, 112),
     Work("lrn_fwd_planes<float, LrnOfFive, Rect", 8, 39, 152),
-    Work(f"lrn_bwd_planes<{HALF}, LrnOfFive, false", 6, 36, 377),
-    Work("lrn_bwd_planes<float, LrnOfFive, false", 12, 54, 519),
-    Work(f"lrn_bwd_planes<{HALF}, LrnOfFive, true", 6, 45, 498, ("H200",)),
-    Work("lrn_bwd_planes<float, LrnOfFive, true", 12, 65, 669),
+    Work(f"lrn_bwd_planes<{HALF}, false, Odd", 6, 34, 670),
+    Work("lrn_bwd_planes<float, false, Odd", 12, 49, 855),
+    Work(f"lrn_bwd_planes<{HALF}, true, Odd", 6, 39, 820),
+    Work("lrn_bwd_planes<float, true, Odd", 12, 54, 1005),
     # Windows of 3 with stride 2: of 16 bits 2.5 bytes an input forward, and a quarter of one more for the code.
     Work(rf"pool_fwd_packed<{HALF}, 8, 2, false", 2.5, 8, 137),
     Work(rf"pool_fwd_packed<{HALF}, 8, 2, true", 2.75, 10, 217),
@@ -232,8 +232,8 @@ WORK = [
     # The arithmetic alone, one by one in epilogue_bwd.cu: backward in 16 bits 33, of the H200's 32.
     Work(f"lrn_pool_fwd_planes<{HALF}, true", 4.75, 30, 200),
     Work("lrn_pool_fwd_planes<float, true", 9.25, 52, 300),
-    Work(f"lrn_pool_bwd_planes<{HALF}, AlexNet", 4.75, 45, 1030, ("H200",)),
-    Work("lrn_pool_bwd_planes<float, AlexNet", 9.25, 63, 1305, ("H200",)),
+    Work(f"lrn_pool_bwd_planes<{HALF}, AlexNet", 4.75, 45, 1015, ("H200",)),
+    Work("lrn_pool_bwd_planes<float, AlexNet", 9.25, 59, 1215),
     # x of both images.
     Work(f"lpips_fwd<{HALF}, 8, true", 2, 13, 117),
     Work("lpips_fwd<float, 4, true", 4, 17, 72),
@@ -262,9 +262,9 @@ WORK = [
 
 # Kernels for other windows, for what makes no vectors, and for little data.
 GENERAL = (
-    r"pool_(fwd|bwd)_(any|strips)<|lrn_(fwd|bwd)_nchw<|lrn_(fwd|bwd)_planes<\w+, Lrn,"
+    r"pool_(fwd|bwd)_(any|strips)<|lrn_(fwd|bwd)_nchw<|lrn_fwd_planes<\w+, Lrn,|lrn_bwd_planes_any<"
+    r"|lrn_bwd_planes<\w+, \w+, AnyApart|lrn_pool_bwd_planes<\w+, RowsApart"
     r"|lrn_(fwd|bwd)_nhwc<\w+, \d, \d, Lrn,|lrn_pool_fwd<|lrn_pool_fwd_planes<\w+, false"
-    r"|lrn_pool_bwd_planes<\w+, RowsApart"
     r"|\w+<\w+, 1[,>]|lpips_(weight|average)<|add_rows<"
     r"|conv_|linear<[\w ]+, [\w ]+, 1,|sm90::"
 )
@@ -349,9 +349,9 @@ def wanted_instructions(kernel: Kernel) -> list[str]:
         return BY_16_BYTES[:2]
     if kernel.family in ("pool_bwd_planes", "lpips_bwd_planes"):
         return BY_16_BYTES
-    if kernel.family == "lrn_pool_bwd_planes":  # whose results of 16 bits lie at multiples of 8 bytes
+    if kernel.family in ("lrn_bwd_planes", "lrn_pool_bwd_planes"):  # whose results of 16 bits lie between vectors
         return [BY_16_BYTES[0], r"LDS\.128" if kernel.arguments[0] == "float" else r"LDS\.64", BY_16_BYTES[2]]
-    if kernel.family in ("lrn_fwd_planes", "lrn_bwd_planes"):
+    if kernel.family in ("lrn_fwd_planes", "lrn_bwd_planes_any"):
         return BY_16_BYTES + ([r"STS\.128"] if "Rectified" in kernel.name else [])
     if kernel.family == "lrn_pool_fwd_planes":  # in inference what leaves are outputs alone, a quarter of the elements
         return [*BY_16_BYTES[: 3 if "true" in kernel.name else 1], r"STS\.128"]

@@ -80,8 +80,10 @@ class Kernel:
         if self.family == "lrn_fwd_planes":  # rows of a tile: up to 96 channels of 16 bits, and what lies beside them
             beside = 4 if "LrnOfFive" in self.name else 16
             return (48 + beside) * 540 if self.arguments[0] == "float" else (96 + beside) * 270
-        if self.family == "lrn_bwd_planes":
+        if self.family == "lrn_bwd_planes_any":
             return 40 * KB  # PlaneTiles::kTileBytes
+        if self.family == "lrn_bwd_planes":  # rows of x and dy of a chunk, wherever they begin within 16 bytes
+            return (40 + 36) * 134 * 4 if self.arguments[0] == "float" else (56 + 52) * 142 * 2
         if self.family == "lrn_pool_bwd_planes":
             return 76 * KB  # LrnPoolTiles::kMostBytes
         if self.family in ("lpips_fwd_planes", "lpips_bwd_planes"):  # a thread's lines of two images, and two sums

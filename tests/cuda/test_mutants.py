@@ -90,6 +90,8 @@ def suite(launcher: str) -> dict[str, Callable[[], None]]:
     if stem == "lrn":
         few = [task for task in test_pointwise.lrn_planes(torch.bfloat16) if task.case.launcher == launcher]
         found["test_lrn_of_planes_in_shared_memory"] = lambda: test_pointwise.run_and_check("threads", few)
+        special = (5, 13), 16, False, 1
+        found["test_nan_stays_within_its_windows"] = lambda: test_pointwise.test_nan_stays_within_its_windows(*special)
     if stem == "max_pool":
         few = [task for task in test_pointwise.planes(torch.bfloat16) if task.case.launcher == launcher]
         found["test_planes_in_shared_memory"] = lambda: test_pointwise.run_and_check("threads", few)

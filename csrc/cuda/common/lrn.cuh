@@ -151,6 +151,28 @@ __device__ __forceinline__ void inverse_power(const float (&t)[N], const L& lrn,
   inverse_power<T, false>(t, lrn, w, unused);
 }
 
+// The same of AlexNet's, backward: w = t^-3/4 and 1 / t, in 11 instructions for float32 instead of 14. 1 / t is r r
+// with a step of its own, and w needs r no more exact than forward. At t = infinity r is 0, which a finite number in
+// place of t leaves alone. In 9, s (r + 3/4 r (1 - t r r) + (r - s s) / 2) with s = sqrt(r) is as near on average, but
+// not 1 at 1.
+template <class T, int N>
+__device__ __forceinline__ void inverse_powers(const float (&t)[N], const LrnOfFive& lrn, float (&w)[N],
+                                               float (&reciprocal)[N]) {
+  if constexpr (sizeof(T) != 4) {
+    inverse_power<T>(t, lrn, w, reciprocal);
+  } else {
+    constexpr float kLargest = 0x1.fffffep127f;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const float r = approximate_reciprocal_root(t[i]), finite = fminf(t[i], kLargest);
+      const float root = r * approximate_root(r), p = finite * root;  // t^1/4
+      w[i] = fmaf(0.25f * root, fmaf(-(p * p) * p, root, 1.0f), root);
+      const float square = r * r;
+      reciprocal[i] = fmaf(square, fmaf(-finite, square, 1.0f), square);
+    }
+  }
+}
+
 // ---------------------------------------------------------------- windows
 
 // Sums of five neighbours: sum[i] = f(values[i]) + ... + f(values[i + 4]), with f(v) = first(v), and plus(v, sum) one

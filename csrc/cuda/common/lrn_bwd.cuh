@@ -10,8 +10,8 @@
 // channels alone; the threads of a pixel show each other theirs in shared memory, one barrier a pixel. (Computing q of
 // the halo as well needs no barrier, but half as much arithmetic again at V = 8 and size 5, and where dy comes through
 // a pool three gathers for one.) NCHW: as forward, a walk through channels, with x, t^-beta dy and q of the last ones
-// in registers. Planes of any size are walked through in shared memory (lrn_bwd_planes.cuh), and behind AlexNet's pool
-// by a walk of its own (lrn_pool_bwd_planes.cuh).
+// in registers. Planes of any size are walked through in shared memory (lrn_bwd_planes.cuh), also behind AlexNet's pool
+// (lrn_pool_bwd_planes.cuh).
 //
 // Gradient: where dy comes from (a tensor, or gathered through a pool). kRectified: x is a ReLU's output, whose
 // gradient is masked, and summed for the bias.
@@ -287,21 +287,17 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // ---------------------------------------------------------------- launch
 
-// Whether the kernel over tiles takes it, and `partial` then has BackwardTiles::items() rows.
-template <bool kRectified, class T>
-bool lrn_bwd_tiled(const LrnShape& shape, const LrnWindow& window, const T* dy, const T* dx) {
-  return PlaneTiles::take<kRectified>(shape, window) && alike_in_16(dx, dy);
-}
-
 template <bool kRectified, class T>
 int launch_lrn_bwd_planes(const LrnShape& shape, const LrnWindow& window, const LrnBackward<T>& p, const T* dy,
                           void* stream) {
-  return with_lrn<true, !kRectified>(window, [&](auto lrn) {
-    using L = decltype(lrn);
-    const BackwardTiles<T, L> tiles(shape, window.groups);
-    return launch<lrn_bwd_planes<T, L, kRectified>>(tiles.grid(), tiles.block(), tiles.bytes_of_both, stream, p.x, dy,
-                                                    p.dx, p.partial, tiles, lrn);
-  });
+  using Tiles = SliceTiles<T>;
+  const Tiles tiles(shape, window.groups);
+  const auto with = [&](const auto& apart) {
+    return launch<lrn_bwd_planes<T, kRectified, std::decay_t<decltype(apart)>>>(
+        tiles.x.grid(), dim3(Tiles::kThreads), tiles.bytes, stream, p.x, dy, p.dx, p.partial, tiles, apart,
+        LrnOfFive(window));
+  };
+  return tiles.x.stride == OddApart<T>::x ? with(OddApart<T>{}) : with(AnyApart{tiles.x.stride});
 }
 
 // How many neighbours in memory a thread owns: 16 bytes of channels in NHWC, 8 of pixels in NCHW (x of 12 channels and
@@ -360,8 +356,16 @@ int launch_lrn_bwd(const LrnShape& shape, const LrnWindow& window, const LrnBack
                     : launch_lrn_bwd_nhwc<T, 1, kWidestHalo, kRectified>(shape, window, p, gradient, stream);
     }
     if constexpr (std::is_same_v<Gradient, PlainGradient<T>>) {
-      if (lrn_bwd_tiled<kRectified>(shape, window, gradient.dy, p.dx)) {
+      if (SliceTiles<T>::template take<kRectified>(shape, window, p.x, p.dx)) {
         return launch_lrn_bwd_planes<kRectified>(shape, window, p, gradient.dy, stream);
+      }
+      if constexpr (!kRectified) {
+        if (BackwardTiles<T>::take(shape, window, gradient.dy, p.dx)) {
+          const BackwardTiles<T> tiles(shape, window.groups);
+          return launch<lrn_bwd_planes_any<T>>(tiles.grid(),
+                                               dim3(std::min(ceil_div(tiles.width, 32) * 32, kPlaneThreads)),
+                                               tiles.bytes_of_both, stream, p.x, gradient.dy, p.dx, tiles, Lrn(window));
+        }
       }
     }
     if constexpr (kRectified && Halo == 2 && std::is_same_v<Gradient, PlainGradient<T>>) {

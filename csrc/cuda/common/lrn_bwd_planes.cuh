@@ -1,37 +1,36 @@
 // Local response normalization backward over NCHW planes in shared memory, for common/lrn_bwd.cuh, which has the
-// formula and the launch.
+// formula and the launch: a pixel a thread for any window, and for AlexNet's four (common/lrn_bwd_walk.cuh).
 #pragma once
 
-#include "cuda/common/lrn_planes.cuh"
-#include "cuda/common/sums.cuh"
+#include "cuda/common/lrn_bwd_walk.cuh"
 
 namespace alexnet_fast::cuda {
 
-template <class T>
-constexpr int kLongestTiledChunk = 128 / sizeof(T);
+// ---------------------------------------------------------------- any window
 
 // In shared memory: rows of x, channels begin - 2 Halo and on, and of dy from begin - Halo on, which dx takes the place
 // of.
-template <class T, class L>
+template <class T>
 struct BackwardTiles : PlaneTiles {
-  static constexpr int32_t kHalo = kTiledHalo<L>;
-  int32_t channels, dy_at, bytes_of_both;
+  static constexpr int32_t kHalo = kWidestHalo, kLongestChunk = 128 / sizeof(T);
+  int32_t dy_at, bytes_of_both;
 
   BackwardTiles(const LrnShape& shape, int64_t groups)
-      : PlaneTiles(shape, groups, sizeof(T), kLongestTiledChunk<T>,
-                   [](int64_t chunk) { return 2 * chunk + 6 * kHalo; }),
-        channels(static_cast<int32_t>(shape.channels)),
+      : PlaneTiles(shape, groups, sizeof(T), kLongestChunk, [](int64_t chunk) { return 2 * chunk + 6 * kHalo; }),
         dy_at(bytes(chunk + 4 * kHalo, sizeof(T))),
         bytes_of_both(dy_at + bytes(chunk + 2 * kHalo, sizeof(T))) {}
 
-  dim3 block() const { return dim3(std::min(ceil_div(width, 32) * 32, kPlaneThreads / kTiledPixels<L>)); }
+  // Whether the kernel takes it.
+  static bool take(const LrnShape& shape, const LrnWindow& window, const T* dy, const T* dx) {
+    return PlaneTiles::take<false>(shape, window) && alike_in_16(dx, dy);
+  }
 };
 
 // From x and dy in shared memory to dx, which takes the place of dy. A thread walks through one pixel.
-template <int kLanes, class T>
+template <class T>
 __device__ __forceinline__ void lrn_bwd_of_tile(const PlaneTile& tile, const T* x_rows, T* dy_rows, T* dx,
                                                 const Lrn& lrn) {
-  constexpr int Halo = kTiledHalo<Lrn>, kStep = PlaneTiles::kStep;
+  constexpr int Halo = BackwardTiles<T>::kHalo, kStep = PlaneTiles::kStep;
   const int32_t stride = tile.lie.stride;
   T* const dx_rows = dy_rows + Halo * stride;
   if (static_cast<int32_t>(threadIdx.x) < tile.width) {
@@ -99,146 +98,14 @@ __device__ __forceinline__ void lrn_bwd_of_tile(const PlaneTile& tile, const T* 
     }
   }
   __syncthreads();
-  tile.template put<kLanes>(dx_rows, dx);
+  tile.template put<kRowLanes<T>>(dx_rows, dx);
 }
 
-// The same for windows of five by threads that have two pixels each, kDistance apart: what each finds out about its
-// place serves for twice as much, and one address for both pixels' x, dy and dx of a channel, which lie a fixed number
-// of bytes apart. x_at and dy_at: where their rows begin in shared memory; dx takes the place of dy.
-template <bool kRectified, class T>
-__device__ __forceinline__ void lrn_bwd_of_tile_in_pairs(const PlaneTile& tile, int32_t x_at, int32_t dy_at, T* dx,
-                                                         float* partial, int32_t channels, const LrnOfFive& lrn) {
-  constexpr int Halo = kTiledHalo<LrnOfFive>, kStep = PlaneTiles::kStep, kPixels = kTiledPixels<LrnOfFive>;
-  constexpr int kDistance = kPlaneThreads / kPixels, kWarps = kRectified ? kDistance / 32 : 1, kApart = 32 / kStep;
-  constexpr int kEach = kLongestTiledChunk<T> * kApart;
-  using Sums = float[kWarps][kEach];
-  ALEXNET_FAST_SHARED(Sums, sums);  // of each channel over a warp's pixels, of every fourth lane
-  const int32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int32_t stride = tile.lie.stride * static_cast<int32_t>(sizeof(T));
-  // Of channel c + 4 there is x when it is dy of c + 2 and dx of c that are due.
-  const int32_t dy_beside = dy_at - x_at - 2 * Halo * stride, dx_beside = dy_beside - Halo * stride;
-  const auto element_at = [](int32_t at, int p) -> T& {
-    return reinterpret_cast<T*>(dynamic_shared() + at)[p * kDistance];
-  };
-  bool active[kPixels];
-#pragma unroll
-  for (int p = 0; p < kPixels; ++p) {
-    active[p] = static_cast<int32_t>(threadIdx.x) + p * kDistance < tile.width;
-  }
-  // Lanes beyond the last pixel go along: their warp's sums need them.
-  if (kRectified ? warp * 32 < tile.width : active[0]) {
-    // Before a step at channel c: x of channels c ... c + 3, a = dy t^-beta of c and c + 1, and both walks' sums.
-    // Beyond the group's ends x and dy are 0, and so is q, unless a NaN within the group is in that window too: then it
-    // is in those of all channels that q reaches back to.
-    float values[kPixels][2 * Halo] = {}, a[kPixels][Halo] = {};
-    WalkOfFives squares[kPixels];
-    FivesByTwos<false> products[kPixels];
-    uint32_t next = x_at + threadIdx.x * sizeof(T);
-#pragma unroll
-    for (int p = 0; p < kPixels; ++p) {
-      if (active[p]) {
-        float x[4 * Halo], t[2 * Halo], w[2 * Halo], reciprocal[2 * Halo], q[2 * Halo], own[2 * Halo];
-#pragma unroll
-        for (int i = 0; i < 4 * Halo; ++i) {
-          x[i] = to_float(element_at(next + i * stride, p));
-        }
-        scales<Halo>(x, lrn, t);
-        inverse_power<T>(t, lrn, w, reciprocal);
-#pragma unroll
-        for (int i = 0; i < 2 * Halo; ++i) {
-          own[i] = to_float(element_at(next + dy_at - x_at + i * stride, p)) * w[i];
-          q[i] = own[i] * x[Halo + i] * reciprocal[i];
-          values[p][i] = x[2 * Halo + i];
-        }
-#pragma unroll
-        for (int i = 0; i < Halo; ++i) {
-          a[p][i] = own[Halo + i];
-        }
-        squares[p].begin(values[p]);
-        products[p].begin(q);
-      }
-    }
-    next += kStep * stride;
-    float* next_sum = &sums[kRectified ? warp : 0][lane];
-#pragma unroll 1
-    for (int32_t c = tile.begin; c < tile.end; c += kStep) {
-      uint32_t at[kStep];
-#pragma unroll
-      for (int i = 0; i < kStep; ++i, next += stride) {
-        at[i] = anew(next);  // a compiler that sees where they come from has other addresses for dy and dx
-      }
-      float total[kStep] = {};
-#pragma unroll
-      for (int p = 0; p < kPixels; ++p) {
-        if (!active[p]) {
-          continue;
-        }
-        float ahead[kStep], middle[kStep], t[kStep], w[kStep], reciprocal[kStep], q[kStep], own[Halo + kStep],
-            sum[kStep];
-#pragma unroll
-        for (int i = 0; i < kStep; ++i) {
-          ahead[i] = to_float(element_at(at[i], p));
-        }
-        squares[p].step(ahead, middle, t);
-#pragma unroll
-        for (int i = 0; i < kStep; ++i) {
-          t[i] = fmaf(lrn.scale, t[i], lrn.k);
-        }
-        inverse_power<T>(t, lrn, w, reciprocal);
-        own[0] = a[p][0];
-        own[1] = a[p][1];
-#pragma unroll
-        for (int i = 0; i < kStep; ++i) {
-          own[Halo + i] = to_float(element_at(at[i] + dy_beside, p)) * w[i];
-          q[i] = own[Halo + i] * middle[i] * reciprocal[i];
-        }
-        products[p].step(q, sum);
-#pragma unroll
-        for (int i = 0; i < kStep; ++i) {
-          const float x = i < 2 * Halo ? values[p][i] : ahead[i - 2 * Halo];
-          sum[i] = fmaf(-lrn.slope * x, sum[i], own[i]);
-          if (kRectified && x <= 0) {
-            sum[i] = 0;
-          }
-          from_float(sum[i], element_at(at[i] + dx_beside, p));
-          total[i] += sum[i];
-        }
-#pragma unroll
-        for (int i = 0; i < 2 * Halo; ++i) {
-          values[p][i] = ahead[kStep - 2 * Halo + i];
-        }
-#pragma unroll
-        for (int i = 0; i < Halo; ++i) {
-          a[p][i] = own[kStep + i];
-        }
-      }
-      if (kRectified && partial != nullptr) {
-        *next_sum = sum_lanes<kStep, 32, kApart>(total);
-        next_sum += kStep * kApart;
-      }
-    }
-  }
-  __syncthreads();
-  tile.template put<kRowLanes<T>>(reinterpret_cast<T*>(dynamic_shared() + dy_at) + Halo * tile.lie.stride, dx);
-  if (kRectified && partial != nullptr) {
-    for (int32_t i = threadIdx.x; i < tile.channels(); i += blockDim.x) {
-      float total = 0;
-      for (int32_t of = 0; of < kWarps && of * 32 < tile.width; ++of) {
-#pragma unroll
-        for (int j = 0; j < kApart; ++j) {
-          total += sums[of][kApart * i + j];
-        }
-      }
-      partial[int64_t{tile.item} * channels + tile.first_channel + tile.begin + i] = total;
-    }
-  }
-}
-
-template <class T, class L, bool kRectified>
-__global__ void __launch_bounds__(kPlaneThreads / kTiledPixels<L>, kTiledBlocks<L>)
-    lrn_bwd_planes(const T* __restrict__ x, const T* __restrict__ dy, T* __restrict__ dx, float* __restrict__ partial,
-                   BackwardTiles<T, L> tiles, L lrn) {
-  constexpr int Halo = kTiledHalo<L>;
+template <class T>
+__global__ void __launch_bounds__(kPlaneThreads, 4)
+    lrn_bwd_planes_any(const T* __restrict__ x, const T* __restrict__ dy, T* __restrict__ dx, BackwardTiles<T> tiles,
+                       Lrn lrn) {
+  constexpr int Halo = BackwardTiles<T>::kHalo;
   const PlaneTile tile(tiles);
   const int32_t channels = ceil_div(tile.channels(), PlaneTiles::kStep) * PlaneTiles::kStep;
   T* const x_rows = place_run(dynamic_shared(), x + tile.offset(tile.begin - 2 * Halo));
@@ -246,13 +113,132 @@ __global__ void __launch_bounds__(kPlaneThreads / kTiledPixels<L>, kTiledBlocks<
   tile.template fetch<kFetchLanes<T>, 2>(x_rows, x, tile.begin - 2 * Halo, channels + 4 * Halo);
   tile.template fetch<kFetchLanes<T>, 2>(dy_rows, dy, tile.begin - Halo, channels + 2 * Halo);
   await_runs();
-  if constexpr (kTiledPixels<L> == 2) {
-    const auto at = [](const T* rows) {
-      return static_cast<int32_t>(reinterpret_cast<const unsigned char*>(rows) - dynamic_shared());
-    };
-    lrn_bwd_of_tile_in_pairs<kRectified>(tile, at(x_rows), at(dy_rows), dx, partial, tiles.channels, lrn);
+  lrn_bwd_of_tile(tile, x_rows, dy_rows, dx, lrn);
+}
+
+// ---------------------------------------------------------------- AlexNet's window
+
+// Elements from one row to the next of planes with one pixel more than a multiple of eight, as those of AlexNet's odd
+// heights and widths: known when compiled, so that a walk's addresses are one for each pixel, whatever the channel.
+template <class T>
+struct OddApart {
+  static constexpr int32_t x = sizeof(T) == 4 ? 133 : 137;
+};
+
+struct AnyApart {
+  int32_t x;
+};
+
+// A block is two slices, of a warp each. A lane has every 32nd pixel of a tile, up to four.
+template <class T>
+struct SliceTiles {
+  static constexpr int32_t kHalo = 2, kStep = PlaneTiles::kStep, kSlices = 2, kThreads = 32 * kSlices;
+  static constexpr int32_t kLongestSlice = sizeof(T) == 4 ? 16 : 24, kMostPixels = 32 * kSlicePixels;
+  static constexpr int32_t kFetchVectors = 3;  // of a row, for each of kFetchLanes: wherever it begins, 17 or 33
+
+  PlaneTiles x;  // and dy
+  int32_t channels, slice, dy_at, bytes;
+
+  SliceTiles(const LrnShape& shape, int64_t groups)
+      : x(shape, groups, kSlices * kLongestSlice), channels(static_cast<int32_t>(shape.channels)) {
+    x.cut(ceil_div<int64_t>(x.pixels, ceil_div<int64_t>(x.pixels, kMostPixels)), sizeof(T));
+    static_assert(kFetchVectors * kFetchLanes<T> * kVector < T > -(kVector<T> - 1) >= kMostPixels);
+    slice = ceil_div(ceil_div(x.chunk, kSlices), kStep) * kStep;
+    constexpr int32_t kWider = OddApart<T>::x;  // so that rows still lie as these within 16 bytes
+    if (x.stride <= kWider && (kWider - x.stride) % kVector<T> == 0) {
+      x.stride = kWider;
+    }
+    dy_at = x.bytes(x.chunk + 4 * kHalo, sizeof(T));
+    bytes = dy_at + x.bytes(x.chunk + 2 * kHalo, sizeof(T));
+  }
+
+  // Whether the kernel takes it, and `partial` then has x.items() rows.
+  template <bool kRectified>
+  static bool take(const LrnShape& shape, const LrnWindow& window, const T* x, const T* dx) {
+    return PlaneTiles::take<kRectified>(shape, window) && LrnOfFive::is(window) && alike_in_16(x, dx);
+  }
+};
+
+// dy of a thread's pixels, of which some may be beyond the tile.
+template <class T, class Apart>
+struct PixelsGradient {
+  const Apart apart;
+  const T* dy[kSlicePixels];
+  float none[kSlicePixels];
+
+  __device__ __forceinline__ void at(int n, float (&values)[kSlicePixels]) const {
+#pragma unroll
+    for (int p = 0; p < kSlicePixels; ++p) {
+      values[p] = to_float(dy[p][n * apart.x]);
+    }
+  }
+
+  // Of x; more than there is where there is no pixel, so that sums have none.
+  __device__ __forceinline__ float none_up_to(int p) const { return none[p]; }
+
+  __device__ __forceinline__ void go_on(int n) {
+#pragma unroll
+    for (int p = 0; p < kSlicePixels; ++p) {
+      dy[p] += n * apart.x;
+    }
+  }
+};
+
+template <class T, bool kRectified, class Apart>
+__global__ void __launch_bounds__(SliceTiles<T>::kThreads, 8)
+    lrn_bwd_planes(const T* __restrict__ x, const T* __restrict__ dy, T* __restrict__ dx, float* __restrict__ partial,
+                   SliceTiles<T> tiles, Apart apart, LrnOfFive lrn) {
+  using Tiles = SliceTiles<T>;
+  constexpr int Halo = Tiles::kHalo, kStep = Tiles::kStep, kGroups = 32 / kSumLanes;
+  constexpr int kSums = kRectified ? Tiles::kSlices * kGroups * Tiles::kLongestSlice : 1;
+  using Sums = float[kSums];
+  ALEXNET_FAST_SHARED(Sums, sums);  // a row of channels for each group of lanes
+  const PlaneTile tile(tiles.x);
+  const int32_t first = tile.begin - Halo, count = ceil_div(tile.channels(), kStep) * kStep + 2 * Halo;
+  T* const x_rows = place_run(dynamic_shared(), x + tile.offset(first - Halo));
+  T* const dy_rows = place_run(dynamic_shared() + tiles.dy_at, dy + tile.offset(first));
+  // Each warp copies one tensor.
+  if (const Crew crew(0, 1); crew.has_this()) {
+    tile.template fetch<kFetchLanes<T>, Tiles::kFetchVectors>(x_rows, x, first - Halo, count + 2 * Halo, crew);
   } else {
-    lrn_bwd_of_tile<kRowLanes<T>>(tile, x_rows, dy_rows, dx, lrn);
+    tile.template fetch<kFetchLanes<T>, Tiles::kFetchVectors>(dy_rows, dy, first, count, Crew(1, 1));
+  }
+
+  const int32_t lane = threadIdx.x % 32, slice = threadIdx.x / 32, before = slice * tiles.slice;
+  const int32_t begin = tile.begin + before, end = min(begin + tiles.slice, tile.end);
+  const bool active = lane < tile.width && begin < end;
+  SliceWalk<T, Apart, PixelsGradient<T, Apart>, kRectified> walk(lrn, apart, {apart});
+#pragma unroll
+  for (int p = 0; p < kSlicePixels; ++p) {
+    const bool there = lane + 32 * p < tile.width;
+    const int32_t pixel = before * apart.x + lane + (there ? 32 * p : 0);
+    walk.gradient.none[p] = p == 0 || there ? 0.0f : INFINITY;
+    walk.x[p] = x_rows + pixel;
+    walk.gradient.dy[p] = dy_rows + pixel;
+  }
+  await_runs();
+  if (active) {
+    walk.begin();
+  }
+  __syncthreads();
+  const int32_t in_row = Tiles::kSlices * tiles.slice;
+  SliceSums<kSumLanes> own_sums(sums, in_row, lane, before, true);
+  float totals[kSumLanes] = {};  // which stay 0 where there is no pixel
+#pragma unroll 1
+  for (int32_t c = begin; c < end; c += kSumLanes) {
+    if (active) {
+      walk.next(totals);
+    }
+    if (kRectified && partial != nullptr) {
+      own_sums.add(totals);
+    }
+  }
+  __syncthreads();
+  // dx of a channel lies where x of the fourth one after it was: of 16 bits it may be four elements off a multiple of
+  // eight.
+  tile.template put<kRowLanes<T>, 1, sizeof(T) == 2>(x_rows + 4 * Halo * apart.x, dx);
+  if (kRectified && partial != nullptr) {
+    store_slice_sums(tile, sums, in_row, kGroups, tiles.channels, partial);
   }
 }
 

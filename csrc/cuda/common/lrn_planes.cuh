@@ -157,11 +157,14 @@ struct PlaneTile {
         crew, to, tensor, first, count, [](int32_t /*channel*/) { return nullptr; },
         [](T* place, const T* from, std::nullptr_t) { async_copy<16>(place, from); },
         [](T* place, const T* from, std::nullptr_t) { store_shared(place, load<1>(from)); });
+    // By whole vectors, which hold nothing of other rows.
     const auto clear = [&](int32_t begin, int32_t end) {
+      constexpr int32_t V = kVector<T>;
       T* const rows = to + (begin - first) * lie.stride;
+      const int32_t beside = lead(rows), beyond = beside + (end - begin - 1) * lie.stride + width;
 #pragma unroll 1
-      for (int32_t i = crew.thread; i < (end - begin - 1) * lie.stride + width; i += crew.threads) {
-        store_shared(rows + i, Pack<T, 1>{});
+      for (int32_t i = crew.thread * V; begin < end && i < beyond; i += crew.threads * V) {
+        store_shared_16(rows - beside + i, Pack<T, V>{});
       }
     };
     clear(first, there);
@@ -289,11 +292,5 @@ struct PlaneTile {
 
 template <class L>
 constexpr int kTiledHalo = std::is_same_v<L, LrnOfFive> ? 2 : kWidestHalo;
-
-// Pixels of a thread backward, and blocks of a multiprocessor that its registers leave room for.
-template <class L>
-constexpr int kTiledPixels = std::is_same_v<L, LrnOfFive> ? 2 : 1;
-template <class L>
-constexpr int kTiledBlocks = std::is_same_v<L, LrnOfFive> ? 7 : 4;
 
 }  // namespace alexnet_fast::cuda

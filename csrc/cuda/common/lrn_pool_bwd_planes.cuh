@@ -1,15 +1,10 @@
 // Backward of AlexNet's stages over NCHW planes, for epilogue_bwd.cu; common/lrn_pool_bwd.cuh has NHWC. A block takes a
-// tile (common/lrn_planes.cuh): the rows of x, dy and codes of a chunk of channels in shared memory. Its threads share
-// the chunk out by slices of channels. Within its own a thread has a patch of 2 x 2 pixels, and walks through the
-// channels two at a time: it gathers the pool's gradient of all four pixels from the windows over them, as gather_patch
-// does, and takes LRN's backward of each with the last few channels in registers.
-//
-// A pixel's dx of channel c takes the place of x of channel c + 4, which that thread has just read. x of the four
-// channels before a slice and behind it is for the slices on either side as well: those before are read by all threads
-// before anything is written, and dx of the slice behind begins where the last of those behind ends.
+// tile (common/lrn_planes.cuh): the rows of x, dy and codes of a chunk of channels in shared memory. Within its slice
+// of them a thread has a patch of 2 x 2 pixels, gathers the pool's gradient of all four from the windows over them, as
+// gather_patch does, and takes LRN's backward of each (common/lrn_bwd_walk.cuh).
 #pragma once
 
-#include "cuda/common/lrn_bwd.cuh"
+#include "cuda/common/lrn_bwd_walk.cuh"
 #include "cuda/common/pool.cuh"
 
 namespace alexnet_fast::cuda {
@@ -43,8 +38,8 @@ struct AlexNetApart {
 template <class T>
 struct LrnPoolTiles {
   static constexpr int32_t kHalo = 2, kStep = PlaneTiles::kStep;
-  static constexpr int32_t kLongestSlice = 24, kSumLanes = 8;  // these many lanes have the same slice, and add up
-  static constexpr int64_t kMostBytes = 76 * 1024;             // two blocks on sm_80
+  static constexpr int32_t kLongestSlice = 24;
+  static constexpr int64_t kMostBytes = 76 * 1024;  // two blocks on sm_80
   // Of a row of x, dy or codes, and what each lane has.
   static constexpr int kVectors = sizeof(T), kLanes = 16, kDyLanes = 8, kCodeVectors = 2, kCodeLanes = 4;
 
@@ -137,39 +132,26 @@ struct LrnPoolTiles {
   }
 };
 
-// A patch's walk. At channel c: x of channels c and on, q of channels c - 2 and on, a = dy t^-beta of channels c and
-// on. Rows of x are read from channel c + 4 on, of dy and codes from c + 2.
+// The gradient of a patch of 2 x 2 pixels, gathered from the windows over them as gather_patch does.
 template <class T, class Apart>
-struct PatchWalk {
-  static constexpr int K = 3, S = 2, N = 2, kPixels = S * S;  // N channels at once
+struct PatchGradient {
+  static constexpr int K = 3, S = 2, kPixels = kSlicePixels;
 
-  const LrnOfFive& lrn;
   const Apart apart;
-  T* x[kPixels];
   const T* dy[kPixels];  // of the window that begins with the patch, of those on the left, above, and between
   const uint8_t* code[kPixels];
   uint32_t places[K * K];  // codes of the patch's pixels; of windows that are not there nobody's
-  bool there[kPixels];
-  float values[kPixels][2 * N], a[kPixels][N];
-  FivesByTwos<true> squares[kPixels];
-  FivesByTwos<false> products[kPixels];
 
-  // Pixels and windows that are not there are read as the nearest ones that are. Through no window a pixel has no
-  // gradient: sums take it as it is.
-  __device__ __forceinline__ PatchWalk(const LrnPoolTiles<T>& tiles, const Apart& apart, const LrnOfFive& lrn,
-                                       int32_t patch, int32_t first_row, int32_t tile_rows, int32_t out_begin, T* x_row,
-                                       const T* dy_row, const uint8_t* code_row)
-      : lrn(lrn), apart(apart) {
+  // Of the patch in that row and column of the image. Windows that are not there are read as the nearest ones that are.
+  __device__ __forceinline__ PatchGradient(const LrnPoolTiles<T>& tiles, const Apart& apart, int32_t row,
+                                           int32_t column, int32_t out_begin, const T* dy_row, const uint8_t* code_row)
+      : apart(apart) {
     constexpr uint32_t kNobody = 1 << 10;
-    uint32_t column;
-    const int32_t row = tiles.columns.divide_small(patch, column), left = column * S, top = row * S;
 #pragma unroll
     for (int i = 0; i < S; ++i) {
 #pragma unroll
       for (int j = 0; j < S; ++j) {
-        there[i * S + j] = top + i < tile_rows && left + j < tiles.width;
-        x[i * S + j] = x_row + min(top + i, tile_rows - 1) * tiles.width + min(left + j, tiles.width - 1);
-        const int32_t h = first_row / S + row - i, w = static_cast<int32_t>(column) - j;
+        const int32_t h = row - i, w = column - j;
         const int32_t near_h = min(max(h, 0), tiles.out_height - 1), near_w = min(max(w, 0), tiles.out_width - 1);
         const int32_t window = (near_h - out_begin) * tiles.out_width + near_w;
         dy[i * S + j] = dy_row + window;
@@ -185,145 +167,34 @@ struct PatchWalk {
     }
   }
 
-  // Reads what comes before the first channel for which dx is wanted: four of x, and two steps.
-  __device__ __forceinline__ void begin() {
-    float q[kPixels][2 * N];
-#pragma unroll
-    for (int p = 0; p < kPixels; ++p) {
-#pragma unroll
-      for (int i = 0; i < 2 * N; ++i) {
-        values[p][i] = to_float(x[p][i * apart.x]);
-      }
-      squares[p].begin(values[p]);
-      x[p] += 2 * N * apart.x;
-    }
-#pragma unroll
-    for (int i = 0; i < 2 * N; i += N) {
-      const Products of = step();
-#pragma unroll
-      for (int p = 0; p < kPixels; ++p) {
-#pragma unroll
-        for (int n = 0; n < N; ++n) {
-          q[p][i + n] = of.q[p][n];
-          a[p][n] = of.a[p][n];
-        }
-      }
-      go_on();
-    }
-#pragma unroll
-    for (int p = 0; p < kPixels; ++p) {
-      products[p].begin(q[p]);
-    }
-  }
-
-  // dx of the next channels, and of each its sum over the patch.
-  template <int kChannels>
-  __device__ __forceinline__ void next(float (&sums)[kChannels]) {
-#pragma unroll
-    for (int i = 0; i < kChannels; i += N) {
-      float own[kPixels][N], dx[kPixels][N];
-#pragma unroll
-      for (int p = 0; p < kPixels; ++p) {
-#pragma unroll
-        for (int n = 0; n < N; ++n) {
-          own[p][n] = values[p][n];
-        }
-      }
-      const Products of = step();
-#pragma unroll
-      for (int p = 0; p < kPixels; ++p) {
-        float sum[N];
-        products[p].step(of.q[p], sum);
-#pragma unroll
-        for (int n = 0; n < N; ++n) {
-          dx[p][n] = fmaf(-lrn.slope * own[p][n], sum[n], a[p][n]);
-          if (own[p][n] <= 0) {
-            dx[p][n] = 0;
-          }
-          a[p][n] = of.a[p][n];
-          sums[i + n] = p == 0 ? dx[p][n] : sums[i + n] + dx[p][n];
-        }
-      }
-#pragma unroll
-      for (int p = 0; p < kPixels; ++p) {
-        const Pack<T, N> rounded = pack<T>(dx[p]);  // both by one instruction
-        if (there[p]) {
-#pragma unroll
-          for (int n = 0; n < N; ++n) {
-            store_shared(x[p] + n * apart.x, one_of(rounded, n));
-          }
-        }
-      }
-      go_on();
-    }
-  }
-
- private:
-  struct Products {
-    float a[kPixels][N], q[kPixels][N];
-  };
-
-  __device__ __forceinline__ void go_on() {
-#pragma unroll
-    for (int p = 0; p < kPixels; ++p) {
-      x[p] += N * apart.x;
-      dy[p] += N * apart.dy;
-      code[p] += N * apart.code;
-    }
-  }
-
-  // a and q of channels c + 2 and on. Beyond the group's ends x and dy are 0, and so is q, unless a NaN within the
-  // group is in that window too: then it is in those of all channels that q reaches back to.
-  __device__ __forceinline__ Products step() {
-    Products of;
-    float next[kPixels][N];
-#pragma unroll
-    for (int n = 0; n < N; ++n) {
-      float sums[S][S];
-      gather(n, sums);
-#pragma unroll
-      for (int p = 0; p < kPixels; ++p) {
-        of.a[p][n] = sums[p / S][p % S];
-        next[p][n] = to_float(x[p][n * apart.x]);
-      }
-    }
-#pragma unroll
-    for (int p = 0; p < kPixels; ++p) {
-      float t[N], w[N], reciprocal[N];
-      squares[p].step(next[p], t);
-#pragma unroll
-      for (int n = 0; n < N; ++n) {
-        t[n] = fmaf(lrn.scale, t[n], lrn.k);
-      }
-      inverse_power<T>(t, lrn, w, reciprocal);
-#pragma unroll
-      for (int n = 0; n < N; ++n) {
-        of.a[p][n] *= w[n];
-        of.q[p][n] = of.a[p][n] * values[p][N + n] * reciprocal[n];
-        values[p][n] = values[p][N + n];
-        values[p][N + n] = next[p][n];
-      }
-    }
-    return of;
-  }
-
-  // The gradient through the pool.
-  __device__ __forceinline__ void gather(int row, float (&sums)[S][S]) const {
+  __device__ __forceinline__ void at(int n, float (&sums)[kPixels]) const {
 #pragma unroll
     for (int i = 0; i < S; ++i) {
 #pragma unroll
       for (int j = 0; j < S; ++j) {
-        const uint32_t place = code[i * S + j][row * apart.code];
-        const float value = to_float(dy[i * S + j][row * apart.dy]);
+        const uint32_t place = code[i * S + j][n * apart.code];
+        const float value = to_float(dy[i * S + j][n * apart.dy]);
 #pragma unroll
         for (int h = 0; h + i * S < K && h < S; ++h) {
 #pragma unroll
           for (int w = 0; w + j * S < K && w < S; ++w) {
             const bool own = place == places[(h + i * S) * K + w + j * S];
-            sums[h][w] = i + j == 0 ? (own ? value : 0.0f) : own ? sums[h][w] + value : sums[h][w];
+            float& sum = sums[h * S + w];
+            sum = i + j == 0 ? (own ? value : 0.0f) : own ? sum + value : sum;
           }
         }
       }
+    }
+  }
+
+  // Through no window a pixel that is not there has no gradient.
+  __device__ __forceinline__ float none_up_to(int /*p*/) const { return 0; }
+
+  __device__ __forceinline__ void go_on(int n) {
+#pragma unroll
+    for (int p = 0; p < kPixels; ++p) {
+      dy[p] += n * apart.dy;
+      code[p] += n * apart.code;
     }
   }
 };
@@ -334,7 +205,7 @@ __global__ void __launch_bounds__(kLrnPoolThreads, 2)
                         T* __restrict__ dx, float* __restrict__ partial, LrnPoolTiles<T> tiles, Apart apart,
                         LrnOfFive lrn) {
   using Tiles = LrnPoolTiles<T>;
-  constexpr int Halo = Tiles::kHalo, kStep = Tiles::kStep, kSumLanes = Tiles::kSumLanes;
+  constexpr int Halo = Tiles::kHalo, kStep = Tiles::kStep;
   constexpr int kSummed = std::is_same_v<Apart, RowsApart> ? 4 : 8;  // channels at once; addresses take registers too
   using Sums = float[kLrnPoolThreads / kSumLanes * Tiles::kLongestSlice];
   ALEXNET_FAST_SHARED(Sums, sums);  // a row of channels for each group of lanes of a slice
@@ -363,47 +234,40 @@ __global__ void __launch_bounds__(kLrnPoolThreads, 2)
   const int32_t patches = ceil_div(tile_rows, 2) * static_cast<int32_t>(tiles.columns.divisor);
   const int32_t before = slice * tiles.slice, begin = tile.begin + before, end = min(begin + tiles.slice, tile.end);
   const bool active = static_cast<int32_t>(lane) < patches && begin < end && slice < tiles.slices;
-  PatchWalk<T, Apart> walk(tiles, apart, lrn, min(static_cast<int32_t>(lane), patches - 1), first_row, tile_rows,
-                           out_begin, x_rows + before * apart.x, dy_rows + before * apart.dy,
-                           code_rows + before * apart.code);
+  const int32_t patch = min(static_cast<int32_t>(lane), patches - 1);
+  uint32_t column;
+  const int32_t row = tiles.columns.divide_small(patch, column);
+  const PatchGradient<T, Apart> gradient(tiles, apart, first_row / 2 + row, column, out_begin,
+                                         dy_rows + before * apart.dy, code_rows + before * apart.code);
+  SliceWalk<T, Apart, PatchGradient<T, Apart>, true> walk(lrn, apart, gradient);
+#pragma unroll
+  for (int p = 0; p < kSlicePixels; ++p) {
+    const int32_t h = 2 * row + p / 2, w = 2 * static_cast<int32_t>(column) + p % 2;
+    walk.x[p] = x_rows + before * apart.x + min(h, tile_rows - 1) * tiles.width + min(w, tiles.width - 1);
+  }
   await_runs();
   if (active) {
     walk.begin();
   }
   __syncthreads();
-  constexpr int kEach = kSumLanes / kSummed;  // lanes that have the same sum
-  const int32_t of_group = threadIdx.x % kSumLanes, in_row = tiles.slices * tiles.slice;
-  const bool has_sum = slice < tiles.slices && of_group % kEach == 0;
-  int32_t sum_at = static_cast<int32_t>(lane) / kSumLanes * in_row + before + of_group / kEach;
+  const int32_t in_row = tiles.slices * tiles.slice;
+  SliceSums<kSummed> own_sums(sums, in_row, lane, before, slice < tiles.slices);
   float totals[kSummed] = {};  // which stay 0 where there is no patch
 #pragma unroll 1
-  for (int32_t c = 0; c < tiles.slice; c += kSummed, sum_at += kSummed) {
+  for (int32_t c = 0; c < tiles.slice; c += kSummed) {
     if (active && begin + c < end) {
       walk.next(totals);
     }
     if (partial != nullptr) {
-      float given[kSummed];
-#pragma unroll
-      for (int i = 0; i < kSummed; ++i) {
-        given[i] = totals[i];
-      }
-      const float total = sum_lanes<kSummed, kSumLanes>(given);
-      if (has_sum) {
-        sums[sum_at] = total;
-      }
+      own_sums.add(totals);
     }
   }
   __syncthreads();
   // dx of a channel lies where x of the fourth one after it was: of 16 bits four elements off a multiple of eight.
   tile.template put<Tiles::kLanes, Tiles::kVectors, sizeof(T) == 2>(x_rows + 4 * Halo * apart.x, dx);
   if (partial != nullptr) {
-    for (int32_t i = threadIdx.x; i < tile.channels(); i += blockDim.x) {
-      float total = 0;
-      for (int32_t group = 0; group < static_cast<int32_t>(tiles.lanes.divisor) / kSumLanes; ++group) {
-        total += sums[group * in_row + i];
-      }
-      partial[int64_t{tile.item} * tiles.channels + tile.first_channel + tile.begin + i] = total;
-    }
+    store_slice_sums(tile, sums, in_row, static_cast<int32_t>(tiles.lanes.divisor) / kSumLanes, tiles.channels,
+                     partial);
   }
 }
 
