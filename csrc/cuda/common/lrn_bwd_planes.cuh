@@ -142,7 +142,7 @@ struct SliceTiles {
   SliceTiles(const LrnShape& shape, int64_t groups)
       : x(shape, groups, kSlices * kLongestSlice), channels(static_cast<int32_t>(shape.channels)) {
     x.cut(ceil_div<int64_t>(x.pixels, ceil_div<int64_t>(x.pixels, kMostPixels)), sizeof(T));
-    static_assert(kFetchVectors * kFetchLanes<T> * kVector < T > -(kVector<T> - 1) >= kMostPixels);
+    static_assert((kFetchVectors * kFetchLanes<T> - 1) * kVector<T> + 1 >= kMostPixels);
     slice = ceil_div(ceil_div(x.chunk, kSlices), kStep) * kStep;
     constexpr int32_t kWider = OddApart<T>::x;  // so that rows still lie as these within 16 bytes
     if (x.stride <= kWider && (kWider - x.stride) % kVector<T> == 0) {
