@@ -17,7 +17,9 @@ from tests.conftest import TABLES
 
 from . import host_build, test_hopper, test_linear_int8, test_linear_relu, test_pointwise
 from .conv import BF16, EDGES, TF32, Shape, backward, forward, prepared, stage, stages
-from .mutants import MUTANTS, SM90_MUTANTS, Mutant
+from .mutants import OTHER_MUTANTS, Mutant
+from .mutants_pointwise import POINTWISE_MUTANTS
+from .mutants_sm90 import SM90_MUTANTS
 from .pointwise import tasks
 from .test_conv_relu import Expected, check
 from .test_hopper import (
@@ -30,6 +32,8 @@ from .test_hopper import (
     hopper_stage,
     listed_stages,
 )
+
+MUTANTS = [*POINTWISE_MUTANTS, *OTHER_MUTANTS]
 
 
 def with_moved_x(shape: Shape) -> Expected:
