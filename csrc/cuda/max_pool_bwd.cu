@@ -18,11 +18,11 @@
 // of the largest has 2,844 (bfloat16, batch 128, one H100 80GB HBM3, 2026-11-27): DRAM 50%, issue 59%, 33% of the
 // warps.
 //
-// Patches: 341 in the loop for 32 inputs, 11 each, with sums 375, 12: of these 1.1 are comparisons, of two channels'
+// Patches: 344 in the loop for 32 inputs, 11 each, with sums 379, 12: of these 1.1 are comparisons, of two channels'
 // codes at once (add_where_equal), 2.3 selections and additions, 1.5 conversions and extractions, the rest addresses
-// and stores. Channel by compared channel it was 14 and 15. 62 registers and half of the warps; with sums 80 and 38%.
-// float32: 223 for 16 inputs, with sums 241. Bytes bind. Predicted, not measured: 2.6 TB/s of 55 x 55 pixels, 2.4 with
-// sums.
+// and stores. Channel by compared channel it was 14 and 15. 64 registers and half of the warps; with sums 72 and 38%.
+// float32: 226 for 16 inputs, 14, with sums 244. Bytes bind. Predicted, not measured: 2.6 TB/s of 55 x 55 pixels, 2.4
+// with sums.
 //
 // NCHW: the first version had strips there too, 3 loads and a store an input, each an instruction of its own: 81 an
 // input of bfloat16. Measured were 1,339 GB/s of 55 x 55 pixels in float32, and 132 us in bfloat16, where 67 MB take 22

@@ -356,22 +356,25 @@ def wanted_instructions(kernel: Kernel) -> list[str]:
         return BY_16_BYTES + ([r"STS\.128"] if "Rectified" in kernel.name else [])
     if kernel.family == "lrn_pool_fwd_planes":  # in inference what leaves are outputs alone, a quarter of the elements
         return [*BY_16_BYTES[: 3 if "true" in kernel.name else 1], r"STS\.128"]
-    maxima = []
+    compared = []
     of_two, of_three = r"HMNMX2(\.BF16_V2)?\.NAN", r"VIMNMX3\.S16x2\.RELU"  # sm_90 has these, where there is no sign
     if kernel.family == "pool_fwd_planes":
         # Of three on sm_90, without a ReLU too.
         return BY_16_BYTES if kernel.arguments[0] == "float" else [*BY_16_BYTES, r"V?HMNMX2?(\.BF16_V2)?\.NAN"]
     if kernel.family == "pool_fwd_packed":
-        maxima = [of_two, of_three] if "Rectified" in kernel.name and kernel.architecture == 90 else [of_two]
+        compared = [of_two, of_three] if "Rectified" in kernel.name and kernel.architecture == 90 else [of_two]
     if kernel.family in ("lrn_pool_fwd_packed", "lrn_pool_fwd_columns"):
         half = of_three if kernel.architecture == 90 else of_two
-        maxima = [r"V?IMNMX3?(\.U32)?" if kernel.arguments[0] == "float" else half, r"STS\.128"]
+        compared = [r"V?IMNMX3?(\.U32)?" if kernel.arguments[0] == "float" else half, r"STS\.128"]
     if kernel.family == "lrn_pool_fwd_columns":
         vectors = kernel.arguments[2] == "0"
-        return [*maxima, r"LDS\.128", *([r"LDG\.E\.128\.CONSTANT", r"STG\.E\.128"] if vectors else [])]
+        return [*compared, r"LDS\.128", *([r"LDG\.E\.128\.CONSTANT", r"STG\.E\.128"] if vectors else [])]
+    if kernel.family in ("pool_bwd_patches", "lrn_pool_bwd_packed"):  # two codes at once, subnormal ones: no .FTZ
+        masks = kernel.family == "lrn_pool_bwd_packed" and kernel.arguments[0] != "float"
+        compared = [r"HSETP2\.EQ\.AND", *([r"HSETP2\.LE\.AND"] if masks else [])]
     if kernel.vector in (8, 16):  # LD: where the compiler has lost that a pointer is to global memory
         bits = 8 * kernel.vector
-        return [*maxima, rf"LDG?\.E\.{bits}(\.CONSTANT)?", rf"STG\.E\.{bits}"]
+        return [*compared, rf"LDG?\.E\.{bits}(\.CONSTANT)?", rf"STG\.E\.{bits}"]
     return []
 
 

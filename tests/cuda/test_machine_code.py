@@ -84,6 +84,8 @@ def one(built: list[Kernel], name: str) -> Kernel:
         ("pool_fwd_packed<bf16, 8", {"instructions": "HMNMX2"}, "no instruction HMNMX2"),
         ("pool_fwd_planes<bf16", {"instructions": "LDGSTS"}, "no instruction LDGSTS"),
         ("pool_bwd_planes<float", {"instructions": "STG"}, "no instruction STG"),
+        ("pool_bwd_patches<bf16", {"instructions": "HSETP2"}, r"no instruction HSETP2\.EQ\.AND"),
+        ("lrn_pool_bwd_packed<f16", {"instructions": "HSETP2.LE"}, r"no instruction HSETP2\.LE\.AND"),
         ("lrn_fwd_planes<bf16, LrnOfFive", {"instructions": "LDGSTS"}, "no instruction LDGSTS"),
         ("lrn_bwd_planes<bf16, true", {"registers": 129}, "129 registers, budget 128"),
         ("lrn_fwd_planes<bf16, LrnOfFive, Rectified", {"instructions": "STS.128"}, r"no instruction STS\.128"),

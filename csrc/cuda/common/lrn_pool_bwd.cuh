@@ -123,7 +123,9 @@ __global__ void __launch_bounds__(kPatchThreads, kPatchBlocks)
       }
     }
   }
-  if (p.partial != nullptr) {  // a block has few rows of threads, and as many threads as channels: each adds up one
+  if (p.partial != nullptr) {
+    // A block has few rows of threads, and mostly as many threads as channels: each adds up one. store_block_sums takes
+    // twice as many instructions for so few rows.
     ALEXNET_FAST_SHARED(float[kPatchThreads * V], totals);  // [row][channel]
     const int32_t threads = blockDim.x * blockDim.y;
 #pragma unroll
